@@ -1,0 +1,2 @@
+//! The `smtp-loadgen` program.
+fn main() {}

@@ -1,0 +1,29 @@
+//! `ringmx` receives mail: one thread runs a reactor on `mio`, every accepted message is appended to a
+//! ring log, consumers read the log.
+//!
+//! A module may use only lower layers; `docs/architecture.md` draws them and `tests/tidy.rs` holds them.
+
+// L0: vocabulary and containers, no I/O.
+pub mod buffer;
+pub mod clock;
+pub mod limits;
+pub mod metrics;
+pub mod timer_wheel;
+// L1: the only unsafe code.
+pub mod sys;
+// L2: pure; bytes and events in, bytes and events out.
+pub mod ctl;
+pub mod http;
+pub mod policy;
+pub mod ringlog;
+pub mod smtp;
+// L3: generic over stream and storage.
+pub mod conn;
+pub mod server;
+// L4: the only code that names mio.
+pub mod net;
+// L5: process life.
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod logger;

@@ -1,0 +1,2 @@
+//! The `ringmx` program.
+fn main() {}
