@@ -6,6 +6,7 @@
 // L0: vocabulary and containers, no I/O.
 pub mod buffer;
 pub mod clock;
+pub mod envelope;
 pub mod limits;
 pub mod metrics;
 pub mod timer_wheel;
