@@ -1,1 +1,3 @@
 //! .
+pub mod fd_passing;
+pub mod wait;
