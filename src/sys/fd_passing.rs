@@ -1,7 +1,5 @@
 //! Passing a descriptor over a UNIX socket (SCM_RIGHTS). Linux.
 
-#![allow(unsafe_code)]
-
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

@@ -1,3 +1,6 @@
-//! .
+//! The only unsafe code: thin, safe wrappers of what `std` does not offer.
+#![allow(unsafe_code, reason = "this module exists to hold it")]
+
+pub mod bus_error;
 pub mod fd_passing;
 pub mod wait;

@@ -1,7 +1,5 @@
 //! Waiting: for descriptors to become readable, and for the signals that ask a tool to stop.
 
-#![allow(unsafe_code)]
-
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
