@@ -3,4 +3,6 @@
 
 pub mod bus_error;
 pub mod fd_passing;
+pub mod file;
+pub mod mmap;
 pub mod wait;
