@@ -140,7 +140,10 @@ pub fn parse(args: &[String]) -> Result<LogArguments, String> {
             "--since" => out.since = Some(value()?),
             "--limit" => {
                 let text = value()?;
-                let limit = text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+                let limit = text
+                    .parse()
+                    .ok()
+                    .filter(|limit| (1..=LIMIT_MAX).contains(limit));
                 let allowed = || format!("--limit '{text}': a number from 1 to {LIMIT_MAX}");
                 out.limit = Some(limit.ok_or_else(allowed)?);
             }
@@ -289,8 +292,9 @@ impl Tool<'_, '_> {
             let end = view.window.end;
             while walk.position() < end {
                 match self.step(&mut view, &mut walk)? {
-                    Step::Message(message) if self.wanted(&message) => {
-                        if !each(self, &message)? {
+                    Step::Message(message) => {
+                        let more = !self.wanted(&message) || each(self, &message)?;
+                        if !more {
                             return Ok(());
                         }
                     }
@@ -310,7 +314,9 @@ impl Tool<'_, '_> {
                 let (from, to) = walk
                     .skip_damage(&mut view.reader, view.window.end)
                     .map_err(|error| Failure::storage(format!("reading the ring: {error}")))?;
-                self.warn(&format!("damaged, left out: positions {from} to {to}: {reason}"));
+                self.warn(&format!(
+                    "damaged, left out: positions {from} to {to}: {reason}"
+                ));
             }
             Step::Lapped { from, to } => {
                 self.warn(&format!(
@@ -411,8 +417,9 @@ impl Tool<'_, '_> {
             recipients.any(|recipient| address_matches(wanted, recipient.path))
         });
         let id = args.message_id.as_deref().is_none_or(|wanted| {
-            text::message_id(message.body())
-                .is_some_and(|found| without_brackets(&found) == without_brackets(wanted.as_bytes()))
+            text::message_id(message.body()).is_some_and(|found| {
+                without_brackets(&found) == without_brackets(wanted.as_bytes())
+            })
         });
         from && to && id
     }
@@ -458,7 +465,11 @@ impl Tool<'_, '_> {
         }
         Err(missing(match wanted.number >= view.next_number() {
             true => "it has not been received yet",
-            false if view.number_at(window.tail).is_some_and(|n| wanted.number < n) => {
+            false
+                if view
+                    .number_at(window.tail)
+                    .is_some_and(|n| wanted.number < n) =>
+            {
                 "it has been overwritten"
             }
             false => "its number was not used, or it is damaged",
@@ -470,7 +481,10 @@ impl Tool<'_, '_> {
         for dir in dirs {
             let mut view = View::open(dir)?;
             self.newest_of(&mut view, 1, &mut |_, message| {
-                if newest.as_ref().is_none_or(|newest| newest.received_ns < message.received_ns) {
+                if newest
+                    .as_ref()
+                    .is_none_or(|newest| newest.received_ns < message.received_ns)
+                {
                     newest = Some(message);
                 }
                 Ok(())
@@ -584,9 +598,9 @@ impl Tool<'_, '_> {
             };
             let text = match self.args.json {
                 true => {
-                    let ranges = damage.iter().map(|(from, to, reason)| {
-                        json!({"from": from, "to": to, "reason": reason})
-                    });
+                    let ranges = damage.iter().map(
+                        |(from, to, reason)| json!({"from": from, "to": to, "reason": reason}),
+                    );
                     let document = json!({
                         "schema": "ringmx.verify.v1",
                         "shard": dir.shard,
@@ -646,7 +660,10 @@ impl Tool<'_, '_> {
         })?;
         writer.finish()?;
         let text = match self.args.json {
-            true => format!("{}\n", json!({"schema": "ringmx.export.v1", "messages": count})),
+            true => format!(
+                "{}\n",
+                json!({"schema": "ringmx.export.v1", "messages": count})
+            ),
             false => format!("{count} messages exported\n"),
         };
         self.print(text.as_bytes())
@@ -824,7 +841,10 @@ fn info_text(document: &serde_json::Value) -> String {
     for (name, value) in rows {
         out.push_str(&format!("{name:<14} {value}\n"));
     }
-    let consumers = document["consumers"].as_array().cloned().unwrap_or_default();
+    let consumers = document["consumers"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     if consumers.is_empty() {
         out.push_str("consumers      none: the oldest mail is overwritten when the ring is full\n");
     }

@@ -494,12 +494,13 @@ fn environment(command: &mut Command, message: &Message) {
         "RINGMX_RECEIVED_NS",
         message.received_ns.to_string().as_bytes(),
     );
-    set(
-        "RINGMX_OCTETS",
-        message.body().len().to_string().as_bytes(),
-    );
+    set("RINGMX_OCTETS", message.body().len().to_string().as_bytes());
     for (address, port, value) in [
-        ("RINGMX_CLIENT_ADDRESS", "RINGMX_CLIENT_PORT", envelope.client),
+        (
+            "RINGMX_CLIENT_ADDRESS",
+            "RINGMX_CLIENT_PORT",
+            envelope.client,
+        ),
         (
             "RINGMX_LISTENER_ADDRESS",
             "RINGMX_LISTENER_PORT",

@@ -298,10 +298,13 @@ mod tests {
 
     #[test]
     fn base64_gives_the_test_vectors_of_rfc_4648() {
-        let encoded = ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(|s| base64(s.as_bytes()));
+        let encoded =
+            ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(|s| base64(s.as_bytes()));
         assert_eq!(
             encoded,
-            ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"]
+            [
+                "", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"
+            ]
         );
     }
 
@@ -321,7 +324,8 @@ mod tests {
 
     #[test]
     fn message_id_is_found_folded_and_in_any_case_and_only_in_the_header() {
-        let find = |text: &str| message_id(text.as_bytes()).map(|id| String::from_utf8(id).unwrap());
+        let find =
+            |text: &str| message_id(text.as_bytes()).map(|id| String::from_utf8(id).unwrap());
         assert_eq!(
             find("Received: x\r\nMESSAGE-ID:\r\n <a@b>\r\n\r\n"),
             Some("<a@b>".to_owned())

@@ -203,7 +203,10 @@ pub fn read_superblock(file: &File, name: &Path) -> Result<Superblock, Failure> 
         }
         match Superblock::decode(&bytes) {
             Ok(found) => {
-                if best.as_ref().is_none_or(|best| best.generation < found.generation) {
+                if best
+                    .as_ref()
+                    .is_none_or(|best| best.generation < found.generation)
+                {
                     best = Some(found);
                 }
             }
