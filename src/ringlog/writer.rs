@@ -1,0 +1,1 @@
+//! See `docs/ring-log.md`; filled in next.
