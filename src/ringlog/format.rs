@@ -658,12 +658,6 @@ impl Superblock {
         Ok(())
     }
 
-    /// Which of [`SUPERBLOCK_OFFSETS`] a superblock of this generation is written to when its predecessor is
-    /// durable.
-    pub fn slot(generation: u64) -> usize {
-        (generation % 2) as usize
-    }
-
     /// Where the byte of `position` lies in the file.
     pub fn place(&self, position: u64) -> u64 {
         self.data_offset + position % self.data_size
