@@ -230,6 +230,8 @@ pub struct Metrics {
     pub pool_low_events: u64,
     /// 452 sent after the end of data for want of ring space: the last resort.
     pub no_space_after_data: u64,
+    /// Messages committed after their client had gone: it will send them again.
+    pub unacknowledged_commits: u64,
     /// Sessions closed because their code panicked.
     pub session_panics: u64,
     /// HTTP requests answered.
@@ -266,6 +268,7 @@ impl Metrics {
             overwritten_unread: 0,
             pool_low_events: 0,
             no_space_after_data: 0,
+            unacknowledged_commits: 0,
             session_panics: 0,
             http_requests: 0,
             turns: 0,
