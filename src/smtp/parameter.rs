@@ -3,7 +3,8 @@
 //! Promises: one pass from left to right; a parameter whose extension was not offered is an unknown
 //! one (RFC 5321 4.1.1.11); what is accepted has the syntax of its extension, decoded xtext
 //! included, so that nothing in it can break a delivery report later.
-//! Does not: compare SIZE with a limit, or know which parameters exclude each other across commands.
+//! Does not: compare SIZE with a limit, or know which parameters exclude each other across
+//! commands.
 
 use super::reply::Reply;
 
@@ -291,7 +292,8 @@ fn upper_hex(octet: u8) -> Option<u8> {
     }
 }
 
-/// Whether `text` is utf-8-addr-xtext, or utf-8-addr-unitext where SMTPUTF8 is offered (RFC 6533 3).
+/// Whether `text` is utf-8-addr-xtext, or utf-8-addr-unitext where SMTPUTF8 is offered (RFC 6533
+/// 3).
 fn is_utf8_address(text: &[u8], offered: Offered) -> bool {
     if text.is_empty() || !(text.is_ascii() || offered.has(Offered::SMTPUTF8)) {
         return false;
