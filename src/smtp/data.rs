@@ -257,9 +257,11 @@ struct Cursor {
     at: usize,
 }
 
-/// Octets that are checked at once. Longer blocks cost more when one of them fails, shorter ones
-/// more when none does.
+/// Octets that are checked at once where all is clean: enough to hide the cost of a block's end.
 const BLOCK_BYTES: usize = 128;
+/// Octets that are checked at once around a block that is not clean, and at the end of the input;
+/// only what is left over goes octet by octet.
+const SMALL_BLOCK_BYTES: usize = 32;
 
 /// The state machine under [`Decoder`] and [`Checker`].
 #[derive(Clone, Copy, Debug)]
@@ -287,7 +289,8 @@ impl Scanner {
         let mut block_from = cursor.at + 1;
         while let Some(&octet) = input.get(cursor.at) {
             if cursor.at >= block_from && !matches!(self.state, State::Dot | State::DotCr) {
-                let clean = clean_blocks::<DOTS>(input, cursor.at);
+                let clean = clean_blocks::<DOTS, BLOCK_BYTES>(input, cursor.at);
+                let clean = clean_blocks::<DOTS, SMALL_BLOCK_BYTES>(input, clean);
                 if clean > cursor.at {
                     cursor.at = clean;
                     self.state = match input[clean - 1] {
@@ -297,7 +300,7 @@ impl Scanner {
                     };
                     continue;
                 }
-                block_from = cursor.at + BLOCK_BYTES;
+                block_from = cursor.at + SMALL_BLOCK_BYTES;
             }
             match self.state {
                 State::DotCr if octet == b'\n' => {
@@ -401,12 +404,14 @@ impl Scanner {
     }
 }
 
-/// End of the clean blocks that begin at `from`, which is not 0; `from` when there is none.
-fn clean_blocks<const DOTS: bool>(input: &[u8], from: usize) -> usize {
-    let blocks = input[from..].chunks_exact(BLOCK_BYTES);
-    let before = input[from - 1..].chunks_exact(BLOCK_BYTES);
+/// End of the clean blocks of `BYTES` octets that begin at `from`, which is not 0; `from` when there
+/// is none.
+fn clean_blocks<const DOTS: bool, const BYTES: usize>(input: &[u8], from: usize) -> usize {
+    let blocks = input[from..].chunks_exact(BYTES);
+    let before = input[from - 1..].chunks_exact(BYTES);
     let mut at = from;
     for (block, before) in blocks.zip(before) {
+        // No early exit inside a block: compilers turn this loop into vector instructions.
         let mut dirty = 0;
         for (&octet, &before) in block.iter().zip(before) {
             dirty |= u8::from(octet == b'\n') ^ u8::from(before == b'\r');
@@ -418,7 +423,214 @@ fn clean_blocks<const DOTS: bool>(input: &[u8], from: usize) -> usize {
         if dirty != 0 {
             break;
         }
-        at += BLOCK_BYTES;
+        at += BYTES;
     }
     at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(decoder: &mut Decoder, input: &[u8]) -> (Vec<Vec<u8>>, Decoded) {
+        let mut pieces = Vec::new();
+        let decoded = decoder.decode(input, |piece| {
+            pieces.push(match piece {
+                Piece::Input(range) => input[range].to_vec(),
+                Piece::Literal(octets) => octets.to_vec(),
+            });
+        });
+        (pieces, decoded)
+    }
+
+    fn pieces(mode: BareNewlines, input: &[u8]) -> Vec<Vec<u8>> {
+        decode(&mut Decoder::new(mode), input).0
+    }
+
+    #[test]
+    fn runs_are_as_long_as_stuffed_dots_allow() {
+        let input = b"one\r\ntwo\r\n..three\r\n.four\r\n.\r\nQUIT\r\n";
+        let mut decoder = Decoder::new(BareNewlines::Reject);
+        let (pieces, decoded) = decode(&mut decoder, input);
+        let expected: [&[u8]; 3] = [b"one\r\ntwo\r\n", b".three\r\n", b"four\r\n"];
+        assert_eq!(pieces, expected);
+        assert_eq!(
+            decoded,
+            Decoded {
+                consumed: input.len() - 6,
+                end: true
+            }
+        );
+        assert_eq!(
+            decoder.facts(),
+            ContentFacts {
+                octets: 24,
+                ..ContentFacts::default()
+            }
+        );
+    }
+
+    #[test]
+    fn keep_and_reject_pass_bare_newlines_untouched_and_count_them() {
+        for mode in [BareNewlines::Reject, BareNewlines::Keep] {
+            let mut decoder = Decoder::new(mode);
+            let (pieces, decoded) = decode(&mut decoder, b"ab\ncd\re\0\r\n.\r\n");
+            assert_eq!(pieces, [b"ab\ncd\re\0\r\n"]);
+            assert_eq!(
+                decoded,
+                Decoded {
+                    consumed: 13,
+                    end: true
+                }
+            );
+            let facts = ContentFacts {
+                octets: 10,
+                bare_lf: 1,
+                bare_cr: 1,
+                nul: 1,
+                first_offset: Some(2),
+            };
+            assert_eq!(decoder.facts(), facts);
+        }
+    }
+
+    #[test]
+    fn normalize_writes_crlf_and_takes_no_new_line_for_a_real_one() {
+        let expected: [&[u8]; 5] = [b"a", b"\r", b"\n.", b"\r", b"\nb\r\n"];
+        assert_eq!(
+            pieces(BareNewlines::Normalize, b"a\n.\nb\r\n.\r\n"),
+            expected
+        );
+        let expected: [&[u8]; 5] = [b"a\r", b"\n", b".\r", b"\n", b"b\r\n"];
+        assert_eq!(
+            pieces(BareNewlines::Normalize, b"a\r.\rb\r\n.\r\n"),
+            expected
+        );
+    }
+
+    #[test]
+    fn a_withheld_cr_comes_with_the_next_input_and_forbids_decoding_in_place() {
+        let mut decoder = Decoder::new(BareNewlines::Keep);
+        assert!(decoder.can_decode_in_place());
+        assert_eq!(
+            decode(&mut decoder, b".\r"),
+            (
+                vec![],
+                Decoded {
+                    consumed: 2,
+                    end: false
+                }
+            )
+        );
+        assert!(!decoder.can_decode_in_place());
+        let expected = vec![b"\r".to_vec(), b"x".to_vec()];
+        assert_eq!(
+            decode(&mut decoder, b"x"),
+            (
+                expected,
+                Decoded {
+                    consumed: 1,
+                    end: false
+                }
+            )
+        );
+        assert!(decoder.can_decode_in_place());
+        assert!(!Decoder::new(BareNewlines::Normalize).can_decode_in_place());
+    }
+
+    #[test]
+    fn decoding_in_place_moves_octets_behind_the_first_stuffed_dot_and_leaves_the_rest() {
+        let mut buf = *b"a\r\n..b\r\n.c\r\n.\r\nQUIT\r\n";
+        let mut decoder = Decoder::new(BareNewlines::Reject);
+        let done = decoder.decode_in_place(&mut buf);
+        assert_eq!(
+            done,
+            InPlace {
+                consumed: 15,
+                kept: 10,
+                end: true
+            }
+        );
+        assert_eq!(&buf[..done.kept], b"a\r\n.b\r\nc\r\n");
+        assert_eq!(&buf[done.consumed..], b"QUIT\r\n");
+    }
+
+    #[test]
+    fn a_cr_at_the_very_end_of_chunks_is_bare() {
+        for (mode, literal) in [
+            (BareNewlines::Reject, &b""[..]),
+            (BareNewlines::Normalize, b"\n"),
+        ] {
+            let mut checker = Checker::new(mode);
+            checker.check(b".\r\na\r", |piece| assert_eq!(piece, Piece::Input(0..5)));
+            assert_eq!(
+                checker.facts(),
+                ContentFacts {
+                    octets: 5,
+                    ..ContentFacts::default()
+                }
+            );
+            let mut emitted = Vec::new();
+            checker.finish(|piece| emitted.push(piece));
+            let expected: Vec<Piece> = (!literal.is_empty())
+                .then_some(Piece::Literal(b"\n"))
+                .into_iter()
+                .collect();
+            assert_eq!(emitted, expected);
+            let facts = ContentFacts {
+                octets: 5,
+                bare_cr: 1,
+                first_offset: Some(4),
+                ..ContentFacts::default()
+            };
+            assert_eq!(checker.facts(), facts);
+            checker.finish(|_| panic!("a message ends once"));
+            assert_eq!(checker.facts(), facts);
+        }
+    }
+
+    #[test]
+    fn blocks_are_checked_as_octets_are() {
+        // One octet of a clean text of several blocks is replaced, at every offset.
+        let line = b"0123456789012345678901234567890123456789\r\n";
+        let text = line.repeat(12);
+        for at in 0..text.len() {
+            for octet in [b'\r', b'\n', 0, b'.', b'x'] {
+                let mut input = text.clone();
+                input[at] = octet;
+                let mut whole = Decoder::new(BareNewlines::Keep);
+                let (body, decoded) = decode(&mut whole, &input);
+                let mut single = Decoder::new(BareNewlines::Keep);
+                let mut expected = Vec::new();
+                for octet in &input {
+                    expected.extend(decode(&mut single, &[*octet]).0.concat());
+                }
+                assert_eq!(body.concat(), expected, "{octet} at {at}");
+                assert_eq!(whole.facts(), single.facts(), "{octet} at {at}");
+                assert_eq!(
+                    decoded,
+                    Decoded {
+                        consumed: input.len(),
+                        end: false
+                    }
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn modes_have_names() {
+        for mode in [
+            BareNewlines::Reject,
+            BareNewlines::Normalize,
+            BareNewlines::Keep,
+        ] {
+            assert_eq!(mode.as_str().parse(), Ok(mode));
+        }
+        assert_eq!(
+            "Reject".parse::<BareNewlines>(),
+            Err("reject, normalize or keep")
+        );
+        assert_eq!(BareNewlines::default(), BareNewlines::Reject);
+    }
 }
