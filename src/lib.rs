@@ -8,6 +8,7 @@ pub mod buffer;
 pub mod clock;
 pub mod envelope;
 pub mod limits;
+pub mod message;
 pub mod metrics;
 pub mod timer_wheel;
 // L1: the only unsafe code.
