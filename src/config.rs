@@ -777,3 +777,6 @@ fn toml_type(value: &toml_edit::Value) -> &'static str {
         toml_edit::Value::InlineTable(_) => "a table",
     }
 }
+
+#[cfg(test)]
+mod tests;
