@@ -5,7 +5,7 @@ use std::io::Write;
 use crate::config::options::{Group, Kind, OPTIONS, Opt, units_help};
 use crate::config::units::quoted;
 use crate::config::{Config, Request, nearest};
-use crate::{daemon, send};
+use crate::{consume, daemon, log_cli, send};
 
 /// Done, or drained with no session cut.
 pub const EXIT_OK: i32 = 0;
@@ -72,10 +72,11 @@ pub fn run(args: &[String]) -> i32 {
         "help" => run_help(rest),
         "-h" | "--help" => print(&help()),
         "version" | "-V" | "--version" => print(&version()),
-        // Wired where the modules are there: `log` and `consumers` read rings, `ring` and `demo` write them.
-        "log" | "consume" | "consumers" | "ring" | "demo" => {
-            fail(&format!("{command}: not available in this version"))
-        }
+        "log" => run_log(rest),
+        "consume" => run_consume(rest),
+        "consumers" => run_consumers(rest),
+        "ring" => crate::ring_cli::run(rest),
+        "demo" => crate::demo::run(rest),
         _ => unknown(command),
     }
 }
@@ -125,6 +126,29 @@ fn check_config(args: &[String]) -> i32 {
             print(&config.to_toml())
         }
         Err(error) => fail(&error.to_string()),
+    }
+}
+
+fn run_log(args: &[String]) -> i32 {
+    match log_cli::parse(args) {
+        Ok(parsed) => log_cli::run(&parsed, &mut std::io::stdout(), &mut std::io::stderr()),
+        Err(reason) => fail(&format!("log: {reason}")),
+    }
+}
+
+fn run_consume(args: &[String]) -> i32 {
+    match consume::parse(args) {
+        Ok(parsed) => consume::run(&parsed, &mut std::io::stdout(), &mut std::io::stderr()),
+        Err(reason) => fail(&format!("consume: {reason}")),
+    }
+}
+
+fn run_consumers(args: &[String]) -> i32 {
+    match consume::parse_consumers(args) {
+        Ok(parsed) => {
+            consume::run_consumers(&parsed, &mut std::io::stdout(), &mut std::io::stderr())
+        }
+        Err(reason) => fail(&format!("consumers: {reason}")),
     }
 }
 
