@@ -381,7 +381,7 @@ impl Config {
             let key_span = table.get_key_value(name).and_then(|(key, _)| key.span());
             let key_line = key_span.or(item.span()).map(|span| line_at(span.start));
             let value_line = item.span().map(|span| line_at(span.start)).or(key_line);
-            let option = match find(name) {
+            let option = match find(name, "") {
                 Ok(option) => option,
                 Err(reason) => return Err(fault(key_line, Some(name), reason)),
             };
@@ -399,7 +399,7 @@ impl Config {
         let mut lists: Vec<(&'static Opt, Vec<Setting>)> = Vec::new();
         for (name, value) in flags {
             let fault = |reason: String| flag_fault(name, reason);
-            let option = find(name).map_err(fault)?;
+            let option = find(name, "--").map_err(fault)?;
             let text = value.as_deref().unwrap_or("true");
             let setting = option.kind.parse(text).map_err(fault)?;
             match lists.iter_mut().find(|(seen, _)| seen.name == option.name) {
@@ -628,7 +628,8 @@ fn distance(a: &[u8], b: &[u8]) -> usize {
     row[b.len()]
 }
 
-fn find(name: &str) -> Result<&'static Opt, String> {
+/// The option of this name; `prefix` is what the operator writes in front of a name.
+fn find(name: &str, prefix: &str) -> Result<&'static Opt, String> {
     if let Some(option) = Opt::named(name) {
         return Ok(option);
     }
@@ -640,7 +641,7 @@ fn find(name: &str) -> Result<&'static Opt, String> {
     }
     let known = OPTIONS.iter().map(|option| option.name);
     Err(match nearest(name, known) {
-        Some(near) => format!("unknown option; did you mean {near}?"),
+        Some(near) => format!("unknown option; did you mean {prefix}{near}?"),
         None => "unknown option; `ringmx serve --help` lists all".to_owned(),
     })
 }
@@ -681,7 +682,9 @@ fn split_args(args: &[String]) -> Result<Option<SplitArgs>, ConfigError> {
         let is_config = name == "config";
         let takes_value = is_config
             || !matches!(
-                find(name).map_err(|reason| flag_fault(name, reason))?.kind,
+                find(name, "--")
+                    .map_err(|reason| flag_fault(name, reason))?
+                    .kind,
                 Kind::Flag
             );
         if takes_value && value.is_none() {
@@ -774,3 +777,6 @@ fn toml_type(value: &toml_edit::Value) -> &'static str {
         toml_edit::Value::InlineTable(_) => "a table",
     }
 }
+
+#[cfg(test)]
+mod tests;
