@@ -3,6 +3,8 @@
 //! It can cut the input anywhere, answer verdicts and commits late, run out of room for replies and body, and
 //! read content in place. None of that may change a reply or a stored message.
 
+#![allow(dead_code, reason = "each test crate uses a part of it")]
+
 use ringmx::clock::Instant;
 use ringmx::smtp::reply::Reply;
 use ringmx::smtp::session::{Context, Session};
@@ -177,7 +179,11 @@ impl Sink for Recorder {
 
     fn envelope_room(&self) -> usize {
         let used: usize = self.open.as_ref().map_or(0, |message| {
-            message.fields.iter().map(|(_, value)| 3 + value.len()).sum()
+            message
+                .fields
+                .iter()
+                .map(|(_, value)| 3 + value.len())
+                .sum()
         });
         self.envelope_bytes_max.saturating_sub(used)
     }
@@ -204,7 +210,10 @@ impl Sink for Recorder {
     }
 
     fn body(&mut self, bytes: &[u8]) {
-        assert!(bytes.len() <= self.body_room, "more octets than there is room for");
+        assert!(
+            bytes.len() <= self.body_room,
+            "more octets than there is room for"
+        );
         self.body_room -= bytes.len();
         self.open_mut().body.extend_from_slice(bytes);
     }
@@ -267,7 +276,10 @@ impl<'a> Connection<'a> {
             while !bytes.is_empty() && self.session.can_receive_in_place() {
                 let taken = self.session.receive_in_place(self.ctx, &mut bytes);
                 if taken.kept > 0 {
-                    self.out.open_mut().body.extend_from_slice(&bytes[..taken.kept]);
+                    self.out
+                        .open_mut()
+                        .body
+                        .extend_from_slice(&bytes[..taken.kept]);
                 }
                 bytes.drain(..taken.consumed);
                 if taken.end {
@@ -287,7 +299,8 @@ impl<'a> Connection<'a> {
     fn run(&mut self) {
         loop {
             let progress =
-                self.session.receive(self.ctx, &self.input, Instant(1), WALL_NS, &mut self.out);
+                self.session
+                    .receive(self.ctx, &self.input, Instant(1), WALL_NS, &mut self.out);
             self.input.drain(..progress.consumed);
             match progress.blocked {
                 None | Some(Blocked::Closed) => return,
