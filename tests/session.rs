@@ -4,7 +4,7 @@ mod session_support;
 
 use ringmx::clock::Instant;
 use ringmx::smtp::data::{BareNewlines, InPlace};
-use ringmx::smtp::reply::Reply;
+use ringmx::smtp::reply::{ALL, Reply};
 use ringmx::smtp::session::{Context, ContextError, ContextOptions, Phase, Progress, Session};
 use ringmx::smtp::sink::{Blocked, CloseReason, Verdict};
 use session_support::{Connection, Manner, Recorder, WALL_NS};
@@ -261,4 +261,63 @@ fn a_context_needs_a_name_that_can_stand_in_a_reply_and_limits_above_zero() {
         assert_eq!(error(name, 1), Some(ContextError::ServerName));
     }
     assert_eq!(error("a.example", 0), Some(ContextError::LimitIsZero));
+}
+
+/// The replies to `input` (RSET has the text of NOOP) when the sink is short of something, and whether a message was left open.
+fn replies_when(input: &[u8], shortage: impl FnOnce(&mut Recorder)) -> (Vec<Reply>, bool) {
+    let ctx = context();
+    let mut connection = after(&ctx, b"EHLO a.example\r\n");
+    shortage(&mut connection.out);
+    connection.read(input);
+    let wire = &connection.out.wire;
+    let lines = wire.split_inclusive(|octet| *octet == b'\n');
+    let known = lines.map(|line| {
+        *ALL.iter()
+            .find(|reply| reply.row().wire == line)
+            .expect("a row")
+    });
+    (known.collect(), connection.out.is_open())
+}
+
+#[test]
+fn a_recipient_that_is_half_stored_fails_the_transaction_for_now() {
+    // The pool runs dry between the recipient and its parameters: the recipient was refused, yet stands in the
+    // envelope, so the message must never be delivered.
+    let input = b"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\n\
+        RCPT TO:<c@example.org> NOTIFY=NEVER\r\nRCPT TO:<d@example.org>\r\nDATA\r\nBDAT 2 LAST\r\nab\
+        RSET\r\nMAIL FROM:<a@example.org>\r\n";
+    let (replies, is_open) = replies_when(input, |out| out.fields_max = 4);
+    let refused = [Reply::NoSpace; 4];
+    let before = [Reply::MailOk, Reply::RcptOk];
+    let behind = [Reply::Noop, Reply::MailOk];
+    assert_eq!(replies, [&before[..], &refused, &behind].concat());
+    assert!(is_open);
+}
+
+#[test]
+fn without_a_chunk_for_the_trace_field_data_and_bdat_are_refused_for_now() {
+    let envelope = "MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\n";
+    let shortage = |out: &mut Recorder| out.has_body_storage = false;
+    let (replies, is_open) =
+        replies_when(format!("{envelope}DATA\r\nRSET\r\n").as_bytes(), shortage);
+    assert_eq!(
+        replies,
+        [Reply::MailOk, Reply::RcptOk, Reply::NoSpace, Reply::Noop]
+    );
+    assert!(!is_open);
+    let (replies, is_open) = replies_when(
+        format!("{envelope}BDAT 4 LAST\r\nNOOP\r\n").as_bytes(),
+        shortage,
+    );
+    // The octets are dropped; what is left of the line is an empty command.
+    assert_eq!(
+        replies,
+        [
+            Reply::MailOk,
+            Reply::RcptOk,
+            Reply::NoSpace,
+            Reply::CommandUnknown
+        ]
+    );
+    assert!(!is_open);
 }

@@ -806,11 +806,13 @@ impl Session {
         if !out.begin_message() {
             return Outcome::Reply(Reply::NoSpace);
         }
-        let normalized = Normalized::new(parameters);
         let complete = out.envelope_field(Field::Helo, &[self.helo.as_bytes()])
             && out.envelope_field(Field::ReversePath, &[path.mailbox])
             && (parameters.is_empty()
-                || out.envelope_field(Field::MailParameters, &[normalized.as_bytes()]));
+                || out.envelope_field(
+                    Field::MailParameters,
+                    &[Normalized::new(parameters).as_bytes()],
+                ));
         if !complete {
             out.abort_message();
             return Outcome::Reply(Reply::NoSpace);
@@ -863,16 +865,17 @@ impl Session {
             Some(Verdict::RefuseAndClose(reply)) => return Outcome::RefusedAndClosed(reply),
             Some(Verdict::Accept) => {}
         }
-        let normalized = Normalized::new(parameters);
+        // Most recipients come without parameters: nothing is copied for them.
+        let normalized = (!parameters.is_empty()).then(|| Normalized::new(parameters));
         let mut needed = FIELD_HEADER_BYTES + path.mailbox.len();
-        if !parameters.is_empty() {
+        if let Some(normalized) = &normalized {
             needed += FIELD_HEADER_BYTES + normalized.as_bytes().len();
         }
         if needed > out.envelope_room() || !out.envelope_field(Field::ForwardPath, &[path.mailbox])
         {
             return Outcome::Reply(Reply::EnvelopeFull);
         }
-        if !parameters.is_empty()
+        if let Some(normalized) = &normalized
             && !out.envelope_field(Field::RcptParameters, &[normalized.as_bytes()])
         {
             // The pool ran dry between the two fields: a recipient that the client was refused stands in the
