@@ -29,3 +29,4 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod logger;
+pub mod send;

@@ -107,6 +107,17 @@ impl Message {
         self.fragments
     }
 
+    /// Bytes, field headers included, that the envelope can certainly grow by.
+    pub fn envelope_room(&self, pool: &Pool) -> usize {
+        let limit = ENVELOPE_BYTES_MAX.saturating_sub(self.envelope_bytes as usize);
+        let more = if pool.has_large(Urgency::Normal) {
+            CHUNK_LARGE_BYTES
+        } else {
+            0
+        };
+        limit.min(pool.room(self.last).max(more))
+    }
+
     /// Appends one envelope field, its value the concatenation of `parts`. False, and nothing appended, when
     /// the value is longer than 65,533 bytes, the envelope would outgrow [`ENVELOPE_BYTES_MAX`], or the pool
     /// has no chunk left.

@@ -175,7 +175,7 @@ mod tests {
         let mut due = Vec::new();
         wheel.link(3, at(120));
         wheel.expired(at(119), &mut due);
-        assert_eq!(due, []);
+        assert!(due.is_empty());
         assert_eq!(wheel.next_expiry(), Some(at(150)));
         wheel.expired(at(150), &mut due);
         assert_eq!(due, [3]);

@@ -128,7 +128,7 @@ replies! {
     /// Ring or pool are past their high-water mark.
     NoSpace = "no_space" 452 "4.3.1 " "Insufficient system storage; try again later";
     /// The commit that would have covered this message failed.
-    CommitFailed = "commit_failed" 451 "4.3.0 " "Storage failed; the message is not stored";
+    CommitFailed = "commit_failed" 451 "4.3.0 " "Storage failed; not stored";
     /// The log stopped after a storage failure, or syncs take too long.
     StorageDown = "storage_down" 451 "4.3.0 " "Storage is not available; try again later";
     /// The same, as the greeting of a new session.

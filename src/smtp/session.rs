@@ -225,6 +225,15 @@ pub enum Phase {
     Closed,
 }
 
+impl Phase {
+    /// Number of variants.
+    pub const COUNT: usize = 7;
+    /// Names in the order of the variants.
+    pub const NAMES: [&'static str; Phase::COUNT] = [
+        "greeting", "command", "envelope", "data", "bdat", "waiting", "closed",
+    ];
+}
+
 /// One SMTP session.
 #[derive(Debug)]
 pub struct Session {
