@@ -384,11 +384,12 @@ impl<S: Source> Reader<S> {
     }
 
     /// Behind the last record of an unbroken, fully checked chain that begins at `from`, looking at most one lap
-    /// beyond `tail`. This is what a reader may trust behind the checkpoint of a log that nobody writes.
+    /// beyond `tail`, and the header of that record. This is what a reader may trust behind the checkpoint of a log
+    /// that nobody writes.
     ///
     /// # Errors
     /// Those of the source.
-    pub fn verified_end(&mut self, tail: u64, from: u64) -> io::Result<u64> {
+    pub fn verified_end(&mut self, tail: u64, from: u64) -> io::Result<(u64, Option<Header>)> {
         let limit = tail.saturating_add(self.data_size);
         let mut previous: Option<Header> = None;
         let mut payload = std::mem::take(&mut self.piece);
@@ -413,7 +414,7 @@ impl<S: Source> Reader<S> {
             previous = Some(header);
         };
         self.piece = payload;
-        end
+        end.map(|end| (end, previous))
     }
 
     /// The first record that starts in `from..until` and ends at or before `end`.
@@ -1111,7 +1112,7 @@ mod tests {
             .collect();
         assert_eq!(seen[1..], expected);
         let mut reader = area.reader();
-        assert_eq!(reader.verified_end(tail, tail).unwrap(), area.end);
+        assert_eq!(reader.verified_end(tail, tail).unwrap().0, area.end);
         // What is older than the tail is gone, whatever the positions say.
         let stale = Window {
             tail: 0,

@@ -115,6 +115,8 @@ pub struct Recovery {
 pub enum OpenError {
     /// There is no ring at this place.
     Missing,
+    /// There is a ring already; creating one does not touch it.
+    Exists,
     /// The file is no ring, or both superblocks are damaged.
     NotARing {
         /// Both magics are there, or one: it was a ring.
@@ -167,6 +169,9 @@ impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             OpenError::Missing => f.write_str("there is no ring; ringmx ring create makes one"),
+            OpenError::Exists => {
+                f.write_str("there is a file of that name already; it is left alone")
+            }
             OpenError::NotARing { damaged: false } => {
                 f.write_str("the file is not a ring; move it away or name another directory")
             }

@@ -1,7 +1,8 @@
 //! One command line -> its command and arguments, or the reply that refuses it (RFC 5321 4.1.1).
 //!
-//! Promises: no state, no allocation, work proportional to the line; blanks at the end of a line are ignored
-//! (RFC 5321 4.1.1: "tolerate trailing white space"); no control octet but a tab that separates passes.
+//! Promises: no state, no allocation, work proportional to the line; blanks at the end of a line
+//! are ignored (RFC 5321 4.1.1: "tolerate trailing white space"); no control octet but a tab that
+//! separates passes.
 //! Does not: know which commands are in order or offered, or parse parameters (see `parameter`).
 
 use super::path::{self, ForwardPath, ReversePath};
@@ -71,9 +72,9 @@ pub struct Parsed<'a> {
 ///
 /// # Errors
 /// In [`Parsed::command`]: [`Reply::CommandUnknown`] for an unknown verb and an empty line,
-/// [`Reply::LineHasControls`] for a control octet anywhere, [`Reply::NotSmtp`] for an HTTP request line,
-/// otherwise what the command's own syntax demands. After [`Reply::BdatSyntax`] nobody can know how many
-/// octets of chunk follow; they are read as commands.
+/// [`Reply::LineHasControls`] for a control octet anywhere, [`Reply::NotSmtp`] for an HTTP request
+/// line, otherwise what the command's own syntax demands. After [`Reply::BdatSyntax`] nobody can
+/// know how many octets of chunk follow; they are read as commands.
 pub fn parse(line: &[u8]) -> Parsed<'_> {
     let line = trim(line);
     let (verb, arguments) = split_word(line);
@@ -167,7 +168,8 @@ fn with_argument<'a>(
     }
 }
 
-/// RFC 5321 4.1.1.1: one domain; a literal is common with HELO too. ASCII only, SMTPUTF8 needs EHLO.
+/// RFC 5321 4.1.1.1: one domain; a literal is common with HELO too. ASCII only, SMTPUTF8 needs
+/// EHLO.
 fn helo(arguments: &[u8]) -> Result<Command<'_>, Reply> {
     if arguments.is_ascii() && path::is_domain_or_literal(arguments) {
         Ok(Command::Helo(arguments))
@@ -199,8 +201,8 @@ fn rcpt(arguments: &[u8]) -> Result<Command<'_>, Reply> {
     Ok(Command::Rcpt { path, parameters })
 }
 
-/// What follows `FROM:` or `TO:`. RFC 5321 3.3 allows no blank behind the colon; it is tolerated, because so
-/// many clients send one.
+/// What follows `FROM:` or `TO:`. RFC 5321 3.3 allows no blank behind the colon; it is tolerated,
+/// because so many clients send one.
 fn after_keyword<'a>(arguments: &'a [u8], keyword: &[u8]) -> Option<&'a [u8]> {
     let (given, rest) = arguments.split_at_checked(keyword.len())?;
     given
@@ -248,8 +250,9 @@ const HTTP_METHODS: [&[u8]; 10] = [
     b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"CONNECT", b"DELETE", b"TRACE", b"PATCH", b"PRI",
 ];
 
-/// Whether the line is an HTTP request line. Answering 500 to each header field of a request that a browser or
-/// a server-side request forgery aims at this port would let a later line be read as SMTP.
+/// Whether the line is an HTTP request line. Answering 500 to each header field of a request that a
+/// browser or a server-side request forgery aims at this port would let a later line be read as
+/// SMTP.
 fn is_http(verb: &[u8], arguments: &[u8]) -> bool {
     HTTP_METHODS.contains(&verb)
         && (arguments.starts_with(b"/") || arguments.windows(6).any(|window| window == b" HTTP/"))

@@ -1,9 +1,10 @@
 //! Reverse-path and forward-path of MAIL and RCPT (RFC 5321 4.1.2, RFC 6531 3.3).
 //!
-//! Promises: one pass from left to right, so that a `>` or `@` inside a quoted local part ends nothing; no
-//! allocation; what is accepted holds no control octet, no space outside quotes and only well-formed UTF-8.
-//! Does not: know whether SMTPUTF8 was given (see `ascii`), decide about domains, fold case, remove quotes, or
-//! apply the IDNA rules to U-labels beyond refusing control characters.
+//! Promises: one pass from left to right, so that a `>` or `@` inside a quoted local part ends
+//! nothing; no allocation; what is accepted holds no control octet, no space outside quotes and
+//! only well-formed UTF-8.
+//! Does not: know whether SMTPUTF8 was given (see `ascii`), decide about domains, fold case, remove
+//! quotes, or apply the IDNA rules to U-labels beyond refusing control characters.
 
 use core::net::Ipv6Addr;
 
@@ -35,8 +36,9 @@ pub struct ForwardPath<'a> {
 /// A source route is accepted and dropped (RFC 5321 appendix C).
 ///
 /// # Errors
-/// [`Reply::MailSyntax`] when no `<` stands first, [`Reply::PathTooLong`] when a local part is over 64 octets
-/// or a domain over 255 (RFC 5321 4.5.3.1), [`Reply::SenderMalformed`] for everything else.
+/// [`Reply::MailSyntax`] when no `<` stands first, [`Reply::PathTooLong`] when a local part is over
+/// 64 octets or a domain over 255 (RFC 5321 4.5.3.1), [`Reply::SenderMalformed`] for everything
+/// else.
 pub fn parse_reverse(input: &[u8]) -> Result<(ReversePath<'_>, &[u8]), Reply> {
     let path = match input {
         [b'<', b'>', rest @ ..] => {
@@ -69,8 +71,9 @@ pub fn parse_reverse(input: &[u8]) -> Result<(ReversePath<'_>, &[u8]), Reply> {
 /// A source route is accepted and dropped (RFC 5321 appendix C). `<Postmaster>` needs no domain.
 ///
 /// # Errors
-/// [`Reply::RcptSyntax`] when no `<` stands first, [`Reply::PathTooLong`] when a local part is over 64 octets
-/// or a domain over 255 (RFC 5321 4.5.3.1), [`Reply::RecipientMalformed`] for everything else, `<>` included.
+/// [`Reply::RcptSyntax`] when no `<` stands first, [`Reply::PathTooLong`] when a local part is over
+/// 64 octets or a domain over 255 (RFC 5321 4.5.3.1), [`Reply::RecipientMalformed`] for everything
+/// else, `<>` included.
 pub fn parse_forward(input: &[u8]) -> Result<(ForwardPath<'_>, &[u8]), Reply> {
     let [b'<', path @ ..] = input else {
         return Err(Reply::RcptSyntax);
@@ -101,10 +104,11 @@ pub fn parse_forward(input: &[u8]) -> Result<(ForwardPath<'_>, &[u8]), Reply> {
     ))
 }
 
-/// Whether `name` is one whole domain or address literal (RFC 5321 4.1.2, 4.1.3), as HELO and EHLO take it.
+/// Whether `name` is one whole domain or address literal (RFC 5321 4.1.2, 4.1.3), as HELO and EHLO
+/// take it.
 ///
-/// Octets beyond ASCII are part of labels when they are well-formed UTF-8 (RFC 6531 3.7.1); single labels and
-/// underscores are taken, because many clients send them.
+/// Octets beyond ASCII are part of labels when they are well-formed UTF-8 (RFC 6531 3.7.1); single
+/// labels and underscores are taken, because many clients send them.
 pub fn is_domain_or_literal(name: &[u8]) -> bool {
     let whole = if name.first() == Some(&b'[') {
         literal(name).is_some_and(|rest| rest.is_empty())
@@ -112,6 +116,12 @@ pub fn is_domain_or_literal(name: &[u8]) -> bool {
         domain(name).is_ok_and(|rest| rest.is_empty())
     };
     whole && name.len() <= DOMAIN_BYTES_MAX && is_text(name)
+}
+
+/// Whether `mailbox`, without brackets, is what [`parse_forward`] returns for some path.
+pub fn is_forward_mailbox(mailbox: &[u8]) -> bool {
+    mailbox.eq_ignore_ascii_case(POSTMASTER)
+        || scan_mailbox(mailbox).is_ok_and(|after| after.is_empty())
 }
 
 /// Why a path is refused.
@@ -122,8 +132,8 @@ enum Fault {
 }
 
 const POSTMASTER: &[u8] = b"postmaster";
-/// Longest label of ASCII octets (RFC 1035 2.3.4). The limit of a U-label is that of its A-label, which can't
-/// be told from its length in UTF-8.
+/// Longest label of ASCII octets (RFC 1035 2.3.4). The limit of a U-label is that of its A-label,
+/// which can't be told from its length in UTF-8.
 const LABEL_BYTES_MAX: usize = 63;
 
 /// Class of octets that stand in an atom: atext of RFC 5322 3.2.3 and octets of UTF-8.
@@ -197,6 +207,15 @@ fn take(input: &[u8], class: u8) -> (&[u8], &[u8]) {
 /// `[ A-d-l ":" ] Mailbox ">"`: the mailbox and what follows `>`.
 fn routed_mailbox(input: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
     let start = source_route(input)?;
+    let after = scan_mailbox(start)?;
+    match after {
+        [b'>', rest @ ..] => Ok((&start[..start.len() - after.len()], rest)),
+        _ => Err(Fault::Malformed),
+    }
+}
+
+/// What follows a Mailbox.
+fn scan_mailbox(start: &[u8]) -> Result<&[u8], Fault> {
     let rest = match start.first() {
         Some(b'"') => quoted_string(start).ok_or(Fault::Malformed)?,
         _ => dot_string(start).ok_or(Fault::Malformed)?,
@@ -205,25 +224,21 @@ fn routed_mailbox(input: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
     let [b'@', host @ ..] = rest else {
         return Err(Fault::Malformed);
     };
-    let after = if host.first() == Some(&b'[') {
-        literal(host).ok_or(Fault::Malformed)?
-    } else {
-        domain(host)?
+    let after = match host.first() {
+        Some(b'[') => literal(host).ok_or(Fault::Malformed)?,
+        _ => domain(host)?,
     };
-    let [b'>', rest @ ..] = after else {
-        return Err(Fault::Malformed);
-    };
-    let mailbox = &start[..start.len() - after.len()];
-    if !is_text(mailbox) {
+    if !is_text(&start[..start.len() - after.len()]) {
         return Err(Fault::Malformed);
     }
     if local_part_len > LOCAL_PART_BYTES_MAX || host.len() - after.len() > DOMAIN_BYTES_MAX {
         return Err(Fault::TooLong);
     }
-    Ok((mailbox, rest))
+    Ok(after)
 }
 
-/// What follows the source route `@a,@b:`, if there is one. RFC 5321 appendix C: it is accepted and ignored.
+/// What follows the source route `@a,@b:`, if there is one. RFC 5321 appendix C: it is accepted and
+/// ignored.
 fn source_route(input: &[u8]) -> Result<&[u8], Fault> {
     let mut rest = input;
     if rest.first() != Some(&b'@') {
@@ -315,24 +330,20 @@ fn literal(input: &[u8]) -> Option<&[u8]> {
     valid.then_some(rest)
 }
 
-/// Whether `text` is four numbers of one to three digits up to 255; leading zeros are allowed by RFC 5321.
+/// Whether `text` is four numbers of one to three digits up to 255; RFC 5321 allows leading zeros.
 fn is_ipv4(text: &[u8]) -> bool {
-    let mut numbers = 0;
-    for number in text.split(|&octet| octet == b'.') {
-        numbers += 1;
-        let value = number.iter().try_fold(0u32, |value, octet| {
-            octet
-                .is_ascii_digit()
-                .then(|| value * 10 + u32::from(octet - b'0'))
-        });
-        if number.is_empty() || number.len() > 3 || !value.is_some_and(|value| value <= 255) {
-            return false;
-        }
-        if numbers > 4 {
-            return false;
-        }
-    }
-    numbers == 4
+    text.split(|&octet| octet == b'.').all(is_snum)
+        && text.iter().filter(|&&octet| octet == b'.').count() == 3
+}
+
+/// Whether `number` is a Snum.
+fn is_snum(number: &[u8]) -> bool {
+    matches!(number.len(), 1..=3)
+        && number.iter().all(u8::is_ascii_digit)
+        && number
+            .iter()
+            .fold(0, |value, octet| value * 10 + u32::from(octet - b'0'))
+            <= 255
 }
 
 /// Whether `tag` is a Standardized-tag: letters, digits and hyphens, not ending in a hyphen.
@@ -343,7 +354,8 @@ fn is_tag(tag: &[u8]) -> bool {
             .all(|octet| octet.is_ascii_alphanumeric() || *octet == b'-')
 }
 
-/// Whether `bytes` is ASCII or well-formed UTF-8 without C1 controls (RFC 6531 3.3: no control characters).
+/// Whether `bytes` is ASCII or well-formed UTF-8 without C1 controls (RFC 6531 3.3: no control
+/// characters).
 fn is_text(bytes: &[u8]) -> bool {
     bytes.is_ascii()
         || core::str::from_utf8(bytes)
@@ -455,6 +467,8 @@ mod tests {
             b"<a@[1.2.3.256]>",
             b"<a@[1.2.3.0004]>",
             b"<a@[1.2.3.]>",
+            b"<a@[99999999999999999999]>",
+            b"<a@[1.2.3.99999999999999999999]>",
             b"<a@[1.2.3.4>",
             b"<a@[1.2.3.4]x>",
             b"<a@[]>",

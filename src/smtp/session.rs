@@ -201,7 +201,8 @@ pub struct Progress {
     /// Octets that are done with. Fewer than given and `blocked` `None`: the rest is the beginning of a command
     /// line, shorter than [`COMMAND_LINE_BYTES_MAX`], and has to be presented again with what follows it.
     pub consumed: usize,
-    /// Why the session takes no more input for now, even when all of this one was consumed.
+    /// Why the session takes no more input for now, even when all of this one was consumed: call again when
+    /// the reason is gone, with what was not consumed, though that be nothing.
     pub blocked: Option<Blocked>,
 }
 
@@ -268,7 +269,7 @@ enum State {
     LongLine,
     /// Content after DATA, up to CRLF "." CRLF.
     Data,
-    /// The rest of a BDAT chunk; never of an empty one.
+    /// The rest of a BDAT chunk, or room for its end when nothing is left of it.
     Chunk,
     /// The verdict on a message that is complete.
     MessageVerdict,
@@ -470,6 +471,7 @@ impl Session {
                 }
                 State::Commit => Step::Blocked(Blocked::Commit),
                 State::Closed => Step::Blocked(Blocked::Closed),
+                State::Chunk if self.chunk.left == 0 => self.finish_chunk(ctx, out),
                 _ if rest.is_empty() => Step::Partial,
                 // Content is covered too: its end takes a reply.
                 _ if !out.has_room() => Step::Blocked(Blocked::Replies),
@@ -671,7 +673,7 @@ impl Session {
         }
         let outcome = match parsed.command {
             Ok(command) => self.execute(ctx, command, prior, (now, wall_ns), out),
-            Err(reply) => self.refuse_line(line, parsed.verb, reply),
+            Err(reply) => self.refuse_line(parsed.verb, reply),
         };
         match outcome {
             Outcome::Reply(reply) => self.reply(reply, out),
@@ -698,10 +700,10 @@ impl Session {
     }
 
     /// Decides about a line that is no command.
-    fn refuse_line(&mut self, line: &[u8], verb: Verb, reply: Reply) -> Outcome {
-        if verb == Verb::Other && is_http(line) {
+    fn refuse_line(&mut self, verb: Verb, reply: Reply) -> Outcome {
+        if reply == Reply::NotSmtp {
             // A browser that was tricked into posting here would have the body of its request executed.
-            return Outcome::RefusedAndClosed(Reply::NotSmtp);
+            return Outcome::RefusedAndClosed(reply);
         }
         if verb == Verb::Bdat {
             // RFC 3030 2: the state after a failed BDAT is indeterminate until RSET.
@@ -983,9 +985,6 @@ impl Session {
             refusal,
         };
         self.state = State::Chunk;
-        if size == 0 {
-            self.end_of_chunk(ctx, out);
-        }
         Outcome::Done
     }
 
@@ -1061,10 +1060,20 @@ impl Session {
         }
         self.discard_if_refused(ctx, out);
         self.chunk.left -= input.len() as u64;
-        if self.chunk.left == 0 {
-            self.end_of_chunk(ctx, out);
-        }
         Step::Took(input.len())
+    }
+
+    /// Ends a chunk of which nothing is left, as soon as there is room for what its end leads to.
+    fn finish_chunk(&mut self, ctx: &Context, out: &mut impl Sink) -> Step {
+        if !out.has_room() {
+            return Step::Blocked(Blocked::Replies);
+        }
+        let may_emit = self.chunk.is_last && !self.is_discarding();
+        if may_emit && out.body_room() < WITHHELD_BYTES_MAX {
+            return Step::Blocked(Blocked::Pool);
+        }
+        self.end_of_chunk(ctx, out);
+        Step::Took(0)
     }
 
     /// How many of `available` octets belong to the chunk.
@@ -1276,20 +1285,6 @@ fn emit(piece: Piece, input: &[u8], out: &mut impl Sink) {
         Piece::Input(range) => out.body(&input[range]),
         Piece::Literal(bytes) => out.body(bytes),
     }
-}
-
-/// Whether a line is the request line of HTTP.
-fn is_http(line: &[u8]) -> bool {
-    let methods: [&[u8]; 7] = [
-        b"GET ",
-        b"POST ",
-        b"PUT ",
-        b"HEAD ",
-        b"OPTIONS ",
-        b"CONNECT ",
-        b"DELETE ",
-    ];
-    methods.iter().any(|method| line.starts_with(method))
 }
 
 /// Parameters with single spaces between them and keywords in upper case, as the envelope stores them.

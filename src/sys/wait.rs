@@ -1,10 +1,12 @@
 //! Waiting: for descriptors to become readable, and for the signals that ask a tool to stop.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
+/// Flag for opening: a symbolic link is refused.
+pub const O_NOFOLLOW: i32 = libc::O_NOFOLLOW;
 /// Descriptors that one call can wait for.
 pub const DESCRIPTORS_MAX: usize = 8;
 
@@ -56,6 +58,39 @@ pub fn readable(descriptors: &[BorrowedFd<'_>], wait: Option<Duration>) -> io::R
         }
     }
     Ok(Ready(ready))
+}
+
+/// A process, as something that can be waited for: readable once it has ended.
+#[derive(Debug)]
+pub struct Process(OwnedFd);
+
+impl Process {
+    /// For [`readable`].
+    pub fn as_fd_ref(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A descriptor of the child process `id`, which has not been waited for yet.
+///
+/// # Errors
+/// As pidfd_open(2): `Unsupported` before Linux 5.3.
+pub fn process(id: u32) -> io::Result<Process> {
+    // SAFETY: takes two numbers and returns a new descriptor, close-on-exec, or an error.
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, id as libc::pid_t, 0) };
+    match RawFd::try_from(descriptor) {
+        // SAFETY: just returned by the kernel; nobody else knows it.
+        Ok(descriptor @ 0..) => Ok(Process(unsafe { OwnedFd::from_raw_fd(descriptor) })),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Kills the process group `id`, which a child of ours leads that has not been waited for yet.
+pub fn kill_group(id: u32) {
+    if let Ok(id @ 2..) = libc::pid_t::try_from(id) {
+        // SAFETY: sends a signal. The leader is not reaped, so the number can't have been given to others.
+        unsafe { libc::kill(-id, libc::SIGKILL) };
+    }
 }
 
 /// Write end of the pipe that the signal handler fills; -1 before [`StopSignals::install`].
