@@ -27,6 +27,8 @@ pub mod net;
 // L5: process life.
 pub mod cli;
 pub mod config;
+pub mod consume;
 pub mod daemon;
+pub mod log_cli;
 pub mod logger;
 pub mod send;
