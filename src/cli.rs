@@ -5,7 +5,7 @@ use std::io::Write;
 use crate::config::options::{Group, Kind, OPTIONS, Opt, units_help};
 use crate::config::units::quoted;
 use crate::config::{Config, Request, nearest};
-use crate::{consume, daemon, log_cli, send};
+use crate::{consume, daemon, demo, log_cli, ring_cli, send};
 
 /// Done, or drained with no session cut.
 pub const EXIT_OK: i32 = 0;
@@ -72,11 +72,15 @@ pub fn run(args: &[String]) -> i32 {
         "help" => run_help(rest),
         "-h" | "--help" => print(&help()),
         "version" | "-V" | "--version" => print(&version()),
-        "log" => run_log(rest),
-        "consume" => run_consume(rest),
-        "consumers" => run_consumers(rest),
-        "ring" => crate::ring_cli::run(rest),
-        "demo" => crate::demo::run(rest),
+        "log" => tool(command, log_cli::parse(rest), log_cli::run),
+        "consume" => tool(command, consume::parse(rest), consume::run),
+        "consumers" => tool(
+            command,
+            consume::parse_consumers(rest),
+            consume::run_consumers,
+        ),
+        "ring" => ring_cli::run(rest),
+        "demo" => demo::run(rest),
         _ => unknown(command),
     }
 }
@@ -129,26 +133,15 @@ fn check_config(args: &[String]) -> i32 {
     }
 }
 
-fn run_log(args: &[String]) -> i32 {
-    match log_cli::parse(args) {
-        Ok(parsed) => log_cli::run(&parsed, &mut std::io::stdout(), &mut std::io::stderr()),
-        Err(reason) => fail(&format!("log: {reason}")),
-    }
-}
-
-fn run_consume(args: &[String]) -> i32 {
-    match consume::parse(args) {
-        Ok(parsed) => consume::run(&parsed, &mut std::io::stdout(), &mut std::io::stderr()),
-        Err(reason) => fail(&format!("consume: {reason}")),
-    }
-}
-
-fn run_consumers(args: &[String]) -> i32 {
-    match consume::parse_consumers(args) {
-        Ok(parsed) => {
-            consume::run_consumers(&parsed, &mut std::io::stdout(), &mut std::io::stderr())
-        }
-        Err(reason) => fail(&format!("consumers: {reason}")),
+/// Runs a command that reads rings, whose module has its own arguments and help.
+fn tool<A>(
+    command: &str,
+    parsed: Result<A, String>,
+    run: fn(&A, &mut dyn Write, &mut dyn Write) -> i32,
+) -> i32 {
+    match parsed {
+        Ok(args) => run(&args, &mut std::io::stdout(), &mut std::io::stderr()),
+        Err(reason) => fail(&format!("{command}: {reason}")),
     }
 }
 
