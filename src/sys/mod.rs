@@ -2,7 +2,10 @@
 #![allow(unsafe_code, reason = "this module exists to hold it")]
 
 pub mod bus_error;
+pub mod descriptors;
 pub mod fd_passing;
 pub mod file;
+pub mod memory;
 pub mod mmap;
+pub mod signal;
 pub mod wait;
