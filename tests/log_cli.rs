@@ -773,6 +773,16 @@ fn a_reader_that_the_writer_laps_sees_only_whole_messages_and_is_told_the_gaps()
                     Step::Message(message) => {
                         assert_eq!(message.body(), padded(message.number));
                         seen.push(message.number);
+                        if seen.len() % 100 == 0 {
+                            // Falls behind by a lap and does not notice: the window stays as it was.
+                            let stale = view.window;
+                            while view.window.end < walk.position() + (1 << 17)
+                                && view.next_number() <= last
+                            {
+                                view.wait(Duration::from_millis(100)).unwrap();
+                            }
+                            view.window = stale;
+                        }
                     }
                     Step::Lapped { .. } => gaps += 1,
                     Step::Damaged { position, reason } => panic!("{position}: {reason}"),
@@ -784,12 +794,18 @@ fn a_reader_that_the_writer_laps_sees_only_whole_messages_and_is_told_the_gaps()
             }
             (seen, gaps)
         });
-        for number in 1..=last {
-            assert_eq!(server.append("s@from.example", &padded(number)), number);
+        for batch in 0..last / 20 {
+            let mut served = server.log.lock().unwrap();
+            for number in batch * 20 + 1..=batch * 20 + 20 {
+                let to = ["a@to.example"];
+                let given = append(&mut served.log, "s@from.example", &to, &padded(number));
+                assert_eq!(given, number);
+            }
+            sync(&mut served.log);
         }
         let (seen, gaps) = reader.join().unwrap();
-        assert!(seen.is_sorted(), "in order, none twice");
-        assert!(seen.len() as u64 == last || gaps > 0);
+        assert!(seen.is_sorted(), "in order");
+        assert!((seen.len() as u64) < last && gaps > 0, "{gaps} gaps");
     });
     server.stop();
 }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::consumer::{Step, Walk};
+pub use super::consumer::{Step, Walk};
 use super::format::{Header, HeaderError, Kind, RECORD_ALIGN, Superblock};
 use crate::envelope::{Facts, Field, Fields};
 use crate::limits::RECORD_HEADER_BYTES;
