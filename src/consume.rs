@@ -362,15 +362,18 @@ pub fn consumer_rows(view: &mut View) -> Result<Vec<ConsumerRow>, ClientError> {
     let row = |(name, cursor, attached): (String, Cursor, Option<bool>)| {
         let oldest = view.reader.header(cursor.done_pos, window.end);
         let oldest = oldest.ok().and_then(Result::ok);
-        let lag = |number: u64| next_number.saturating_sub(number);
+        let lag_messages = oldest.map_or(0, |header| next_number.saturating_sub(header.number));
         ConsumerRow {
             name,
             shard,
             cursor,
             attached,
             lag_bytes: window.end.saturating_sub(cursor.scan_pos),
-            lag_messages: oldest.map_or(0, |header| lag(header.number)),
-            oldest_ns: oldest.map(|header| header.received_ns),
+            lag_messages,
+            // Records that are no messages may stand behind the cursor.
+            oldest_ns: oldest
+                .filter(|_| lag_messages > 0)
+                .map(|header| header.received_ns),
         }
     };
     Ok(rows.into_iter().map(row).collect())
@@ -1060,5 +1063,67 @@ fn cursor_of(walk: &Walk) -> Cursor {
     Cursor {
         scan_pos: walk.scan_position(),
         done_pos: walk.position(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn arguments_of_consume_are_read_and_mistakes_named() {
+        let args = parse(&words(
+            "archive --to maildir:/var/mail/a --ring=/r --create --from 0-7 --until-empty",
+        ));
+        let expected = ConsumeArguments {
+            help: false,
+            name: "archive".to_owned(),
+            to: TargetName::Maildir("/var/mail/a".into()),
+            ring: "/r".into(),
+            shard: 0,
+            create: true,
+            from: Some(Begin::Number(7)),
+            until_empty: true,
+            failures: None,
+        };
+        assert_eq!(args, Ok(expected));
+        let fails = |text: &str| parse(&words(text)).unwrap_err();
+        assert_eq!(fails("--to stdout"), "ringmx consume takes one NAME");
+        assert_eq!(fails("a"), "ringmx consume needs --to TARGET");
+        assert_eq!(
+            fails("a --to ftp:x"),
+            "'ftp:x' is no target: maildir:DIR, mbox:FILE, exec:COMMAND or stdout"
+        );
+        assert_eq!(
+            fails("a --to mbox:x --from oldest"),
+            "--from belongs to --create ('ringmx consumers seek' moves a consumer)"
+        );
+        assert_eq!(
+            fails("a --to mbox:x --create --from 1-7"),
+            "--from '1-7': oldest, newest, or an id of shard 0"
+        );
+        assert_eq!(fails("a --to"), "--to needs a value");
+        assert_eq!(fails("a --fast"), "ringmx consume has no option '--fast'");
+        assert!(fails("../a --to stdout").starts_with("'../a': not a name for a consumer"));
+    }
+
+    #[test]
+    fn arguments_of_consumers_are_read_and_mistakes_named() {
+        let args = |text: &str| parse_consumers(&words(text)).map(|args| args.command);
+        assert_eq!(args("list --json"), Ok(ConsumersCommand::List));
+        assert_eq!(
+            args("seek a newest"),
+            Ok(ConsumersCommand::Seek("a".to_owned(), Begin::Newest))
+        );
+        assert_eq!(args("drop a"), Ok(ConsumersCommand::Drop("a".to_owned())));
+        assert_eq!(args("--help"), Ok(ConsumersCommand::Help));
+        assert_eq!(
+            args("drop"),
+            Err("ringmx consumers takes list, drop NAME, or seek NAME PLACE".to_owned())
+        );
     }
 }

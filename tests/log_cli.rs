@@ -648,6 +648,14 @@ impl TestServer {
         number
     }
 
+    /// Whether there are consumers, and all of them have all messages.
+    fn everything_is_acknowledged(&self) -> bool {
+        let served = self.log.lock().unwrap();
+        let durable = served.log.durable();
+        let mut consumers = served.log.consumers().peekable();
+        consumers.peek().is_some() && consumers.all(|consumer| consumer.done_pos == durable)
+    }
+
     /// Ends; the log is closed in order.
     fn stop(mut self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -849,7 +857,9 @@ fn a_running_consumer_and_follow_get_what_comes_and_survive_a_restart_of_the_ser
         for number in 1..=5 {
             assert_eq!(server.append("s@from.example", &body(number)), number);
         }
-        wait_until(|| path.join("new").exists() && maildir_len(&path) == 5);
+        // Acknowledged as well: what is only delivered would be delivered again.
+        wait_until(|| server.everything_is_acknowledged());
+        assert_eq!(maildir_len(&path), 5);
         let (code, out, err) = follow.join().unwrap();
         let lines = String::from_utf8(out).unwrap();
         assert_eq!((code, lines.lines().count(), err.as_str()), (0, 3, ""));
@@ -859,7 +869,8 @@ fn a_running_consumer_and_follow_get_what_comes_and_survive_a_restart_of_the_ser
         for number in 6..=8 {
             server.append("s@from.example", &body(number));
         }
-        wait_until(|| maildir_len(&path) == 8);
+        wait_until(|| server.everything_is_acknowledged());
+        assert_eq!(maildir_len(&path), 8);
         let terminated = Command::new("kill")
             .args(["-TERM", &child.id().to_string()])
             .status();
