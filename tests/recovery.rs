@@ -1,8 +1,9 @@
 //! The ring after crashes, over a disk that loses power at any call.
 //!
-//! Each 512-byte sector that was written since the last completed sync keeps its old bytes or takes any of the
-//! versions written since, independently of all others. A ledger of what was acknowledged says what must be
-//! there afterwards. `RINGMX_RECOVERY_SEED=n` replays one seed, `RINGMX_RECOVERY_SEEDS=n` runs that many.
+//! Each 512-byte sector that was written since the last completed sync keeps its old bytes or takes
+//! any of the versions written since, independently of all others. A ledger of what was
+//! acknowledged says what must be there afterwards. `RINGMX_RECOVERY_SEED=n` replays one seed,
+//! `RINGMX_RECOVERY_SEEDS=n` runs that many.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,7 +89,8 @@ impl Disk {
         });
     }
 
-    /// Power is lost; `choose` picks for each sector 0 (old bytes) up to the number of its versions.
+    /// Power is lost; `choose` picks for each sector 0 (old bytes) up to the number of its
+    /// versions.
     fn lose_power(&mut self, mut choose: impl FnMut(usize, usize) -> usize) {
         for (index, (sector, versions)) in
             std::mem::take(&mut self.unsynced).into_iter().enumerate()
@@ -182,7 +184,8 @@ struct Entry {
     promised: bool,
 }
 
-/// A reader that shares nothing with the program but the layout: every complete message from tail to head.
+/// A reader that shares nothing with the program but the layout: every complete message from tail
+/// to head.
 fn read_all<B: Backing>(backing: &B, head: u64) -> (u64, BTreeMap<u64, (Vec<u8>, u64)>) {
     let mut whole = vec![0; backing.len() as usize];
     backing.read_at(&mut whole, 0).unwrap();
@@ -328,7 +331,8 @@ impl World {
 
     fn compare(&mut self, log: &Log<SimDisk>, messages: u64) {
         let (tail, found) = read_all(&self.disk, log.written());
-        // A large message whose beginning lies before the tail is counted until its LAST has gone too.
+        // A large message whose beginning lies before the tail is counted until its LAST has gone
+        // too.
         assert!((0..=1).contains(&(messages - found.len() as u64)));
         for (number, (payload, _)) in &found {
             let entry = self.ledger.get(number);

@@ -1,11 +1,11 @@
 //! The appending side of the ring: space, numbers, records, writes, consumers' hold on the tail.
 //!
-//! Promises: no allocation, no clock and no read of the ring while appending; one vectored write per turn; after
-//! the first failed write or sync nothing is ever written or synced again.
-//! Does not: wait. Group commit is in `commit`, opening in `recover`.
+//! Promises: no allocation, no clock and no read of the ring while appending; one vectored write
+//! per turn; after the first failed write or sync nothing is ever written or synced again. Does
+//! not: wait. Group commit is in `commit`, opening in `recover`.
 //!
-//! Order of use in one turn: `begin_turn`, `reserve` for each message, `header` for each slot, one `write`, then
-//! `sync_wanted`.
+//! Order of use in one turn: `begin_turn`, `reserve` for each message, `header` for each slot, one
+//! `write`, then `sync_wanted`.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -38,7 +38,8 @@ pub enum Survive {
 /// What happens when the ring is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FullPolicy {
-    /// Registered consumers hold what they have not acknowledged; without any, the oldest mail is overwritten.
+    /// Registered consumers hold what they have not acknowledged; without any, the oldest mail is
+    /// overwritten.
     Auto,
     /// Nothing unacknowledged is ever overwritten; new mail is deferred.
     Defer,
@@ -48,8 +49,9 @@ pub enum FullPolicy {
 
 /// `--survive process`: bytes after which a background sync starts.
 pub const BACKGROUND_SYNC_BYTES: u64 = 64 * MIB;
-/// `--survive process`: age of the last sync after which a background sync starts. Also the age and, with
-/// [`CHECKPOINT_BYTES`], the distance of a checkpoint after which a new superblock is written.
+/// `--survive process`: age of the last sync after which a background sync starts. Also the age
+/// and, with [`CHECKPOINT_BYTES`], the distance of a checkpoint after which a new superblock is
+/// written.
 pub const BACKGROUND_SYNC_AFTER: Duration = Duration::from_secs(1);
 /// Bytes behind the last checkpoint after which a new superblock is written.
 pub const CHECKPOINT_BYTES: u64 = 64 * MIB;
@@ -62,8 +64,8 @@ pub const FREE_STEP_PARTS: u64 = 16;
 /// Write-back of a large write starts after so many bytes.
 const WRITEBACK_BYTES: u64 = 4 * MIB;
 
-/// Why the log stopped for good. The process must end: after a failed sync the page cache claims to be clean and
-/// cannot be trusted.
+/// Why the log stopped for good. The process must end: after a failed sync the page cache claims to
+/// be clean and cannot be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failed {
     /// What failed.
@@ -86,7 +88,8 @@ impl fmt::Display for Failed {
         let error = io::Error::from_raw_os_error(self.errno);
         write!(
             f,
-            "{} of the ring failed ({error}); nothing more is written until the server is restarted",
+            "{} of the ring failed ({error}); nothing more is written until the server is \
+             restarted",
             self.operation
         )
     }
@@ -97,8 +100,8 @@ impl std::error::Error for Failed {}
 /// Why a record gets no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReserveError {
-    /// No space. `freeing`: space is on its way and is there when the next superblock is durable; otherwise it
-    /// comes only when a consumer acknowledges.
+    /// No space. `freeing`: space is on its way and is there when the next superblock is durable;
+    /// otherwise it comes only when a consumer acknowledges.
     Full {
         /// Whether waiting for the next sync helps.
         freeing: bool,
@@ -111,8 +114,8 @@ pub enum ReserveError {
     Failed(Failed),
 }
 
-/// A place in the ring for one record. It has to be written with the next [`Log::write`], in the order in which
-/// slots were reserved.
+/// A place in the ring for one record. It has to be written with the next [`Log::write`], in the
+/// order in which slots were reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Slot {
@@ -124,7 +127,8 @@ pub struct Slot {
     pub payload_bytes: u64,
     /// Zero bytes that the caller writes behind the payload, 0 to 63.
     pub padding: usize,
-    /// Position behind the record: the message is acknowledged when [`Log::acknowledged`] reaches it.
+    /// Position behind the record: the message is acknowledged when [`Log::acknowledged`] reaches
+    /// it.
     pub end: u64,
     /// Type of the record.
     pub kind: Kind,
@@ -152,8 +156,8 @@ impl LargeSlot {
         self.payload_bytes - self.given_bytes
     }
 
-    /// What goes to the front of the LAST fragment's payload, once that fragment is reserved. `crc` is the
-    /// CRC32C of the whole payload, the returned structure left out.
+    /// What goes to the front of the LAST fragment's payload, once that fragment is reserved. `crc`
+    /// is the CRC32C of the whole payload, the returned structure left out.
     pub fn whole(&self, crc: u32) -> Whole {
         Whole {
             number: self.number.unwrap_or(0),
@@ -264,7 +268,8 @@ pub struct Settings {
     pub survive: Survive,
     /// What happens when the ring is full.
     pub full: FullPolicy,
-    /// Mail that nobody holds and that is older than this is removed, at a granularity of 1/32 of the ring.
+    /// Mail that nobody holds and that is older than this is removed, at a granularity of 1/32 of
+    /// the ring.
     pub keep_for: Option<Duration>,
 }
 
@@ -471,8 +476,8 @@ impl<B: Backing> Log<B> {
         }
     }
 
-    /// Takes the wall clock for the records of this turn; it never goes back. Also lets age and consumers move
-    /// the tail, and decides [`Log::accepting`].
+    /// Takes the wall clock for the records of this turn; it never goes back. Also lets age and
+    /// consumers move the tail, and decides [`Log::accepting`].
     pub fn begin_turn(&mut self, wall_ns: u64) {
         self.turn_ns = self.turn_ns.max(wall_ns);
         self.turn_hint = self.durable.position;
@@ -491,19 +496,20 @@ impl<B: Backing> Log<B> {
             .saturating_sub(self.large_bytes)
     }
 
-    /// Bytes that cannot be freed before a consumer acknowledges or, without consumers, under a policy that
-    /// overwrites nothing.
+    /// Bytes that cannot be freed before a consumer acknowledges or, without consumers, under a
+    /// policy that overwrites nothing.
     pub fn held_bytes(&self) -> u64 {
         self.head.position - self.releasable()
     }
 
-    /// Whether new mail is taken: the log has not failed and less than [`HIGH_WATER_PERCENT`] of the ring is
-    /// held; taken again below [`LOW_WATER_PERCENT`].
+    /// Whether new mail is taken: the log has not failed and less than [`HIGH_WATER_PERCENT`] of
+    /// the ring is held; taken again below [`LOW_WATER_PERCENT`].
     pub fn accepting(&self) -> bool {
         self.accepting && self.failed.is_none()
     }
 
-    /// Whether a message that declares `bytes` is taken: [`Log::accepting`], and it stays below the mark.
+    /// Whether a message that declares `bytes` is taken: [`Log::accepting`], and it stays below the
+    /// mark.
     pub fn accepts(&self, bytes: u64) -> bool {
         self.accepting()
             && self.held_bytes().saturating_add(bytes)
@@ -548,8 +554,8 @@ impl<B: Backing> Log<B> {
 
     /// Moves the tail in memory: past what is too old, and as far as free space is wanted.
     ///
-    /// The tail moves from mark to mark, because only they are known to be record boundaries. Bounded by
-    /// [`MARKS`] steps.
+    /// The tail moves from mark to mark, because only they are known to be record boundaries.
+    /// Bounded by [`MARKS`] steps.
     fn advance_tail(&mut self) {
         if self.failed.is_some() {
             return;
@@ -621,8 +627,8 @@ impl<B: Backing> Log<B> {
         }
     }
 
-    /// Whether a record of `extent` bytes fits, when `keep` bytes stay free behind it and the space before
-    /// `tail` is free.
+    /// Whether a record of `extent` bytes fits, when `keep` bytes stay free behind it and the space
+    /// before `tail` is free.
     fn fits(&self, extent: u64, keep: u64, tail: u64) -> bool {
         page_ceil(self.head.position + extent) + keep <= page_floor(tail) + self.data_size()
     }
@@ -669,8 +675,8 @@ impl<B: Backing> Log<B> {
         Ok(self.take(Kind::Message, payload_bytes))
     }
 
-    /// Opens a large message of `payload_bytes` of envelope and body and sets space aside for it. Takes no
-    /// number yet: the first fragment does.
+    /// Opens a large message of `payload_bytes` of envelope and body and sets space aside for it.
+    /// Takes no number yet: the first fragment does.
     ///
     /// # Errors
     /// `Busy` while another is open, `TooLarge` over an eighth of the ring, `Full`, `Failed`.
@@ -696,13 +702,14 @@ impl<B: Backing> Log<B> {
         })
     }
 
-    /// Takes the place of the next fragment, with `bytes` of the message's payload; the one that completes it
-    /// becomes LAST and carries [`Whole`] in front (so its slot's payload is 32 bytes longer).
+    /// Takes the place of the next fragment, with `bytes` of the message's payload; the one that
+    /// completes it becomes LAST and carries [`Whole`] in front (so its slot's payload is 32 bytes
+    /// longer).
     ///
     /// # Errors
-    /// `TooLarge` when `bytes` is 0, more than remains, or more than a record takes ([`RECORD_LEN_MAX`] less
-    /// 32); also when the first fragment would be the last. `Full` only when fragments are so small that their
-    /// headers outgrow what was set aside. `Failed`.
+    /// `TooLarge` when `bytes` is 0, more than remains, or more than a record takes
+    /// ([`RECORD_LEN_MAX`] less 32); also when the first fragment would be the last. `Full` only
+    /// when fragments are so small that their headers outgrow what was set aside. `Failed`.
     pub fn reserve_fragment(
         &mut self,
         large: &mut LargeSlot,
@@ -783,8 +790,8 @@ impl<B: Backing> Log<B> {
         slot
     }
 
-    /// The header of a reserved record. `env_len` is 0 for MID and LAST; `payload_crc` is the CRC32C of the
-    /// slot's payload without padding.
+    /// The header of a reserved record. `env_len` is 0 for MID and LAST; `payload_crc` is the
+    /// CRC32C of the slot's payload without padding.
     pub fn header(&self, slot: &Slot, env_len: u32, payload_crc: u32) -> [u8; RECORD_HEADER_BYTES] {
         self.header_fields(slot, env_len, payload_crc)
             .encode(self.superblock.ring_key)
@@ -806,10 +813,12 @@ impl<B: Backing> Log<B> {
         }
     }
 
-    /// Writes all slots reserved since the last write: `parts` are headers, payloads and paddings in order. The
-    /// rest of the last page is filled with zeros, so that no page is ever read to be written.
+    /// Writes all slots reserved since the last write: `parts` are headers, payloads and paddings
+    /// in order. The rest of the last page is filled with zeros, so that no page is ever read to be
+    /// written.
     ///
-    /// One system call unless the ring's end or [`IOV_MAX`] lies in between, or the storage takes less.
+    /// One system call unless the ring's end or [`IOV_MAX`] lies in between, or the storage takes
+    /// less.
     ///
     /// # Errors
     /// The first failure, and every later call: the log is dead.
@@ -918,9 +927,9 @@ impl<B: Backing> Log<B> {
             .get_or_insert_with(|| Failed::new(operation, error))
     }
 
-    /// Appends an EPOCH record when the log is idle and the last batch is not covered by a hint yet: then damage
-    /// to that batch is recognised as such. To be called within a second of going idle. True when something was
-    /// appended and wants a sync.
+    /// Appends an EPOCH record when the log is idle and the last batch is not covered by a hint
+    /// yet: then damage to that batch is recognised as such. To be called within a second of going
+    /// idle. True when something was appended and wants a sync.
     ///
     /// # Errors
     /// As [`Log::write`].
@@ -951,8 +960,8 @@ impl<B: Backing> Log<B> {
 
     // Superblocks.
 
-    /// Builds the next superblock in `superblock_bytes`; returns where it goes. It goes to the slot that does
-    /// not hold the newest durable one, so that a torn write leaves that one.
+    /// Builds the next superblock in `superblock_bytes`; returns where it goes. It goes to the slot
+    /// that does not hold the newest durable one, so that a torn write leaves that one.
     pub(super) fn build_superblock(&mut self, clean: bool) -> u64 {
         let superblock = &mut self.superblock;
         superblock.generation += 1;
@@ -1049,8 +1058,8 @@ impl<B: Backing> Log<B> {
         Ok(consumer)
     }
 
-    /// Moves a consumer's cursor forward. Kept lazily: after a crash an older cursor may count, and messages are
-    /// delivered again.
+    /// Moves a consumer's cursor forward. Kept lazily: after a crash an older cursor may count, and
+    /// messages are delivered again.
     ///
     /// # Errors
     /// `Unknown`, `GoesBack`, `NotKept` (behind the durable position, or scan_pos behind done_pos).
