@@ -10,7 +10,8 @@
 //!   p >= hint   -> torn and never acknowledged: the log ends at p
 //!   p <  hint   -> acknowledged data is damaged: never cut; refused unless the loss is accepted,
 //!                  then the range becomes a PAD record with the flag LOST
-//! then: write the bytes from the checkpoint to p again, EPOCH record, sync, superblock, sync
+//! then: write the bytes from the checkpoint to p again, EPOCH record, sync, superblock, sync,
+//!       the other superblock, sync
 //! ```
 //! Nothing is written before all of it has been read and judged, so a refused ring is untouched. A
 //! crash at any point leaves a ring from which the same is found again. Memory is bounded by
@@ -203,8 +204,8 @@ impl fmt::Display for OpenError {
                 let bytes: u64 = lost.iter().map(|range| range.to - range.from).sum();
                 write!(
                     f,
-                    "{bytes} bytes of acknowledged mail in {} places are damaged; ringmx log rescue \
-                     exports what is readable, --accept-loss starts without it",
+                    "{bytes} bytes of acknowledged mail in {} places are damaged; ringmx log \
+                     rescue exports what is readable, --accept-loss starts without it",
                     lost.len()
                 )
             }
@@ -438,8 +439,11 @@ impl<B: Backing> Log<B> {
         // Without space for it the superblock alone carries the epoch.
         log.append_epoch()?;
         log.sync_now()?;
-        log.write_superblock(false)?;
-        log.sync_now()?;
+        // Both, because an older one that says "clean" must not count should the newer be damaged.
+        for _ in SUPERBLOCK_OFFSETS {
+            log.write_superblock(false)?;
+            log.sync_now()?;
+        }
         log.begin_turn(options.wall_ns);
         Ok((log, recovery))
     }
