@@ -54,7 +54,12 @@ impl<B: Backing> Log<B> {
         let dirty = unsynced > 0 || self.superblock.generation > self.durable_generation;
         let data = match self.settings.survive {
             Survive::Power => unsynced > 0,
-            _ => unsynced >= BACKGROUND_SYNC_BYTES || dirty && aged,
+            // Only durable records can be overwritten, so a small ring syncs more often.
+            _ => {
+                unsynced >= BACKGROUND_SYNC_BYTES.min(self.data_size() / 8)
+                    || dirty && aged
+                    || unsynced > 0 && self.wanted_bytes > 0
+            }
         };
         if !superblock && !data {
             return None;
@@ -373,3 +378,74 @@ impl Shared {
 }
 
 const _: () = assert!(SUPERBLOCK_OFFSETS[1] as usize >= SUPERBLOCK_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Records calls and fails the sync of the second request.
+    struct Recorder {
+        calls: mpsc::Sender<String>,
+        syncs: u32,
+    }
+
+    impl Flush for Recorder {
+        fn write_superblock(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+            let _ = self.calls.send(format!("superblock {} at {at}", bytes[0]));
+            Ok(())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            self.syncs += 1;
+            let _ = self.calls.send("sync".to_owned());
+            if self.syncs == 2 {
+                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn sync_thread_stores_each_outcome_before_it_wakes_and_writes_the_superblock_first() {
+        let (calls_in, calls) = mpsc::channel();
+        let (wake_in, wakes) = mpsc::channel();
+        let flush = Recorder {
+            calls: calls_in,
+            syncs: 0,
+        };
+        let wake = move || {
+            let _ = wake_in.send(());
+        };
+        let mut thread = SyncThread::start(Box::new(flush), Box::new(wake)).unwrap();
+        assert!(thread.completed().is_none());
+        let bytes = [9; SUPERBLOCK_BYTES];
+        let mut run = |request: &SyncRequest<'_>| {
+            thread.submit(request);
+            wakes.recv().unwrap();
+            let done = thread.completed().expect("stored before the wake-up");
+            assert!(thread.completed().is_none());
+            (
+                done.target,
+                done.result.map_err(|error| error.raw_os_error()),
+            )
+        };
+        let plain = SyncRequest {
+            target: 128,
+            superblock: None,
+        };
+        let with_superblock = SyncRequest {
+            target: 128,
+            superblock: Some((8_192, &bytes)),
+        };
+        assert_eq!(run(&with_superblock), (128, Ok(())));
+        assert_eq!(run(&plain), (128, Err(Some(libc::ENOSPC))));
+        for _ in 0..100 {
+            assert_eq!(run(&plain), (128, Ok(())), "a target may come again");
+        }
+        drop(thread);
+        let calls: Vec<String> = calls.iter().collect();
+        assert_eq!(calls[..3], ["superblock 9 at 8192", "sync", "sync"]);
+        assert_eq!(calls.len(), 103);
+    }
+}

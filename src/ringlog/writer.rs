@@ -47,7 +47,8 @@ pub enum FullPolicy {
     Overwrite,
 }
 
-/// `--survive process`: bytes after which a background sync starts.
+/// `--survive process`: bytes, or an eighth of a smaller ring, after which a background sync
+/// starts.
 pub const BACKGROUND_SYNC_BYTES: u64 = 64 * MIB;
 /// `--survive process`: age of the last sync after which a background sync starts. Also the age
 /// and, with [`CHECKPOINT_BYTES`], the distance of a checkpoint after which a new superblock is
@@ -731,7 +732,8 @@ impl<B: Backing> Log<B> {
         };
         let extent = record_extent(len);
         let rest = self.large_bytes.saturating_sub(extent);
-        let keep = self.epoch_reserve() + rest;
+        // What was set aside holds one page more than needed, for the page that the head is in.
+        let keep = self.epoch_reserve() + rest.saturating_sub(PAGE_BYTES);
         self.make_room(extent, keep)?;
         self.large_bytes = rest;
         let slot = self.take(kind, len);
@@ -1172,3 +1174,267 @@ impl<B: Backing> Log<B> {
 /// A list of parts for which the short array in `write` is enough, page filling included.
 const SHORT_LIST: usize = 64;
 static ZEROS: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ringlog::backing::MemoryBacking;
+    use crate::ringlog::format::DATA_OFFSET;
+    use crate::ringlog::recover::{self, NewRing, OpenError, OpenOptions};
+
+    const SIZE: u64 = 65_536;
+
+    fn open_with(options: &OpenOptions) -> Log<MemoryBacking> {
+        let mut backing = MemoryBacking {
+            bytes: vec![0; (DATA_OFFSET + SIZE) as usize],
+        };
+        let new = NewRing {
+            ring_id: [1; 16],
+            ring_key: 2,
+            data_size: SIZE,
+            created_ns: 3,
+        };
+        recover::format(&mut backing, &new).unwrap();
+        Log::open(backing, options).unwrap().0
+    }
+
+    fn open(survive: Survive, full: FullPolicy) -> Log<MemoryBacking> {
+        let mut options = OpenOptions::new(survive, 1);
+        options.full = full;
+        open_with(&options)
+    }
+
+    fn append(log: &mut Log<MemoryBacking>, len: usize) -> Result<Slot, ReserveError> {
+        log.begin_turn(1);
+        let slot = log.reserve(len as u64)?;
+        let payload = vec![slot.number as u8; len];
+        let header = log.header(&slot, 0, crc32c::crc32c(&payload));
+        let padding = [0; 64];
+        log.write(&[
+            IoSlice::new(&header),
+            IoSlice::new(&payload),
+            IoSlice::new(&padding[..slot.padding]),
+        ])
+        .unwrap();
+        Ok(slot)
+    }
+
+    /// Appends and syncs until the ring refuses; at most four laps.
+    fn fill(log: &mut Log<MemoryBacking>) -> Option<ReserveError> {
+        for turn in 0..4 * SIZE / 576 {
+            if let Err(error) = append(log, 512) {
+                return Some(error);
+            }
+            log.sync_inline(Instant(turn)).unwrap();
+        }
+        None
+    }
+
+    #[test]
+    fn ring_without_consumers_keeps_the_newest_mail_and_counts_what_it_overwrites() {
+        for survive in [Survive::Nothing, Survive::Process, Survive::Power] {
+            let mut log = open(survive, FullPolicy::Auto);
+            assert_eq!(fill(&mut log), None, "{survive:?}");
+            let status = log.status();
+            assert_eq!(
+                status.appended_messages,
+                status.messages + status.overwritten_unread
+            );
+            assert!(status.messages * 576 > SIZE / 4 * 3, "{status:?}");
+            assert!(status.written - status.tail <= SIZE);
+            assert!(log.accepting());
+        }
+    }
+
+    #[test]
+    fn ring_that_defers_takes_no_more_when_full_and_overwrites_nothing() {
+        let mut log = open(Survive::Power, FullPolicy::Defer);
+        assert_eq!(fill(&mut log), Some(ReserveError::Full { freeing: false }));
+        assert_eq!((log.tail(), log.status().overwritten_unread), (0, 0));
+        assert!(!log.accepting());
+        // A ring that is full of messages still opens with an EPOCH record, many times.
+        let mut backing = log.into_backing();
+        for _ in 0..40 {
+            let mut options = OpenOptions::new(Survive::Power, 1);
+            options.full = FullPolicy::Defer;
+            let (log, recovery) = Log::open(backing, &options).unwrap();
+            assert_eq!(recovery.tail, 0);
+            backing = log.into_backing();
+        }
+    }
+
+    #[test]
+    fn consumer_holds_what_it_has_not_acknowledged_and_its_acknowledgement_frees_space() {
+        let mut log = open(Survive::Power, FullPolicy::Auto);
+        let name = ConsumerName::new("reader").unwrap();
+        log.register(name, StartAt::Oldest).unwrap();
+        assert_eq!(fill(&mut log), Some(ReserveError::Full { freeing: false }));
+        assert_eq!(log.holder().map(|consumer| consumer.name), Some(name));
+        assert!(!log.accepting());
+        let durable = log.durable();
+        log.acknowledge(&name, durable, durable).unwrap();
+        assert!(log.accepting());
+        assert_eq!(
+            append(&mut log, 512),
+            Err(ReserveError::Full { freeing: true })
+        );
+        assert!(log.sync_inline(Instant(1)).unwrap());
+        let _ = append(&mut log, 512).unwrap();
+        assert_eq!(log.status().overwritten_unread, 0);
+        log.drop_consumer(&name).unwrap();
+        assert_eq!(fill(&mut log), None);
+    }
+
+    #[test]
+    fn cursors_stay_inside_what_is_kept_and_on_records() {
+        let mut log = open(Survive::Power, FullPolicy::Auto);
+        let name = ConsumerName::new("reader").unwrap();
+        let end = append(&mut log, 100).unwrap().end;
+        assert_eq!(log.acknowledge(&name, 0, 0), Err(ConsumerError::Unknown));
+        let early = log.register(name, StartAt::Position(end));
+        assert_eq!(early, Err(ConsumerError::NotKept), "not durable");
+        log.sync_inline(Instant(1)).unwrap();
+        let inside = log.register(name, StartAt::Position(128));
+        assert_eq!(inside, Err(ConsumerError::NotARecord));
+        log.register(name, StartAt::Position(64)).unwrap();
+        assert_eq!(
+            log.register(name, StartAt::Newest),
+            Err(ConsumerError::Exists)
+        );
+        log.acknowledge(&name, end, end).unwrap();
+        assert_eq!(
+            log.acknowledge(&name, 64, end),
+            Err(ConsumerError::GoesBack)
+        );
+        let beyond = log.acknowledge(&name, end, end + 64);
+        assert_eq!(beyond, Err(ConsumerError::NotKept));
+        assert_eq!(log.seek(&name, StartAt::Oldest).unwrap().scan_pos, 0);
+        for index in 1..CONSUMERS_MAX {
+            let name = ConsumerName::new(&format!("c{index}")).unwrap();
+            log.register(name, StartAt::Newest).unwrap();
+        }
+        let full = log.register(ConsumerName::new("more").unwrap(), StartAt::Newest);
+        assert_eq!(full, Err(ConsumerError::TableFull));
+    }
+
+    #[test]
+    fn overwrite_and_consumers_exclude_each_other_and_roles_may_need_one() {
+        let mut log = open(Survive::Power, FullPolicy::Overwrite);
+        let name = ConsumerName::new("reader").unwrap();
+        assert_eq!(
+            log.register(name, StartAt::Newest),
+            Err(ConsumerError::Overwrite)
+        );
+        let mut options = OpenOptions::new(Survive::Power, 1);
+        options.consumer_required = true;
+        let backing = log.close().unwrap();
+        let refused = Log::open(backing.clone(), &options).map(|_| ());
+        assert!(matches!(refused, Err(OpenError::ConsumerRequired)));
+        options.consumer_required = false;
+        let (mut log, _) = Log::open(backing, &options).unwrap();
+        log.register(name, StartAt::Newest).unwrap();
+        let backing = log.close().unwrap();
+        options.consumer_required = true;
+        let (log, _) = Log::open(backing, &options).unwrap();
+        assert_eq!(log.settings().full, FullPolicy::Defer);
+        options.full = FullPolicy::Overwrite;
+        let refused = Log::open(log.close().unwrap(), &options).map(|_| ());
+        assert!(matches!(
+            refused,
+            Err(OpenError::ConsumersRegistered { count: 1 })
+        ));
+    }
+
+    #[test]
+    fn mail_older_than_keep_for_is_removed() {
+        let mut options = OpenOptions::new(Survive::Power, 1);
+        options.keep_for = Some(Duration::from_nanos(1_000));
+        let mut log = open_with(&options);
+        for turn in 0..40 {
+            let _ = append(&mut log, 512).unwrap();
+            log.sync_inline(Instant(turn)).unwrap();
+        }
+        log.begin_turn(900);
+        assert_eq!(log.tail(), 0);
+        log.begin_turn(2_000);
+        assert!(
+            log.messages() <= SIZE / MARKS as u64 / 576 + 1,
+            "{}",
+            log.messages()
+        );
+    }
+
+    #[test]
+    fn group_commit_has_one_sync_in_flight_and_acknowledges_what_was_written_before_it() {
+        let mut log = open(Survive::Power, FullPolicy::Auto);
+        let first = append(&mut log, 10).unwrap();
+        assert_eq!(log.sync_wanted(Instant(1)).unwrap().target, first.end);
+        let second = append(&mut log, 10).unwrap();
+        assert!(log.sync_wanted(Instant(1)).is_none());
+        assert!(log.acknowledged() < first.end);
+        log.sync_completed(first.end, Ok(())).unwrap();
+        assert_eq!(log.acknowledged(), first.end);
+        assert_eq!(log.sync_wanted(Instant(1)).unwrap().target, second.end);
+        log.sync_completed(second.end, Ok(())).unwrap();
+        assert_eq!(log.acknowledged(), second.end);
+        assert!(log.sync_wanted(Instant(1)).is_none(), "nothing to do");
+    }
+
+    #[test]
+    fn process_level_acknowledges_at_once_and_syncs_after_a_second() {
+        let mut log = open(Survive::Process, FullPolicy::Auto);
+        let slot = append(&mut log, 10).unwrap();
+        assert_eq!(log.acknowledged(), slot.end);
+        assert!(log.sync_wanted(Instant(999_999_999)).is_none());
+        let target = log.sync_wanted(Instant(1_000_000_000)).unwrap().target;
+        assert_eq!(target, slot.end);
+        log.sync_completed(target, Ok(())).unwrap();
+        assert_eq!(log.durable(), slot.end);
+    }
+
+    #[test]
+    fn large_message_keeps_its_space_while_small_ones_fill_the_rest() {
+        let mut log = open(Survive::Power, FullPolicy::Defer);
+        let total = log.payload_bytes_max();
+        assert_eq!(
+            log.begin_large(total + 1).unwrap_err(),
+            ReserveError::TooLarge
+        );
+        let mut large = log.begin_large(total).unwrap();
+        assert_eq!(log.begin_large(1).unwrap_err(), ReserveError::Busy);
+        assert_eq!(fill(&mut log), Some(ReserveError::Full { freeing: false }));
+        let mut kinds = Vec::new();
+        while large.remaining() > 0 {
+            log.begin_turn(1);
+            let bytes = large.remaining().min(3_000);
+            let slot = log.reserve_fragment(&mut large, bytes).unwrap();
+            let payload = vec![0; slot.payload_bytes as usize + slot.padding];
+            let header = log.header(&slot, 0, 0);
+            log.write(&[IoSlice::new(&header), IoSlice::new(&payload)])
+                .unwrap();
+            kinds.push(slot.kind);
+        }
+        assert_eq!(kinds, [Kind::First, Kind::Middle, Kind::Last]);
+        assert_eq!(large.whole(0).fragments, 3);
+        assert!(!log.large_open);
+    }
+
+    #[test]
+    fn more_parts_than_one_call_takes_are_written_in_order() {
+        let mut log = open(Survive::Power, FullPolicy::Auto);
+        let from = log.written();
+        let mut parts: Vec<Vec<u8>> = Vec::new();
+        for _ in 0..400 {
+            let slot = log.reserve(3).unwrap();
+            parts.push(log.header(&slot, 0, crc32c::crc32c(b"abc")).to_vec());
+            parts.push(b"abc".to_vec());
+            parts.push(vec![0; slot.padding]);
+        }
+        let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        assert!(slices.len() > IOV_MAX);
+        log.write(&slices).unwrap();
+        let at = log.superblock().place(from) as usize;
+        let expected = parts.concat();
+        assert_eq!(log.backing().bytes[at..at + expected.len()], expected);
+    }
+}
