@@ -8,6 +8,7 @@ pub mod buffer;
 pub mod clock;
 pub mod envelope;
 pub mod limits;
+pub mod message;
 pub mod metrics;
 pub mod timer_wheel;
 // L1: the only unsafe code.
@@ -21,10 +22,16 @@ pub mod smtp;
 // L3: generic over stream and storage.
 pub mod conn;
 pub mod server;
+pub mod status;
 // L4: the only code that names mio.
 pub mod net;
 // L5: process life.
 pub mod cli;
 pub mod config;
+pub mod consume;
 pub mod daemon;
+pub mod demo;
+pub mod log_cli;
 pub mod logger;
+pub mod ring_cli;
+pub mod send;

@@ -31,8 +31,8 @@ pub const RECIPIENTS_MAX_DEFAULT: u32 = 1_000;
 pub const MESSAGES_PER_SESSION_MAX_DEFAULT: u32 = 999_999;
 /// Default of `--max-message`, bytes; the smaller of this and an eighth of the ring.
 pub const MESSAGE_BYTES_MAX_DEFAULT: u64 = 50 * MIB;
-/// Stored envelope of one message, bytes; past it RCPT gets 452.
-pub const ENVELOPE_BYTES_MAX: usize = MIB as usize;
+/// Stored envelope of one message, bytes; past it RCPT gets 452. It fits into one record with a chunk of body.
+pub const ENVELOPE_BYTES_MAX: usize = 896 * KIB as usize;
 /// Errors in one session after which it is closed.
 pub const SESSION_ERRORS_MAX: u32 = 100;
 /// Messages of one session that may wait for a commit before the session stops being read.

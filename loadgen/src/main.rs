@@ -1,2 +1,7 @@
 //! The `smtp-loadgen` program.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    smtp_loadgen::cli::main()
+}

@@ -109,6 +109,8 @@ replies! {
     NestedMail = "nested_mail" 503 "5.5.1 " "A transaction is open; RSET clears it";
     /// A command between BDAT chunks that only RSET, NOOP, QUIT and BDAT may interrupt (RFC 3030 2).
     BdatOpen = "bdat_open" 503 "5.5.1 " "BDAT in progress; only BDAT or RSET may follow";
+    /// A command in a transaction whose BDAT was refused (RFC 3030 2).
+    BdatFailed = "bdat_failed" 503 "5.5.1 " "A BDAT was refused; RSET clears the transaction";
     /// DATA for a BINARYMIME message (RFC 3030 3).
     BinaryNeedsBdat = "binary_needs_bdat" 503 "5.5.1 " "BINARYMIME needs BDAT";
     /// BDAT arguments are not a size and an optional LAST.
@@ -126,7 +128,7 @@ replies! {
     /// Ring or pool are past their high-water mark.
     NoSpace = "no_space" 452 "4.3.1 " "Insufficient system storage; try again later";
     /// The commit that would have covered this message failed.
-    CommitFailed = "commit_failed" 451 "4.3.0 " "Storage failed; the message is not stored";
+    CommitFailed = "commit_failed" 451 "4.3.0 " "Storage failed; not stored";
     /// The log stopped after a storage failure, or syncs take too long.
     StorageDown = "storage_down" 451 "4.3.0 " "Storage is not available; try again later";
     /// The same, as the greeting of a new session.

@@ -1,6 +1,7 @@
 //! What a session asks of whoever drives it: the connection, the simulator, a fuzzer, a transcript test.
 
 use super::reply::Reply;
+use crate::clock::Instant;
 
 /// A question the session can't answer from its own state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +89,25 @@ pub struct ContentFacts {
     pub first_offset: Option<u64>,
 }
 
+/// What the session knows about a message that is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageFacts {
+    /// What the content holds.
+    pub content: ContentFacts,
+    /// `FLAG_*` bits of `crate::envelope`.
+    pub flags: u8,
+    /// One of the `BODY_*` values of `crate::envelope`.
+    pub body: u8,
+    /// Accepted recipients, at least 1.
+    pub recipients: u32,
+    /// Declared SIZE, octets (RFC 1870).
+    pub declared_size: Option<u64>,
+    /// When MAIL was accepted.
+    pub transaction_started: Instant,
+    /// When DATA or the first BDAT was accepted.
+    pub data_started: Instant,
+}
+
 /// Why a session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
@@ -164,18 +184,22 @@ pub trait Sink {
     fn ask(&mut self, question: Question<'_>) -> Option<Verdict>;
     /// MAIL is about to be accepted: opens a message. False when there is no chunk for it.
     fn begin_message(&mut self) -> bool;
+    /// Octets of envelope, field headers included, that the envelope may still grow by.
+    fn envelope_room(&self) -> usize;
     /// Appends one envelope field, its value the concatenation of `parts`. False when the envelope is full;
     /// then nothing of it was appended.
     fn envelope_field(&mut self, field: Field, parts: &[&[u8]]) -> bool;
     /// The envelope is complete. `trace` is the Received field, CRLF included, with the message's id missing at
-    /// offset `id_at`.
-    fn begin_body(&mut self, trace: &[u8], id_at: usize);
+    /// offset `id_at`. False when there is no chunk for it; the session then refuses the command and the
+    /// message stays open without a body.
+    fn begin_body(&mut self, trace: &[u8], id_at: usize) -> bool;
     /// Octets of body that `body` can take now.
     fn body_room(&self) -> usize;
     /// Body octets, at most `body_room` of them.
     fn body(&mut self, bytes: &[u8]);
-    /// The message is complete and accepted as far as the session knows.
-    fn end_of_message(&mut self, facts: &ContentFacts) -> Completion;
+    /// The message is complete and accepted as far as the session knows. Whatever the result, the message is no
+    /// longer open: [`Sink::abort_message`] does not follow.
+    fn end_of_message(&mut self, facts: &MessageFacts) -> Completion;
     /// Drops the open message, if any (RSET, EHLO, refusal, oversize, connection lost).
     fn abort_message(&mut self);
     /// Nothing more will be read; the connection closes when the queued replies have left.

@@ -1,0 +1,1054 @@
+//! The command line: arguments to plan, plan to run, run to report and exit code.
+
+use crate::ledger::Ledger;
+use crate::plan::{
+    Addresses, Auth, Count, Mode, Pipelining, Plan, Protocol, Quit, Sizes, TlsMode, Workload,
+};
+use crate::probe;
+use crate::report::{self, Facts};
+use crate::rng;
+use crate::run;
+use crate::sink::{Faults, Running};
+use crate::sys;
+use crate::verdict::{self, State};
+use crate::verify::{self, Store};
+use crate::wire::{Address, Sources, Target};
+use crate::worker::Tuning;
+use lexopt::prelude::*;
+use serde_json::Value;
+use std::fmt;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Everything held.
+pub const OK: u8 = 0;
+/// A `--fail-if` came true.
+pub const THRESHOLD: u8 = 1;
+/// Wrong arguments, or the target can't be reached.
+pub const USAGE: u8 = 2;
+/// The numbers are worth nothing: saturated, unsent, nothing accepted.
+pub const INVALID: u8 = 3;
+/// Messages were lost, duplicated or corrupted.
+pub const LOSS: u8 = 4;
+/// Ended by a signal; the report was written.
+pub const INTERRUPTED: u8 = 130;
+
+const HELP: &str = "\
+smtp-loadgen: an SMTP load generator that says whether it was you or the target
+
+  smtp-loadgen run TARGET [options]      send messages, print a report
+  smtp-loadgen verify --ledger FILE (--maildir DIR | --mbox FILE | --eml DIR | --ring DIR)
+                                         compare acknowledged messages with a store
+
+  smtp-loadgen selftest                  what this machine can send to a sink that does nothing
+  smtp-loadgen sink [ADDR] [options]     be that sink, on 127.0.0.1 and a free port by default
+
+TARGET is HOST:PORT, [IPV6]:PORT or unix:PATH.
+
+How much
+  --sessions N              connections at a time [10; open loop 100]
+  --messages N              end after N messages
+  --duration TIME           end after TIME, such as 10s or 500ms [10s without --messages]
+  --warmup TIME             not measured [0s]
+  --drain TIME              for what is in flight at the end [10s]
+  --timeout TIME            for any one reply [30s]
+  --ramp TIME               spread the session starts over TIME
+  --rate R                  open loop: R messages a second, whatever the target does
+  --poisson                 exponential gaps instead of equal ones
+  --arrival msg|conn        whether each arrival opens its own connection [msg]
+
+What
+  --size SIZE               1000, 4KiB, 1MiB, 1KiB,4KiB (one of), 1KiB-9KiB (even),
+                            lognormal:MEDIAN,SIGMA [1KiB]
+  --sizes FILE              lines of SIZE,SHARE: share of messages at most that large
+  --rcpts N or N-M          recipients of a message [1]
+  --from PATTERN            sender [sender@loadgen.example]; {seq} and {1-1000} vary
+  --to PATTERN              recipients [user{1-1000}@test.example]
+  --from-file, --to-file    one pattern a line
+  --seed N                  [1]
+  --run-id HEX              [from the seed; unique with --ledger]
+
+How
+  --pipelining auto|off     [auto]
+  --chunking                BDAT instead of DATA
+  --messages-per-connection N or N-M    [all]
+  --helo NAME               [loadgen.example]
+  --lmtp                    LHLO, a reply for each recipient
+  --quit wait|reset|none    how connections end [wait]
+  --source NET              connect from these addresses, such as 127.0.0.0/8
+  --congestion NAME         TCP congestion control, such as reno or cubic
+  --connect-attempts N      in a row before a session gives up [30]
+  --threads N               event loops [1]
+  --cpus LIST               bind the loops to these CPUs, such as 1 or 0,1
+  --spin                    never sleep
+  --no-preflight            do not ask the target for its banner first
+  --i-own-this-target       allow public addresses and real domains
+
+Result
+  --ledger FILE             append a line for each 250
+  --json FILE               the report as JSON
+  --fail-if EXPR            exit 1 when EXPR holds: p99>50ms, error_rate>0.1%, rate<9900,
+                            unsent>0; repeat for more
+  --quiet                   only the report
+  --dry-run                 print plan and first message, send nothing
+
+sink: --eml DIR keeps messages; --lose, --duplicate, --corrupt, --reset, --defer, --reject,
+  --shut N do that to every Nth message; --duration TIME ends it [1h]
+
+selftest: --duration TIME for each line [2s], --json FILE
+
+verify
+  --ringmx PATH             the ringmx program that reads a ring
+  --json FILE               the findings as JSON
+
+Exit codes: 0 ok, 1 threshold failed, 2 usage or target unreachable, 3 run invalid,
+4 loss, duplication or corruption, 130 interrupted (the report is written).
+";
+
+/// Why the program ends early.
+#[derive(Debug)]
+pub struct Stop {
+    code: u8,
+    text: String,
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<lexopt::Error> for Stop {
+    fn from(error: lexopt::Error) -> Self {
+        usage(error.to_string())
+    }
+}
+
+fn usage(text: impl Into<String>) -> Stop {
+    Stop {
+        code: USAGE,
+        text: text.into(),
+    }
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let argv: Vec<String> = std::env::args().collect();
+    match command(argv) {
+        Ok(code) => ExitCode::from(code),
+        Err(stop) => {
+            eprintln!("smtp-loadgen: {stop}");
+            ExitCode::from(stop.code)
+        }
+    }
+}
+
+fn command(argv: Vec<String>) -> Result<u8, Stop> {
+    let mut parser = lexopt::Parser::from_env();
+    match parser.next()? {
+        Some(Value(word)) => match word.string()?.as_str() {
+            "run" => run_command(parser, argv),
+            "verify" => verify_command(parser),
+            "sink" => sink_command(parser),
+            "selftest" => selftest_command(parser),
+            "help" => help(),
+            other => Err(usage(format!(
+                "no command `{other}`; see smtp-loadgen --help"
+            ))),
+        },
+        Some(Long("help") | Short('h')) => help(),
+        Some(Long("version") | Short('V')) => {
+            println!("smtp-loadgen {}", env!("CARGO_PKG_VERSION"));
+            Ok(OK)
+        }
+        Some(other) => Err(other.unexpected().into()),
+        None => Err(usage("no command; see smtp-loadgen --help")),
+    }
+}
+
+fn help() -> Result<u8, Stop> {
+    print!("{HELP}");
+    Ok(OK)
+}
+
+/// Reads `500ms`, `10s`, `2m`, `1h`, `250us`; a bare number is seconds. Returns ns.
+pub fn parse_time(text: &str) -> Option<u64> {
+    let at = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let number: f64 = text[..at].parse().ok()?;
+    let unit = match &text[at..] {
+        "ns" => 1.0,
+        "us" => 1e3,
+        "ms" => 1e6,
+        "" | "s" => 1e9,
+        "m" => 60e9,
+        "h" => 3600e9,
+        _ => return None,
+    };
+    let ns = number * unit;
+    (0.0..=1e18).contains(&ns).then_some(ns as u64)
+}
+
+/// Reads `1000`, `4k`, `4KiB`, `1MB`, `1MiB`.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let at = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let number: f64 = text[..at].parse().ok()?;
+    let unit = match text[at..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "kb" => 1e3,
+        "m" | "mib" => 1024.0 * 1024.0,
+        "mb" => 1e6,
+        _ => return None,
+    };
+    let bytes = number * unit;
+    (0.0..=1e12).contains(&bytes).then_some(bytes as u64)
+}
+
+fn parse_sizes(text: &str) -> Option<Sizes> {
+    if let Some(rest) = text.strip_prefix("lognormal:") {
+        let (median, sigma) = rest.split_once(',')?;
+        let (median, sigma) = (parse_size(median)? as f64, sigma.parse::<f64>().ok()?);
+        return (median >= 1.0 && (0.0..=10.0).contains(&sigma))
+            .then_some(Sizes::Lognormal(median, sigma));
+    }
+    if text.contains(',') {
+        return text
+            .split(',')
+            .map(parse_size)
+            .collect::<Option<_>>()
+            .map(Sizes::List);
+    }
+    if let Some((low, high)) = text.split_once('-') {
+        let (low, high) = (parse_size(low)?, parse_size(high)?);
+        return (low <= high).then_some(Sizes::Uniform(low, high));
+    }
+    parse_size(text).map(Sizes::Fixed)
+}
+
+/// Reads `size,share` lines.
+pub fn parse_size_table(text: &str) -> Result<Sizes, String> {
+    let mut points: Vec<(u64, f64)> = Vec::new();
+    for line in text
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+    {
+        let point = line
+            .split_once(',')
+            .and_then(|(size, share)| Some((parse_size(size.trim())?, share.trim().parse().ok()?)));
+        let Some((size, share)) = point else {
+            return Err(format!("`{line}` is not SIZE,SHARE"));
+        };
+        if points.last().is_some_and(|(s, p)| size <= *s || share < *p)
+            || !(0.0..=1.0).contains(&share)
+        {
+            return Err(format!(
+                "`{line}`: sizes and shares must rise, shares end at 1"
+            ));
+        }
+        points.push((size, share));
+    }
+    match points.last() {
+        Some((_, share)) if *share >= 0.999_999 => Ok(Sizes::Table(points)),
+        _ => Err("the last share must be 1".into()),
+    }
+}
+
+fn parse_count(text: &str) -> Option<Count> {
+    match text.split_once('-') {
+        Some((low, high)) => {
+            let (low, high) = (low.parse().ok()?, high.parse().ok()?);
+            (low <= high).then_some(Count::Range(low, high))
+        }
+        None => text.parse().ok().map(Count::Fixed),
+    }
+}
+
+fn parse_address(text: &str) -> Result<Address, Stop> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return Ok(Address::Unix(path.into()));
+    }
+    let text = text.strip_prefix("inet:").unwrap_or(text);
+    let mut found = text.to_socket_addrs().map_err(|error| {
+        usage(format!(
+            "target `{text}`: {error}; write HOST:PORT or unix:PATH"
+        ))
+    })?;
+    found
+        .next()
+        .map(Address::Tcp)
+        .ok_or_else(|| usage(format!("target `{text}` has no address")))
+}
+
+/// Whether mail sent there can't reach a stranger.
+fn is_private(address: &Address) -> bool {
+    match address {
+        Address::Unix(_) => true,
+        Address::Tcp(addr) => match addr.ip() {
+            IpAddr::V4(ip) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
+            IpAddr::V6(ip) => {
+                ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local()
+            }
+        },
+    }
+}
+
+/// Whether RFC 2606 or RFC 6761 reserves the domain.
+fn is_reserved(domain: &str) -> bool {
+    let domain = domain.to_ascii_lowercase();
+    let last = domain.rsplit('.').next().unwrap_or("");
+    matches!(last, "example" | "test" | "invalid" | "localhost")
+        || ["example.com", "example.net", "example.org"]
+            .iter()
+            .any(|known| domain == *known || domain.ends_with(&format!(".{known}")))
+        || domain.starts_with('[')
+        || domain.is_empty()
+}
+
+/// Everything that `run` and its relatives take from the command line.
+pub struct Options {
+    /// The plan; `sessions` is 0 when it was not given.
+    pub plan: Plan,
+    /// TARGET as given.
+    pub target: String,
+    tuning: Tuning,
+    sources: Option<Sources>,
+    congestion: Option<String>,
+    threads: usize,
+    preflight: bool,
+    owned: bool,
+    quiet: bool,
+    dry_run: bool,
+    ledger: Option<PathBuf>,
+    json: Option<PathBuf>,
+    fail_if: Vec<Threshold>,
+    run_id: Option<u64>,
+    rate: Option<f64>,
+    poisson: bool,
+    by_connection: bool,
+}
+
+/// One `--fail-if`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Threshold {
+    text: String,
+    name: String,
+    above: bool,
+    limit: f64,
+}
+
+impl Threshold {
+    /// Reads `p99>50ms`, `error_rate>0.1%`, `rate<9900`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let at = text.find(['<', '>'])?;
+        let name = text[..at].trim().to_owned();
+        let value = text[at + 1..].trim();
+        let limit = if is_latency(&name) {
+            parse_time(value)? as f64
+        } else if let Some(percent) = value.strip_suffix('%') {
+            percent.trim().parse::<f64>().ok()? / 100.0
+        } else {
+            value.parse().ok()?
+        };
+        let known = is_latency(&name) || COUNTS.contains(&name.as_str());
+        let above = text.as_bytes()[at] == b'>';
+        known.then_some(Self {
+            text: text.to_owned(),
+            name,
+            above,
+            limit,
+        })
+    }
+
+    /// Returns the observed value; nothing when the run has too few messages to tell.
+    fn observe(&self, report: &Value) -> Option<f64> {
+        let totals = &report["totals"];
+        let number = |name: &str| totals[name].as_f64().unwrap_or(0.0);
+        if is_latency(&self.name) {
+            let (table, name) = match self.name.split_once('.') {
+                Some((table, name)) if name.starts_with(['p', 'm']) => (table, name),
+                _ => ("", self.name.as_str()),
+            };
+            let latency = &report["latency"];
+            let table = match table {
+                "" if latency["response"].is_object() => &latency["response"],
+                "" => &latency["service"],
+                "end_of_data" | "response" | "service" => &latency[table],
+                phase => &latency["phases"][phase],
+            };
+            let key = format!("{}_ns", name.replace('.', "_"));
+            return table[key.as_str()].as_f64();
+        }
+        let bad = number("attempted") - number("accepted");
+        Some(match self.name.as_str() {
+            "rate" => number("accepted_per_s"),
+            "error_rate" => bad / number("attempted").max(1.0),
+            "errors" => bad,
+            other => number(other),
+        })
+    }
+}
+
+const COUNTS: [&str; 9] = [
+    "rate",
+    "error_rate",
+    "errors",
+    "accepted",
+    "deferred",
+    "rejected",
+    "failed",
+    "unsent",
+    "unfinished",
+];
+
+fn is_latency(name: &str) -> bool {
+    let last = match name.split_once('.') {
+        Some((table, rest)) if !table.starts_with('p') => rest,
+        _ => name,
+    };
+    matches!(
+        last,
+        "p50" | "p75" | "p90" | "p95" | "p99" | "p99.9" | "p99.99" | "p99.999" | "max" | "mean"
+    )
+}
+
+/// Fills in `thresholds` and returns whether all passed. A value that can't be told fails.
+pub fn apply_thresholds(report: &mut Value, thresholds: &[Threshold]) -> bool {
+    let mut all = true;
+    let mut rows = Vec::new();
+    for threshold in thresholds {
+        let observed = threshold.observe(report);
+        let fails = observed.is_none_or(|value| {
+            if threshold.above {
+                value > threshold.limit
+            } else {
+                value < threshold.limit
+            }
+        });
+        all &= !fails;
+        rows.push(serde_json::json!({
+            "expr": threshold.text, "observed": observed, "pass": !fails,
+        }));
+    }
+    report["thresholds"] = rows.into();
+    all
+}
+
+fn default_plan() -> Plan {
+    Plan {
+        seed: 1,
+        run: 0,
+        mode: Mode::Closed,
+        sessions: 0,
+        messages: None,
+        duration_ns: None,
+        warmup_ns: 0,
+        drain_ns: 10_000_000_000,
+        timeout_ns: 30_000_000_000,
+        ramp_ns: 0,
+        sizes: Sizes::Fixed(1024),
+        recipients: Count::Fixed(1),
+        per_connection: Count::Fixed(0),
+        from: Addresses::parse("sender@loadgen.example").expect("invariant: a valid pattern"),
+        to: Addresses::parse("user{1-1000}@test.example").expect("invariant: a valid pattern"),
+        helo: "loadgen.example".into(),
+        protocol: Protocol::Smtp,
+        pipelining: Pipelining::Auto,
+        chunking: false,
+        tls: TlsMode::Off,
+        auth: None,
+        xclient: None,
+        quit: Quit::Wait,
+    }
+}
+
+fn bad<T>(value: Option<T>, flag: &str, text: &str) -> Result<T, Stop> {
+    value.ok_or_else(|| usage(format!("--{flag}: `{text}` is not understood")))
+}
+
+fn read_text(path: &Path) -> Result<String, Stop> {
+    std::fs::read_to_string(path).map_err(|error| usage(format!("{}: {error}", path.display())))
+}
+
+impl Options {
+    fn new() -> Self {
+        Self {
+            plan: default_plan(),
+            target: String::new(),
+            tuning: Tuning {
+                spin: false,
+                cpus: Vec::new(),
+                attempts_max: 30,
+            },
+            sources: None,
+            congestion: None,
+            threads: 1,
+            preflight: true,
+            owned: false,
+            quiet: false,
+            dry_run: false,
+            ledger: None,
+            json: None,
+            fail_if: Vec::new(),
+            run_id: None,
+            rate: None,
+            poisson: false,
+            by_connection: false,
+        }
+    }
+
+    /// Reads all arguments.
+    fn parse(parser: &mut lexopt::Parser) -> Result<Self, Stop> {
+        let mut options = Self::new();
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Value(word) if options.target.is_empty() => options.target = word.string()?,
+                Long(flag) => {
+                    let flag = flag.to_owned();
+                    options.flag(&flag, parser)?;
+                }
+                other => return Err(other.unexpected().into()),
+            }
+        }
+        options.complete()
+    }
+
+    fn flag(&mut self, flag: &str, parser: &mut lexopt::Parser) -> Result<(), Stop> {
+        let plan = &mut self.plan;
+        match flag {
+            "chunking" => plan.chunking = true,
+            "lmtp" => plan.protocol = Protocol::Lmtp,
+            "poisson" => self.poisson = true,
+            "spin" => self.tuning.spin = true,
+            "no-preflight" => self.preflight = false,
+            "i-own-this-target" => self.owned = true,
+            "quiet" => self.quiet = true,
+            "dry-run" => self.dry_run = true,
+            _ => {
+                let text = parser.value()?.string()?;
+                return self.valued(flag, &text);
+            }
+        }
+        Ok(())
+    }
+
+    fn valued(&mut self, flag: &str, text: &str) -> Result<(), Stop> {
+        let plan = &mut self.plan;
+        let time = || bad(parse_time(text), flag, text);
+        match flag {
+            "sessions" => plan.sessions = bad(text.parse().ok().filter(|n| *n > 0), flag, text)?,
+            "messages" => plan.messages = Some(bad(text.parse().ok(), flag, text)?),
+            "duration" => plan.duration_ns = Some(time()?),
+            "warmup" => plan.warmup_ns = time()?,
+            "drain" => plan.drain_ns = time()?,
+            "timeout" => plan.timeout_ns = time()?.max(1_000_000),
+            "ramp" => plan.ramp_ns = time()?,
+            "rate" => {
+                let rate = text
+                    .parse::<f64>()
+                    .ok()
+                    .filter(|rate| *rate > 0.0 && *rate <= 1e7);
+                self.rate = Some(bad(rate, flag, text)?);
+            }
+            "arrival" => {
+                self.by_connection = match text {
+                    "msg" => false,
+                    "conn" => true,
+                    _ => return Err(usage("--arrival takes msg or conn")),
+                }
+            }
+            "size" => plan.sizes = bad(parse_sizes(text), flag, text)?,
+            "sizes" => {
+                plan.sizes = parse_size_table(&read_text(Path::new(text))?).map_err(usage)?
+            }
+            "rcpts" => {
+                let count = parse_count(text).filter(|count| count.most() > 0);
+                plan.recipients = bad(count, flag, text)?;
+            }
+            "from" => plan.from = Addresses::parse(text).map_err(usage)?,
+            "to" => plan.to = Addresses::parse(text).map_err(usage)?,
+            "from-file" => {
+                plan.from = Addresses::parse_list(&read_text(Path::new(text))?).map_err(usage)?;
+            }
+            "to-file" => {
+                plan.to = Addresses::parse_list(&read_text(Path::new(text))?).map_err(usage)?;
+            }
+            "seed" => plan.seed = bad(text.parse().ok(), flag, text)?,
+            "run-id" => self.run_id = Some(bad(u64::from_str_radix(text, 16).ok(), flag, text)?),
+            "pipelining" => {
+                plan.pipelining = match text {
+                    "auto" => Pipelining::Auto,
+                    "off" => Pipelining::Off,
+                    _ => return Err(usage("--pipelining takes auto or off")),
+                }
+            }
+            "messages-per-connection" => {
+                plan.per_connection = bad(parse_count(text), flag, text)?;
+            }
+            "helo" => plan.helo = text.to_owned(),
+            "quit" => {
+                plan.quit = match text {
+                    "wait" => Quit::Wait,
+                    "reset" => Quit::Reset,
+                    "none" => Quit::None,
+                    _ => return Err(usage("--quit takes wait, reset or none")),
+                }
+            }
+            "auth" => {
+                let login = match text.split_once(':') {
+                    Some(("login", _)) => true,
+                    Some(("plain", _)) => false,
+                    _ => {
+                        return Err(usage(
+                            "--auth takes plain:USER:PASSWORD or login:USER:PASSWORD",
+                        ));
+                    }
+                };
+                let mut words = text.splitn(3, ':').skip(1);
+                let user = words.next().unwrap_or("").to_owned();
+                let password = words.next().unwrap_or("").to_owned();
+                plan.auth = Some(Auth {
+                    login,
+                    user,
+                    password,
+                });
+            }
+            "source" => self.sources = Some(bad(Sources::parse(text), flag, text)?),
+            "congestion" => self.congestion = Some(text.to_owned()),
+            "connect-attempts" => self.tuning.attempts_max = bad(text.parse().ok(), flag, text)?,
+            "threads" => self.threads = bad(text.parse().ok().filter(|n| *n > 0), flag, text)?,
+            "cpus" => {
+                let list: Option<Vec<usize>> =
+                    text.split(',').map(|cpu| cpu.parse().ok()).collect();
+                self.tuning.cpus = bad(list, flag, text)?;
+            }
+            "ledger" => self.ledger = Some(text.into()),
+            "json" => self.json = Some(text.into()),
+            "fail-if" => self.fail_if.push(bad(Threshold::parse(text), flag, text)?),
+            _ => {
+                return Err(usage(format!(
+                    "no option `--{flag}`; see smtp-loadgen --help"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills in what depends on other arguments.
+    fn complete(mut self) -> Result<Self, Stop> {
+        if self.target.is_empty() {
+            return Err(usage("no TARGET; write HOST:PORT or unix:PATH"));
+        }
+        let plan = &mut self.plan;
+        if let Some(rate) = self.rate {
+            let (poisson, by_connection) = (self.poisson, self.by_connection);
+            plan.mode = Mode::Open {
+                rate,
+                poisson,
+                by_connection,
+            };
+        } else if self.poisson || self.by_connection {
+            return Err(usage("--poisson and --arrival need --rate"));
+        }
+        if plan.sessions == 0 {
+            plan.sessions = if self.rate.is_some() { 100 } else { 10 };
+        }
+        if plan.messages.is_none() && plan.duration_ns.is_none() {
+            plan.duration_ns = Some(10_000_000_000);
+        }
+        plan.run = match (self.run_id, &self.ledger) {
+            (Some(run), _) => run,
+            (None, None) => rng::mix(plan.seed),
+            // Two runs into one store must not be taken for each other.
+            (None, Some(_)) => {
+                let now = SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap_or_default();
+                rng::mix(now.as_nanos() as u64 ^ u64::from(std::process::id()) << 40)
+            }
+        };
+        Ok(self)
+    }
+}
+
+fn run_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
+    let options = Options::parse(&mut parser)?;
+    let address = parse_address(&options.target)?;
+    if !options.owned {
+        if !is_private(&address) {
+            return Err(usage(format!(
+                "{address} is a public address; load it only if it is yours: --i-own-this-target"
+            )));
+        }
+        let foreign = options
+            .plan
+            .to
+            .domains()
+            .chain(options.plan.from.domains())
+            .find(|d| !is_reserved(d));
+        if let Some(domain) = foreign {
+            return Err(usage(format!(
+                "{domain} is not a reserved domain (RFC 2606), so a relay could mail strangers; \
+                 use .example or .test, or --i-own-this-target"
+            )));
+        }
+    }
+    if options.dry_run {
+        return dry_run(&options);
+    }
+    let files = sys::raise_descriptor_limit();
+    if u64::from(options.plan.sessions) + 32 > files {
+        return Err(usage(format!(
+            "{} sessions need more than the {files} file descriptors allowed; raise `ulimit -n`",
+            options.plan.sessions
+        )));
+    }
+    let greeting = match (&address, options.preflight) {
+        (address, true) => probe::ask(address, &options.plan)
+            .map_err(|error| usage(format!("target {address} can't be used: {error}")))?,
+        _ => probe::Greeting::default(),
+    };
+    sys::catch_interrupts();
+    let ledger = match &options.ledger {
+        None => None,
+        Some(path) => {
+            let heading = format!(
+                "run={:016x} seed={} plan={:016x} target={address}",
+                options.plan.run,
+                options.plan.seed,
+                options.plan.hash()
+            );
+            let made = Ledger::create(path, &heading);
+            Some(made.map_err(|error| usage(format!("ledger {}: {error}", path.display())))?)
+        }
+    };
+    let load = Arc::new(Workload::new(options.plan.clone()));
+    let target = Arc::new(Target {
+        address: address.clone(),
+        sources: options.sources,
+        congestion: options.congestion.clone(),
+    });
+    let mut display = crate::live::Display::new(options.quiet, &address.to_string(), &options.plan);
+    let done = run::run(
+        load,
+        target,
+        &options.tuning,
+        options.threads,
+        ledger.as_ref(),
+        |shared, elapsed| display.tick(shared, elapsed),
+    );
+    display.clear();
+    let done = done.map_err(|error| Stop {
+        code: INVALID,
+        text: format!("run failed: {error}"),
+    })?;
+    let open = matches!(options.plan.mode, Mode::Open { .. });
+    let verdict = verdict::judge(&done.recorder, open);
+    let facts = Facts {
+        plan: &options.plan,
+        target: address.to_string(),
+        banner: greeting.banner,
+        ehlo: greeting.ehlo,
+        argv,
+        threads: options.threads,
+        interrupted: done.interrupted,
+        ledger: options
+            .ledger
+            .as_ref()
+            .map(|path| path.display().to_string()),
+        ceiling: None,
+    };
+    let mut report = report::run(&facts, &done.recorder, &verdict);
+    let passed = apply_thresholds(&mut report, &options.fail_if);
+    print!("{}", report::text(&report));
+    if let Some(path) = &options.json {
+        write_json(path, &report)?;
+    }
+    Ok(match verdict.state {
+        _ if done.interrupted => INTERRUPTED,
+        State::Valid if passed => OK,
+        State::Valid => THRESHOLD,
+        _ => INVALID,
+    })
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), Stop> {
+    let text = format!("{value:#}\n");
+    std::fs::write(path, text).map_err(|error| Stop {
+        code: INVALID,
+        text: format!("{}: {error}", path.display()),
+    })
+}
+
+fn dry_run(options: &Options) -> Result<u8, Stop> {
+    let plan = &options.plan;
+    println!("plan {:016x}  {}", plan.hash(), plan.text());
+    let spec = plan.message(0);
+    let (mut from, mut to) = (Vec::new(), Vec::new());
+    plan.sender(0, &mut from);
+    plan.recipient(0, 0, &mut to);
+    let filler = crate::message::Filler::new();
+    let text = crate::message::whole(&filler, plan.run, 0, spec.size, &from, &to);
+    println!(
+        "first of the messages, {} bytes, {} recipient(s):",
+        text.len(),
+        spec.recipients
+    );
+    print!("{}", String::from_utf8_lossy(&text[..text.len().min(2000)]));
+    Ok(OK)
+}
+
+fn verify_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
+    let (mut ledger, mut store, mut program, mut json) = (None, None, None, None);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("ledger") => ledger = Some(PathBuf::from(parser.value()?)),
+            Long("maildir") => store = Some(Store::Maildir(parser.value()?.into())),
+            Long("mbox") => store = Some(Store::Mbox(parser.value()?.into())),
+            Long("eml") => store = Some(Store::Eml(parser.value()?.into())),
+            Long("ring") => store = Some(Store::Ring(parser.value()?.into(), None)),
+            Long("ringmx") => program = Some(PathBuf::from(parser.value()?)),
+            Long("json") => json = Some(PathBuf::from(parser.value()?)),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let ledger = ledger.ok_or_else(|| usage("verify needs --ledger FILE"))?;
+    let store = match store {
+        Some(Store::Ring(ring, _)) => Store::Ring(ring, program),
+        Some(store) => store,
+        None => return Err(usage("verify needs --maildir, --mbox, --eml or --ring")),
+    };
+    let findings =
+        verify::verify(&ledger, &store).map_err(|error| usage(format!("can't verify: {error}")))?;
+    print!("{}", findings.text());
+    if let Some(path) = json {
+        write_json(&path, &findings.json())?;
+    }
+    Ok(if findings.is_clean() { OK } else { LOSS })
+}
+
+fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
+    let mut address = "127.0.0.1:0".to_owned();
+    let mut faults = Faults::default();
+    let (mut store, mut limit) = (None, 3_600_000_000_000);
+    while let Some(argument) = parser.next()? {
+        let place = match argument {
+            Value(word) => {
+                address = word.string()?;
+                continue;
+            }
+            Long("eml") => {
+                store = Some(PathBuf::from(parser.value()?));
+                continue;
+            }
+            Long("duration") => {
+                let text = parser.value()?.string()?;
+                limit = bad(parse_time(&text), "duration", &text)?;
+                continue;
+            }
+            Long("lose") => &mut faults.lose,
+            Long("duplicate") => &mut faults.duplicate,
+            Long("corrupt") => &mut faults.corrupt,
+            Long("reset") => &mut faults.reset,
+            Long("defer") => &mut faults.defer,
+            Long("reject") => &mut faults.reject,
+            Long("shut") => &mut faults.shut,
+            other => return Err(other.unexpected().into()),
+        };
+        *place = parser.value()?.parse()?;
+    }
+    let sink = Running::bind(&address, faults, store)
+        .map_err(|error| usage(format!("sink {address}: {error}")))?;
+    println!("sink listens on {}", sink.address);
+    sys::catch_interrupts();
+    let start = std::time::Instant::now();
+    while !sys::interrupted() && (start.elapsed().as_nanos() as u64) < limit && !sink.is_finished()
+    {
+        std::thread::park_timeout(std::time::Duration::from_millis(50));
+    }
+    let (connections, messages) = (
+        sink.seen
+            .connections
+            .load(std::sync::atomic::Ordering::Relaxed),
+        sink.seen
+            .messages
+            .load(std::sync::atomic::Ordering::Relaxed),
+    );
+    sink.stop().map_err(|error| Stop {
+        code: INVALID,
+        text: format!("sink: {error}"),
+    })?;
+    println!("sink saw {messages} messages on {connections} connections");
+    Ok(OK)
+}
+
+/// The workloads of `selftest`: name, sessions, plan.
+pub fn selftest_plans() -> Vec<(&'static str, Plan)> {
+    let base = Plan {
+        run: 1,
+        sessions: 64,
+        ..default_plan()
+    };
+    let mut plans = vec![
+        (
+            "kept, lock-step, 1 KiB",
+            Plan {
+                pipelining: Pipelining::Off,
+                ..base.clone()
+            },
+        ),
+        ("kept, pipelined, 1 KiB", base.clone()),
+        (
+            "kept, pipelined BDAT, 1 KiB",
+            Plan {
+                chunking: true,
+                ..base.clone()
+            },
+        ),
+        (
+            "connection per message, 1 KiB",
+            Plan {
+                per_connection: Count::Fixed(1),
+                ..base.clone()
+            },
+        ),
+        (
+            "kept, pipelined, 1 MiB",
+            Plan {
+                sizes: Sizes::Fixed(1 << 20),
+                ..base
+            },
+        ),
+    ];
+    plans[4].1.sessions = 16;
+    plans
+}
+
+fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
+    let (mut each, mut json) = (2_000_000_000, None);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("duration") => {
+                let text = parser.value()?.string()?;
+                each = bad(parse_time(&text), "duration", &text)?;
+            }
+            Long("json") => json = Some(PathBuf::from(parser.value()?)),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    sys::raise_descriptor_limit();
+    sys::catch_interrupts();
+    println!(
+        "{:<32} {:>10} {:>12} {:>11}",
+        "workload", "msg/s", "generator", "us of CPU"
+    );
+    let mut rows = Vec::new();
+    for (name, mut plan) in selftest_plans() {
+        plan.duration_ns = Some(each);
+        plan.warmup_ns = each / 10;
+        let failed = |error| Stop {
+            code: INVALID,
+            text: format!("selftest: {error}"),
+        };
+        let sink = Running::start(Faults::default(), None).map_err(failed)?;
+        let target = Arc::new(Target {
+            address: Address::Tcp(sink.address),
+            sources: Sources::parse("127.0.0.0/8"),
+            congestion: None,
+        });
+        let tuning = Options::new().tuning;
+        let load = Arc::new(Workload::new(plan));
+        let done = run::run(load, target, &tuning, 1, None, |_, _| {}).map_err(failed)?;
+        sink.stop().map_err(failed)?;
+        let totals = &done.recorder.totals;
+        let window = done.recorder.window.1 - done.recorder.window.0;
+        let rate = totals.window_accepted as f64 * 1e9 / window.max(1) as f64;
+        let (used, _) = verdict::busiest(&done.recorder);
+        let cpu_us = used * 1e6 / rate.max(1.0);
+        println!(
+            "{name:<32} {:>10} {:>10.0} % {cpu_us:>11.1}",
+            report::grouped(rate),
+            used * 100.0
+        );
+        rows.push(serde_json::json!({
+            "workload": name, "accepted_per_s": rate, "cpu_share": used, "cpu_ns_per_message":
+            (cpu_us * 1000.0) as u64,
+        }));
+        if done.interrupted {
+            return Ok(INTERRUPTED);
+        }
+    }
+    println!("the sink runs in this process on a thread of its own; one generator thread");
+    if let Some(path) = json {
+        let value = serde_json::json!({ "schema": "smtp-loadgen/selftest/1", "rows": rows });
+        write_json(&path, &value)?;
+    }
+    Ok(OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes_are_read() {
+        assert_eq!(parse_time("500ms"), Some(500_000_000));
+        assert_eq!(parse_time("1.5"), Some(1_500_000_000));
+        assert_eq!(parse_time("2m"), Some(120_000_000_000));
+        assert_eq!(parse_time("2x"), None);
+        assert_eq!(parse_size("1KiB"), Some(1024));
+        assert_eq!(parse_size("2MB"), Some(2_000_000));
+        assert_eq!(parse_size(""), None);
+        assert_eq!(parse_sizes("1k,2k"), Some(Sizes::List(vec![1024, 2048])));
+        assert_eq!(parse_sizes("1k-2k"), Some(Sizes::Uniform(1024, 2048)));
+        assert_eq!(parse_sizes("2k-1k"), None);
+        assert!(parse_size_table("1k,0.5\n2k,1\n").is_ok());
+        assert!(parse_size_table("1k,0.5\n2k,0.9\n").is_err());
+        assert!(parse_size_table("2k,0.5\n1k,1\n").is_err());
+    }
+
+    #[test]
+    fn public_targets_and_real_domains_are_told_from_safe_ones() {
+        let tcp = |text: &str| Address::Tcp(text.parse().unwrap());
+        assert!(is_private(&tcp("127.0.0.1:25")));
+        assert!(is_private(&tcp("10.1.2.3:25")));
+        assert!(is_private(&tcp("[::1]:25")));
+        assert!(!is_private(&tcp("192.0.2.1:25")));
+        assert!(is_reserved("mail.example"));
+        assert!(is_reserved("a.example.com"));
+        assert!(!is_reserved("notexample.com"));
+    }
+
+    #[test]
+    fn thresholds_compare_what_they_name() {
+        let mut report = serde_json::json!({
+            "totals": { "accepted_per_s": 500.0, "attempted": 1000, "accepted": 999 },
+            "latency": { "service": { "p99_ns": 2_000_000, "p99_9_ns": 3_000_000 } },
+        });
+        let list = |texts: &[&str]| -> Vec<Threshold> {
+            texts
+                .iter()
+                .map(|text| Threshold::parse(text).unwrap())
+                .collect()
+        };
+        assert!(apply_thresholds(
+            &mut report,
+            &list(&["p99>5ms", "rate<400", "error_rate>0.2%"])
+        ));
+        assert!(!apply_thresholds(&mut report, &list(&["p99>1ms"])));
+        assert!(!apply_thresholds(&mut report, &list(&["rate<501"])));
+        assert!(!apply_thresholds(&mut report, &list(&["p99.9>2ms"])));
+        assert!(!apply_thresholds(&mut report, &list(&["errors>0"])));
+        // Too few messages to tell: that is no pass.
+        assert!(!apply_thresholds(&mut report, &list(&["p99.99>1s"])));
+        assert_eq!(Threshold::parse("speed>1"), None);
+        assert_eq!(Threshold::parse("p99=1"), None);
+    }
+}

@@ -1,0 +1,1002 @@
+//! SMTP client session: turns a planned message and a server's replies into bytes to send.
+//!
+//! Promises: does no IO and reads no clock; accepts input cut at any byte; allocates nothing per
+//! message once its buffers have grown; every transaction that begins ends in exactly one
+//! `Events::finished`. Does not: decide what to send next, connect, or time out (see `worker`).
+
+use crate::message::{self, Cursor, Stamp};
+use crate::plan::{Pipelining, Plan, Protocol, Spec, TlsMode, Workload};
+use crate::reply::{ReplyError, ReplyReader};
+
+/// What a latency or a reply belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(usize)]
+pub enum Phase {
+    /// TCP or UNIX connect.
+    Connect,
+    /// Connected to greeting.
+    Greeting,
+    /// EHLO, HELO or LHLO.
+    Ehlo,
+    /// STARTTLS command and TLS handshake.
+    Tls,
+    /// The AUTH exchange.
+    Auth,
+    /// XCLIENT.
+    Xclient,
+    /// MAIL.
+    Mail,
+    /// RCPT.
+    Rcpt,
+    /// DATA to its 354.
+    Data,
+    /// First to last byte of the message written.
+    Body,
+    /// End of data written to the final reply.
+    EndOfData,
+    /// RSET.
+    Rset,
+    /// QUIT.
+    Quit,
+    /// First byte of a transaction to its final reply.
+    Transaction,
+    /// Planned start to final reply, open loop.
+    Response,
+}
+
+/// Number of phases.
+pub const PHASES: usize = 15;
+
+impl Phase {
+    /// All phases in order.
+    pub const ALL: [Self; PHASES] = [
+        Self::Connect,
+        Self::Greeting,
+        Self::Ehlo,
+        Self::Tls,
+        Self::Auth,
+        Self::Xclient,
+        Self::Mail,
+        Self::Rcpt,
+        Self::Data,
+        Self::Body,
+        Self::EndOfData,
+        Self::Rset,
+        Self::Quit,
+        Self::Transaction,
+        Self::Response,
+    ];
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Greeting => "greeting",
+            Self::Ehlo => "ehlo",
+            Self::Tls => "tls",
+            Self::Auth => "auth",
+            Self::Xclient => "xclient",
+            Self::Mail => "mail",
+            Self::Rcpt => "rcpt",
+            Self::Data => "data-354",
+            Self::Body => "body-written",
+            Self::EndOfData => "end-of-data",
+            Self::Rset => "rset",
+            Self::Quit => "quit",
+            Self::Transaction => "transaction",
+            Self::Response => "response",
+        }
+    }
+}
+
+/// Why a connection ended before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// Connection refused.
+    Refused,
+    /// Connection reset.
+    Reset,
+    /// The server closed the connection.
+    Closed,
+    /// No reply in time.
+    Timeout,
+    /// Bytes that are no SMTP reply, or a reply that nothing asked for.
+    Protocol,
+    /// The TLS handshake or a TLS record failed.
+    Tls,
+    /// The server's answer makes going on useless (a refused greeting, AUTH, STARTTLS).
+    Unusable,
+    /// The host or network can't be reached.
+    Unreachable,
+    /// This process has no file descriptor left.
+    OutOfDescriptors,
+    /// This machine has no port left.
+    OutOfPorts,
+    /// Any other error of this machine.
+    Local,
+}
+
+impl Fault {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Reset => "reset",
+            Self::Closed => "closed-by-target",
+            Self::Timeout => "timeout",
+            Self::Protocol => "protocol-violation",
+            Self::Tls => "tls-failure",
+            Self::Unusable => "session-refused",
+            Self::Unreachable => "unreachable",
+            Self::OutOfDescriptors => "out-of-descriptors",
+            Self::OutOfPorts => "out-of-ports",
+            Self::Local => "local-error",
+        }
+    }
+
+    /// Whether the cause is on this side.
+    pub fn is_generator_side(self) -> bool {
+        matches!(
+            self,
+            Self::OutOfDescriptors | Self::OutOfPorts | Self::Local
+        )
+    }
+}
+
+/// How a transaction ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// 2xx after the end of data.
+    Accepted,
+    /// 4xx; the phase it came in.
+    Deferred(Phase, u16),
+    /// 5xx; the phase it came in.
+    Rejected(Phase, u16),
+    /// The connection failed; the phase it was in.
+    Failed(Phase, Fault),
+}
+
+/// The end of one transaction.
+#[derive(Clone, Copy, Debug)]
+pub struct Finished<'a> {
+    /// Which message.
+    pub spec: Spec,
+    /// What it said of itself; absent when it was never rendered.
+    pub stamp: Option<Stamp>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Text of the reply that ended it.
+    pub text: &'a [u8],
+    /// When its first byte was sent.
+    pub started_ns: u64,
+    /// When it was planned to start; `started_ns` in a closed loop.
+    pub intended_ns: u64,
+    /// When it ended.
+    pub now_ns: u64,
+}
+
+/// Receives what a session measures.
+pub trait Events {
+    /// A phase took this long.
+    fn latency(&mut self, phase: Phase, ns: u64);
+    /// A reply arrived.
+    fn reply(&mut self, phase: Phase, code: u16, text: &[u8]);
+    /// A transaction ended.
+    fn finished(&mut self, finished: Finished<'_>);
+}
+
+/// What a session wants from its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// More input.
+    Input,
+    /// A message or a farewell.
+    Work,
+    /// A TLS handshake, then `tls_established`.
+    Tls,
+    /// The connection closed.
+    Close(Close),
+}
+
+/// Why a session wants to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// QUIT was answered.
+    Done,
+    /// The server said 421: come back later.
+    Later,
+    /// Going on makes no sense.
+    Fault(Fault),
+}
+
+/// What the session waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The connection.
+    Connecting,
+    /// The greeting.
+    Greeting,
+    /// The reply to EHLO or LHLO.
+    Ehlo,
+    /// The reply to HELO.
+    Helo,
+    /// The reply to STARTTLS.
+    StartTls,
+    /// The TLS handshake.
+    Handshake,
+    /// A reply to AUTH; how many have come.
+    Auth(u8),
+    /// The reply to XCLIENT.
+    Xclient,
+    /// A message.
+    Ready,
+    /// The reply to MAIL.
+    Mail,
+    /// A reply to RCPT.
+    Rcpt,
+    /// The 354.
+    Data,
+    /// The final reply, or replies with LMTP.
+    Final,
+    /// The reply to RSET.
+    Rset,
+    /// The reply to QUIT.
+    Quit,
+    /// Nothing; the owner closes.
+    Closing(Close),
+}
+
+/// What the server said it can do.
+#[derive(Clone, Copy, Debug, Default)]
+struct Offers {
+    pipelining: bool,
+    chunking: bool,
+    size: bool,
+    starttls: bool,
+    auth: bool,
+}
+
+/// The message in hand.
+#[derive(Clone, Copy, Debug)]
+struct Transaction {
+    spec: Spec,
+    stamp: Option<Stamp>,
+    intended_ns: u64,
+    started_ns: u64,
+    /// Replies to RCPT that have come.
+    answered: u32,
+    accepted: u32,
+    /// The first reply that spoilt it.
+    spoilt: Option<(Phase, u16)>,
+    /// Final replies still to come.
+    finals: u32,
+    /// A body with its terminator was sent or is being sent.
+    data_sent: bool,
+}
+
+/// Scratch for rendering; one for all sessions of a worker.
+pub struct Desk {
+    load: std::sync::Arc<Workload>,
+    from: Vec<u8>,
+    to: Vec<u8>,
+}
+
+impl Desk {
+    /// Makes a desk for one worker.
+    pub fn new(load: std::sync::Arc<Workload>) -> Self {
+        Self {
+            load,
+            from: Vec::new(),
+            to: Vec::new(),
+        }
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.load.plan
+    }
+}
+
+/// Bodies up to this size are copied behind their commands, so that one send carries all.
+const COPY_MAX: u64 = 16 << 10;
+
+/// Bytes on their way to the socket: `head`, then the cursor's, then `tail`.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    /// Commands, message heads, small bodies. Its owner may lend a larger buffer.
+    pub head: Vec<u8>,
+    head_at: usize,
+    cursor: Cursor,
+    tail: Vec<u8>,
+    tail_at: usize,
+}
+
+impl Outgoing {
+    /// Returns whether nothing is left to send.
+    pub fn is_empty(&self) -> bool {
+        self.head_at == self.head.len()
+            && self.cursor.left() == 0
+            && self.tail_at == self.tail.len()
+    }
+
+    fn clear(&mut self) {
+        self.head.clear();
+        self.head_at = 0;
+        self.tail.clear();
+        self.tail_at = 0;
+        self.cursor = Cursor::default();
+    }
+
+    /// Fills `slices` with the next bytes to send; returns how many slices were filled.
+    pub fn slices<'a>(&'a self, desk: &'a Desk, slices: &mut [std::io::IoSlice<'a>]) -> usize {
+        let mut used = 0;
+        let mut put = |bytes: &'a [u8]| {
+            if !bytes.is_empty() && used < slices.len() {
+                slices[used] = std::io::IoSlice::new(bytes);
+                used += 1;
+            }
+            used < slices.len()
+        };
+        put(&self.head[self.head_at..]);
+        let mut cursor = self.cursor;
+        while cursor.left() > 0 {
+            let slice = desk.load.filler.slice(&cursor);
+            desk.load.filler.advance(&mut cursor, slice.len());
+            if !put(slice) {
+                return used;
+            }
+        }
+        put(&self.tail[self.tail_at..]);
+        used
+    }
+
+    /// Forgets `len` bytes that were sent.
+    pub fn advance(&mut self, desk: &Desk, mut len: usize) {
+        let head = len.min(self.head.len() - self.head_at);
+        self.head_at += head;
+        len -= head;
+        while len > 0 && self.cursor.left() > 0 {
+            let part = len.min(desk.load.filler.slice(&self.cursor).len());
+            desk.load.filler.advance(&mut self.cursor, part);
+            len -= part;
+        }
+        self.tail_at += len;
+        if self.is_empty() {
+            self.clear();
+        }
+    }
+}
+
+/// One SMTP session.
+pub struct Client {
+    state: State,
+    reader: ReplyReader,
+    /// What is to be sent.
+    pub out: Outgoing,
+    offers: Offers,
+    secured: bool,
+    introduced: bool,
+    transaction: Option<Transaction>,
+    /// When the command whose reply is awaited was written.
+    sent_ns: u64,
+    /// When the last byte of the message was written; 0 while it is not.
+    data_end_ns: u64,
+    /// When the first byte of the message was queued.
+    body_ns: u64,
+    /// Raised with each reply; the owner's timers look at it.
+    pub replies: u64,
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self {
+            state: State::Connecting,
+            reader: ReplyReader::default(),
+            out: Outgoing::default(),
+            offers: Offers::default(),
+            secured: false,
+            introduced: false,
+            transaction: None,
+            sent_ns: 0,
+            data_end_ns: 0,
+            body_ns: 0,
+            replies: 0,
+        }
+    }
+}
+
+impl Client {
+    /// Starts over for a new connection, keeping the buffers.
+    pub fn reset(&mut self, now: u64) {
+        assert!(
+            self.transaction.is_none(),
+            "invariant: transactions end before connections"
+        );
+        self.state = State::Connecting;
+        self.reader.reset();
+        self.out.clear();
+        self.offers = Offers::default();
+        self.secured = false;
+        self.introduced = false;
+        self.sent_ns = now;
+    }
+
+    /// The connection is there.
+    pub fn connected(&mut self, now: u64, desk: &Desk, events: &mut impl Events) {
+        events.latency(Phase::Connect, now.saturating_sub(self.sent_ns));
+        self.sent_ns = now;
+        self.state = match desk.plan().tls {
+            TlsMode::Implicit => State::Handshake,
+            _ => State::Greeting,
+        };
+    }
+
+    /// The TLS handshake is done.
+    pub fn tls_established(&mut self, now: u64, desk: &Desk, events: &mut impl Events) {
+        events.latency(Phase::Tls, now.saturating_sub(self.sent_ns));
+        self.secured = true;
+        // RFC 3207 4.2: what was learnt before the handshake is forgotten.
+        self.offers = Offers::default();
+        self.reader.reset();
+        if desk.plan().tls == TlsMode::Implicit {
+            self.sent_ns = now;
+            self.state = State::Greeting;
+        } else {
+            self.hello(now, desk);
+        }
+    }
+
+    /// What the session needs now.
+    pub fn want(&self) -> Want {
+        match self.state {
+            State::Ready => Want::Work,
+            State::Handshake => Want::Tls,
+            State::Closing(reason) => Want::Close(reason),
+            _ => Want::Input,
+        }
+    }
+
+    /// The phase whose end is awaited.
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Connecting => Phase::Connect,
+            State::Greeting => Phase::Greeting,
+            State::Ehlo | State::Helo => Phase::Ehlo,
+            State::StartTls | State::Handshake => Phase::Tls,
+            State::Auth(_) => Phase::Auth,
+            State::Xclient => Phase::Xclient,
+            State::Ready | State::Mail => Phase::Mail,
+            State::Rcpt => Phase::Rcpt,
+            State::Data => Phase::Data,
+            State::Final if self.data_end_ns == 0 => Phase::Body,
+            State::Final => Phase::EndOfData,
+            State::Rset => Phase::Rset,
+            State::Quit | State::Closing(_) => Phase::Quit,
+        }
+    }
+
+    /// Whether a transaction is in progress.
+    pub fn is_busy(&self) -> bool {
+        self.transaction.is_some()
+    }
+
+    /// Begins a message. The session must want work.
+    pub fn begin(&mut self, spec: Spec, intended_ns: Option<u64>, now: u64, desk: &mut Desk) {
+        assert_eq!(
+            self.state,
+            State::Ready,
+            "invariant: begin follows Want::Work"
+        );
+        self.transaction = Some(Transaction {
+            spec,
+            stamp: None,
+            intended_ns: intended_ns.unwrap_or(now),
+            started_ns: now,
+            answered: 0,
+            accepted: 0,
+            spoilt: None,
+            finals: 1,
+            data_sent: false,
+        });
+        self.sent_ns = now;
+        self.state = State::Mail;
+        let load = desk.load.clone();
+        let plan = &load.plan;
+        desk.from.clear();
+        desk.to.clear();
+        plan.sender(spec.seq, &mut desk.from);
+        plan.recipient(spec.seq, 0, &mut desk.to);
+        let out = &mut self.out.head;
+        out.extend_from_slice(b"MAIL FROM:<");
+        out.extend_from_slice(&desk.from);
+        out.push(b'>');
+        if self.offers.size {
+            // RFC 1870 6.
+            out.extend_from_slice(b" SIZE=");
+            message::push_decimal(message::length(spec.size, &desk.from, &desk.to), 1, out);
+        }
+        out.extend_from_slice(b"\r\n");
+        if self.is_pipelined(plan) {
+            for index in 0..spec.recipients {
+                self.push_recipient(plan, spec.seq, index);
+            }
+            if self.is_chunked(plan) {
+                self.push_message(now, desk);
+            } else {
+                self.out.head.extend_from_slice(b"DATA\r\n");
+            }
+        }
+    }
+
+    /// Says goodbye. The session must want work.
+    pub fn quit(&mut self, now: u64) {
+        assert_eq!(
+            self.state,
+            State::Ready,
+            "invariant: quit follows Want::Work"
+        );
+        self.out.head.extend_from_slice(b"QUIT\r\n");
+        self.sent_ns = now;
+        self.state = State::Quit;
+    }
+
+    /// Everything in `out` was written at `now`.
+    pub fn flushed(&mut self, now: u64, events: &mut impl Events) {
+        if self.data_end_ns == 0 && self.transaction.is_some_and(|t| t.data_sent) {
+            self.data_end_ns = now;
+            events.latency(Phase::Body, now.saturating_sub(self.body_ns));
+        }
+    }
+
+    /// Feeds bytes as they arrived.
+    pub fn receive(&mut self, input: &[u8], now: u64, desk: &mut Desk, events: &mut impl Events) {
+        let mut reader = std::mem::take(&mut self.reader);
+        let mut input = input;
+        while !input.is_empty() && !matches!(self.state, State::Closing(_) | State::Handshake) {
+            let fed = reader.feed(input, |line| {
+                if self.state == State::Ehlo {
+                    self.learn(line.text);
+                }
+                if line.last {
+                    self.replies += 1;
+                    events.reply(self.phase(), line.code, line.text);
+                    self.answer(line.code, line.text, now, desk, events);
+                }
+                !matches!(self.state, State::Closing(_) | State::Handshake)
+            });
+            match fed {
+                Ok(used) => input = &input[used..],
+                Err(error) => {
+                    self.broken(error, now, events);
+                    break;
+                }
+            }
+        }
+        if self.state == State::Handshake && !input.is_empty() {
+            // RFC 3207 4.2: nothing may follow the reply to STARTTLS in the clear.
+            self.close(Close::Fault(Fault::Protocol));
+        }
+        self.reader = reader;
+    }
+
+    /// The connection is lost; ends the transaction, if there is one.
+    pub fn lost(&mut self, fault: Fault, now: u64, events: &mut impl Events) {
+        let phase = self.phase();
+        self.finish(Outcome::Failed(phase, fault), b"", now, events);
+        self.out.clear();
+        self.close(Close::Fault(fault));
+    }
+
+    fn close(&mut self, reason: Close) {
+        self.state = State::Closing(reason);
+    }
+
+    fn broken(&mut self, error: ReplyError, now: u64, events: &mut impl Events) {
+        events.reply(self.phase(), 0, error.to_string().as_bytes());
+        self.lost(Fault::Protocol, now, events);
+    }
+
+    /// Reads one line of the reply to EHLO.
+    fn learn(&mut self, text: &[u8]) {
+        let word_end = text
+            .iter()
+            .position(|b| *b == b' ' || *b == b'=')
+            .unwrap_or(text.len());
+        let word = &text[..word_end];
+        let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
+        self.offers.pipelining |= is("PIPELINING");
+        self.offers.chunking |= is("CHUNKING");
+        self.offers.size |= is("SIZE");
+        self.offers.starttls |= is("STARTTLS");
+        self.offers.auth |= is("AUTH");
+    }
+
+    fn hello(&mut self, now: u64, desk: &Desk) {
+        let verb: &[u8] = match desk.plan().protocol {
+            Protocol::Smtp => b"EHLO ",
+            Protocol::Lmtp => b"LHLO ",
+        };
+        self.offers = Offers::default();
+        self.state = State::Ehlo;
+        self.command(verb, desk.plan().helo.as_bytes(), now);
+    }
+
+    fn command(&mut self, verb: &[u8], argument: &[u8], now: u64) {
+        self.out.head.extend_from_slice(verb);
+        self.out.head.extend_from_slice(argument);
+        self.out.head.extend_from_slice(b"\r\n");
+        self.sent_ns = now;
+    }
+
+    fn is_pipelined(&self, plan: &Plan) -> bool {
+        plan.pipelining == Pipelining::Auto && self.offers.pipelining
+    }
+
+    fn is_chunked(&self, plan: &Plan) -> bool {
+        plan.chunking && self.offers.chunking
+    }
+
+    /// Answers one whole reply.
+    fn answer(
+        &mut self,
+        code: u16,
+        text: &[u8],
+        now: u64,
+        desk: &mut Desk,
+        events: &mut impl Events,
+    ) {
+        let waited = now.saturating_sub(self.sent_ns);
+        if code == 421 {
+            // RFC 5321 3.8: the server is closing the channel, whatever was asked.
+            let outcome = Outcome::Deferred(self.phase(), code);
+            self.finish(outcome, text, now, events);
+            return self.close(Close::Later);
+        }
+        let good = (200..300).contains(&code);
+        match self.state {
+            State::Greeting => {
+                events.latency(Phase::Greeting, waited);
+                if code == 220 {
+                    self.hello(now, desk);
+                } else {
+                    self.close(Close::Fault(Fault::Unusable));
+                }
+            }
+            State::Ehlo if (500..505).contains(&code) && desk.plan().protocol == Protocol::Smtp => {
+                // RFC 5321 3.2: a server without EHLO gets HELO.
+                self.state = State::Helo;
+                self.command(b"HELO ", desk.plan().helo.as_bytes(), now);
+            }
+            State::Ehlo | State::Helo => {
+                events.latency(Phase::Ehlo, waited);
+                if good {
+                    self.introduce(now, desk);
+                } else {
+                    self.close(Close::Fault(Fault::Unusable));
+                }
+            }
+            State::StartTls if code == 220 => self.state = State::Handshake,
+            State::Auth(step) => self.auth_answer(step, code, now, desk, events),
+            State::Xclient if good => {
+                events.latency(Phase::Xclient, waited);
+                self.introduced = true;
+                // The server starts over with what it was told.
+                self.hello(now, desk);
+            }
+            State::StartTls | State::Xclient => self.close(Close::Fault(Fault::Unusable)),
+            State::Mail => {
+                events.latency(Phase::Mail, waited);
+                self.mail_answer(code, text, now, desk, events);
+            }
+            State::Rcpt => {
+                events.latency(Phase::Rcpt, waited);
+                self.rcpt_answer(code, text, now, desk, events);
+            }
+            State::Data => {
+                events.latency(Phase::Data, waited);
+                self.data_answer(code, text, now, desk, events);
+            }
+            State::Final => self.final_answer(code, text, now, events),
+            State::Rset => {
+                events.latency(Phase::Rset, waited);
+                self.state = State::Ready;
+            }
+            State::Quit => {
+                events.latency(Phase::Quit, waited);
+                self.close(Close::Done);
+            }
+            State::Ready | State::Connecting | State::Handshake | State::Closing(_) => {
+                self.close(Close::Fault(Fault::Protocol));
+            }
+        }
+    }
+
+    /// EHLO was answered: TLS, XCLIENT, AUTH or work is next.
+    fn introduce(&mut self, now: u64, desk: &Desk) {
+        let plan = desk.plan();
+        if plan.tls == TlsMode::StartTls && !self.secured {
+            if !self.offers.starttls {
+                return self.close(Close::Fault(Fault::Unusable));
+            }
+            self.state = State::StartTls;
+            return self.command(b"STARTTLS", b"", now);
+        }
+        if let Some(attributes) = &plan.xclient
+            && !self.introduced
+        {
+            self.state = State::Xclient;
+            return self.command(b"XCLIENT ", attributes.as_bytes(), now);
+        }
+        match &plan.auth {
+            None => self.state = State::Ready,
+            Some(_) if !self.offers.auth => self.close(Close::Fault(Fault::Unusable)),
+            Some(auth) => {
+                self.state = State::Auth(0);
+                if auth.login {
+                    self.command(b"AUTH LOGIN", b"", now);
+                } else {
+                    let secret = format!("\0{}\0{}", auth.user, auth.password);
+                    let secret = crate::base64::encode(secret.as_bytes());
+                    self.command(b"AUTH PLAIN ", secret.as_bytes(), now);
+                }
+            }
+        }
+    }
+
+    fn auth_answer(
+        &mut self,
+        step: u8,
+        code: u16,
+        now: u64,
+        desk: &Desk,
+        events: &mut impl Events,
+    ) {
+        let Some(auth) = &desk.plan().auth else {
+            return;
+        };
+        match code {
+            235 => {
+                events.latency(Phase::Auth, now.saturating_sub(self.sent_ns));
+                self.state = State::Ready;
+            }
+            334 if auth.login && step < 2 => {
+                let word = if step == 0 {
+                    &auth.user
+                } else {
+                    &auth.password
+                };
+                let sent_ns = self.sent_ns;
+                self.command(b"", crate::base64::encode(word.as_bytes()).as_bytes(), now);
+                self.sent_ns = sent_ns;
+                self.state = State::Auth(step + 1);
+            }
+            _ => self.close(Close::Fault(Fault::Unusable)),
+        }
+    }
+
+    fn push_recipient(&mut self, plan: &Plan, seq: u64, index: u32) {
+        let out = &mut self.out.head;
+        out.extend_from_slice(b"RCPT TO:<");
+        plan.recipient(seq, index, out);
+        out.extend_from_slice(b">\r\n");
+    }
+
+    fn mail_answer(
+        &mut self,
+        code: u16,
+        text: &[u8],
+        now: u64,
+        desk: &mut Desk,
+        events: &mut impl Events,
+    ) {
+        let load = desk.load.clone();
+        let pipelined = self.is_pipelined(&load.plan);
+        let Some(transaction) = &mut self.transaction else {
+            return;
+        };
+        self.state = State::Rcpt;
+        if !(200..300).contains(&code) {
+            transaction.spoilt = Some((Phase::Mail, code));
+            if !pipelined {
+                self.state = State::Ready;
+                self.finish(refusal(Phase::Mail, code), text, now, events);
+            }
+        } else if !pipelined {
+            let seq = transaction.spec.seq;
+            self.push_recipient(&load.plan, seq, 0);
+            self.sent_ns = now;
+        }
+    }
+
+    fn rcpt_answer(
+        &mut self,
+        code: u16,
+        text: &[u8],
+        now: u64,
+        desk: &mut Desk,
+        events: &mut impl Events,
+    ) {
+        let load = desk.load.clone();
+        let pipelined = self.is_pipelined(&load.plan);
+        let chunked = self.is_chunked(&load.plan);
+        let Some(transaction) = &mut self.transaction else {
+            return;
+        };
+        transaction.answered += 1;
+        let refused = !(200..300).contains(&code);
+        if refused {
+            transaction.spoilt.get_or_insert((Phase::Rcpt, code));
+        } else {
+            transaction.accepted += 1;
+        }
+        let (spec, answered) = (transaction.spec, transaction.answered);
+        if answered < spec.recipients {
+            if !pipelined {
+                self.push_recipient(&load.plan, spec.seq, answered);
+                self.sent_ns = now;
+            }
+            return;
+        }
+        if transaction.accepted > 0 && transaction.spoilt.is_none_or(|(at, _)| at == Phase::Rcpt) {
+            // Recipients that were refused are in the reply counts; the rest get the message.
+            transaction.spoilt = None;
+        }
+        let spoilt = transaction.spoilt;
+        if load.plan.protocol == Protocol::Lmtp {
+            transaction.finals = transaction.accepted.max(1);
+        }
+        self.state = if chunked { State::Final } else { State::Data };
+        if pipelined {
+            return;
+        }
+        if let Some((phase, code)) = spoilt {
+            self.finish(refusal(phase, code), text, now, events);
+            self.state = State::Rset;
+            self.command(b"RSET", b"", now);
+        } else if chunked {
+            self.push_message(now, desk);
+        } else {
+            self.command(b"DATA", b"", now);
+        }
+    }
+
+    fn data_answer(
+        &mut self,
+        code: u16,
+        text: &[u8],
+        now: u64,
+        desk: &mut Desk,
+        events: &mut impl Events,
+    ) {
+        let Some(transaction) = &mut self.transaction else {
+            return;
+        };
+        if code != 354 {
+            let (phase, code) = transaction.spoilt.unwrap_or((Phase::Data, code));
+            self.finish(refusal(phase, code), text, now, events);
+            self.state = State::Rset;
+            return self.command(b"RSET", b"", now);
+        }
+        self.state = State::Final;
+        if transaction.spoilt.is_some() {
+            // RFC 2920 3.1: a server that says 354 with no recipient gets an empty message.
+            transaction.data_sent = true;
+            self.body_ns = now;
+            self.data_end_ns = 0;
+            self.out.head.extend_from_slice(b".\r\n");
+        } else {
+            self.push_message(now, desk);
+        }
+    }
+
+    /// Queues the message, after BDAT or for DATA.
+    fn push_message(&mut self, now: u64, desk: &mut Desk) {
+        let load = desk.load.clone();
+        let chunked = self.is_chunked(&load.plan);
+        let Some(transaction) = &mut self.transaction else {
+            return;
+        };
+        let spec = transaction.spec;
+        // Other sessions have used the desk since this transaction began.
+        desk.from.clear();
+        desk.to.clear();
+        load.plan.sender(spec.seq, &mut desk.from);
+        load.plan.recipient(spec.seq, 0, &mut desk.to);
+        let out = &mut self.out.head;
+        if chunked {
+            out.extend_from_slice(b"BDAT ");
+            message::push_decimal(message::length(spec.size, &desk.from, &desk.to), 1, out);
+            out.extend_from_slice(b" LAST\r\n");
+        }
+        let rendered = message::render(
+            &load.filler,
+            load.plan.run,
+            spec.seq,
+            spec.size,
+            &desk.from,
+            &desk.to,
+            out,
+        );
+        transaction.stamp = Some(rendered.stamp);
+        transaction.data_sent = true;
+        self.body_ns = now;
+        self.data_end_ns = 0;
+        let mut cursor = load.filler.cursor(rendered.body, !chunked);
+        let end: &[u8] = if chunked { b"" } else { b".\r\n" };
+        if cursor.left() <= COPY_MAX {
+            while cursor.left() > 0 {
+                let slice = load.filler.slice(&cursor);
+                out.extend_from_slice(slice);
+                load.filler.advance(&mut cursor, slice.len());
+            }
+            message::render_tail(rendered.body, out);
+            out.extend_from_slice(end);
+        } else {
+            self.out.cursor = cursor;
+            message::render_tail(rendered.body, &mut self.out.tail);
+            self.out.tail.extend_from_slice(end);
+        }
+    }
+
+    fn final_answer(&mut self, code: u16, text: &[u8], now: u64, events: &mut impl Events) {
+        let Some(transaction) = &mut self.transaction else {
+            return;
+        };
+        if self.data_end_ns == 0 && !self.out.is_empty() {
+            // Answered before the message was sent: what follows would be read as commands.
+            self.finish(refusal(Phase::Body, code), text, now, events);
+            self.out.clear();
+            return self.close(Close::Fault(Fault::Protocol));
+        }
+        events.latency(Phase::EndOfData, now.saturating_sub(self.data_end_ns));
+        if !(200..300).contains(&code) {
+            transaction.spoilt.get_or_insert((Phase::EndOfData, code));
+        }
+        transaction.finals -= 1;
+        if transaction.finals > 0 {
+            return;
+        }
+        let outcome = match transaction.spoilt {
+            None => Outcome::Accepted,
+            Some((phase, code)) => refusal(phase, code),
+        };
+        self.state = State::Ready;
+        let stale = matches!(transaction.spoilt, Some((Phase::Mail | Phase::Rcpt, _)));
+        self.finish(outcome, text, now, events);
+        if stale {
+            // RFC 3030 2: after a refused BDAT the server may still hold the transaction.
+            self.state = State::Rset;
+            self.command(b"RSET", b"", now);
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome, text: &[u8], now: u64, events: &mut impl Events) {
+        let Some(transaction) = self.transaction.take() else {
+            return;
+        };
+        self.data_end_ns = 0;
+        if outcome == Outcome::Accepted {
+            events.latency(
+                Phase::Transaction,
+                now.saturating_sub(transaction.started_ns),
+            );
+        }
+        events.finished(Finished {
+            spec: transaction.spec,
+            stamp: transaction.stamp,
+            outcome,
+            text,
+            started_ns: transaction.started_ns,
+            intended_ns: transaction.intended_ns,
+            now_ns: now,
+        });
+    }
+}
+
+fn refusal(phase: Phase, code: u16) -> Outcome {
+    if (400..500).contains(&code) {
+        Outcome::Deferred(phase, code)
+    } else {
+        Outcome::Rejected(phase, code)
+    }
+}

@@ -1,0 +1,26 @@
+//! `smtp-loadgen`: an SMTP load generator that says whether it was you or the target.
+//!
+//! The client machine (`client`, `reply`, `message`) does no IO and shares no code with the
+//! receiver in this repository: a tool that shares the parser of the server cannot find its
+//! faults.
+
+pub mod base64;
+pub mod cli;
+pub mod client;
+pub mod hdr;
+pub mod ledger;
+pub mod live;
+pub mod message;
+pub mod plan;
+pub mod probe;
+pub mod recorder;
+pub mod reply;
+pub mod report;
+pub mod rng;
+pub mod run;
+pub mod sink;
+pub mod sys;
+pub mod verdict;
+pub mod verify;
+pub mod wire;
+pub mod worker;

@@ -1,0 +1,576 @@
+//! The plan: everything that decides what goes over the wire, fixed before any reply is known.
+//!
+//! Promises: the size, the addresses and the place of message n are a function of the seed and n;
+//! `hash` is equal for two plans exactly when they offer the same workload.
+//! Does not: know the target or the clock.
+
+use crate::message::{self, Filler, push_decimal};
+use crate::rng::{Rng, mix};
+use std::fmt;
+
+/// How many messages are in flight, or when they start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mode {
+    /// Each session sends its next message when the last one was answered.
+    Closed,
+    /// Messages start at planned times, `rate` a second, whatever the target does.
+    Open {
+        /// Messages a second.
+        rate: f64,
+        /// Exponential gaps instead of equal ones.
+        poisson: bool,
+        /// Each arrival opens its own connection.
+        by_connection: bool,
+    },
+}
+
+/// When commands may be sent behind one another (RFC 2920).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pipelining {
+    /// When the server offers it.
+    Auto,
+    /// Never: one command, one reply.
+    Off,
+}
+
+/// What is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// RFC 5321.
+    Smtp,
+    /// RFC 2033: a reply for each accepted recipient.
+    Lmtp,
+}
+
+/// When TLS starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Never.
+    Off,
+    /// After STARTTLS (RFC 3207).
+    StartTls,
+    /// With the first byte (RFC 8314).
+    Implicit,
+}
+
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quit {
+    /// QUIT, its reply, then wait for the server to close.
+    Wait,
+    /// QUIT, its reply, then reset the connection.
+    Reset,
+    /// No QUIT: just close.
+    None,
+}
+
+/// A distribution of message sizes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Sizes {
+    /// Always the same.
+    Fixed(u64),
+    /// One of these, all equally likely.
+    List(Vec<u64>),
+    /// Evenly spread between two ends.
+    Uniform(u64, u64),
+    /// Lognormal with this median and this sigma, at most 50 MiB.
+    Lognormal(f64, f64),
+    /// Points of a cumulative distribution: size, share of messages at most that large.
+    Table(Vec<(u64, f64)>),
+}
+
+/// The largest message a distribution may give.
+pub const SIZE_MAX: u64 = 50 << 20;
+
+impl Sizes {
+    fn pick(&self, rng: &mut Rng) -> u64 {
+        match self {
+            Self::Fixed(size) => *size,
+            Self::List(sizes) => sizes[rng.below(sizes.len() as u64) as usize],
+            Self::Uniform(low, high) => low + rng.below(high - low + 1),
+            Self::Lognormal(median, sigma) => {
+                ((median.ln() + sigma * rng.normal()).exp() as u64).min(SIZE_MAX)
+            }
+            Self::Table(points) => {
+                let share = rng.unit();
+                let mut before = (points[0].0.max(2) as f64 / 2.0, 0.0);
+                for (size, to) in points {
+                    if share <= *to {
+                        // Between two points the logarithm of the size is evenly spread.
+                        let part = (share - before.1) / (to - before.1).max(1e-12);
+                        let size = before.0.ln() + part * ((*size as f64).ln() - before.0.ln());
+                        return size.exp() as u64;
+                    }
+                    before = (*size as f64, *to);
+                }
+                points[points.len() - 1].0
+            }
+        }
+    }
+}
+
+impl fmt::Display for Sizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(size) => write!(f, "{size}"),
+            Self::List(sizes) => write!(f, "list:{sizes:?}"),
+            Self::Uniform(low, high) => write!(f, "uniform:{low}-{high}"),
+            Self::Lognormal(median, sigma) => write!(f, "lognormal:{median},{sigma}"),
+            Self::Table(points) => write!(f, "table:{points:?}"),
+        }
+    }
+}
+
+/// A whole number that is fixed or varies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Always the same.
+    Fixed(u32),
+    /// Evenly spread between two ends.
+    Range(u32, u32),
+}
+
+impl Count {
+    /// Picks a number.
+    pub fn pick(self, rng: &mut Rng) -> u32 {
+        match self {
+            Self::Fixed(number) => number,
+            Self::Range(low, high) => low + rng.below(u64::from(high - low) + 1) as u32,
+        }
+    }
+
+    /// The most it can be.
+    pub fn most(self) -> u32 {
+        match self {
+            Self::Fixed(number) | Self::Range(_, number) => number,
+        }
+    }
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(number) => write!(f, "{number}"),
+            Self::Range(low, high) => write!(f, "{low}-{high}"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Piece {
+    Text(Vec<u8>),
+    Seq,
+    Range(u64, u64),
+}
+
+/// Addresses from a pattern, `user{1-1000}@test.example` or `{seq}@...`, or from a list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Addresses {
+    choices: Vec<Vec<Piece>>,
+}
+
+impl Addresses {
+    /// Reads one pattern.
+    pub fn parse(pattern: &str) -> Result<Self, String> {
+        Ok(Self {
+            choices: vec![Self::pieces(pattern)?],
+        })
+    }
+
+    /// Reads one pattern a line; empty lines and lines that start with # are skipped.
+    pub fn parse_list(text: &str) -> Result<Self, String> {
+        let lines = text.lines().map(str::trim);
+        let choices: Vec<_> = lines
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .map(Self::pieces)
+            .collect::<Result<_, _>>()?;
+        if choices.is_empty() {
+            Err("no address in the file".into())
+        } else {
+            Ok(Self { choices })
+        }
+    }
+
+    fn pieces(pattern: &str) -> Result<Vec<Piece>, String> {
+        if pattern
+            .bytes()
+            .any(|byte| byte <= b' ' || byte == b'<' || byte == b'>' || byte == 127)
+        {
+            return Err(format!(
+                "address `{pattern}` has a character that no path may have"
+            ));
+        }
+        if pattern.len() > 250 {
+            return Err(format!("address `{pattern}` is longer than 250 bytes"));
+        }
+        let mut pieces = Vec::new();
+        let mut rest = pattern;
+        while let Some(open) = rest.find('{') {
+            let close = rest[open..]
+                .find('}')
+                .ok_or(format!("`{pattern}`: no closing brace"))?
+                + open;
+            pieces.push(Piece::Text(rest[..open].into()));
+            let word = &rest[open + 1..close];
+            pieces.push(if word == "seq" {
+                Piece::Seq
+            } else {
+                let range = word.split_once('-').and_then(|(low, high)| {
+                    Some((low.parse::<u64>().ok()?, high.parse::<u64>().ok()?))
+                });
+                match range {
+                    Some((low, high)) if low <= high => Piece::Range(low, high),
+                    _ => return Err(format!("`{{{word}}}`: write {{seq}} or {{1-1000}}")),
+                }
+            });
+            rest = &rest[close + 1..];
+        }
+        pieces.push(Piece::Text(rest.into()));
+        Ok(pieces)
+    }
+
+    /// Appends the address chosen by `rng` for message `seq`.
+    pub fn render(&self, seq: u64, rng: &mut Rng, out: &mut Vec<u8>) {
+        let pick = if self.choices.len() == 1 {
+            0
+        } else {
+            rng.below(self.choices.len() as u64)
+        };
+        for piece in &self.choices[pick as usize] {
+            match piece {
+                Piece::Text(text) => out.extend_from_slice(text),
+                Piece::Seq => push_decimal(seq, 1, out),
+                Piece::Range(low, high) => push_decimal(low + rng.below(high - low + 1), 1, out),
+            }
+        }
+    }
+
+    /// Returns the domain of each pattern.
+    pub fn domains(&self) -> impl Iterator<Item = String> + '_ {
+        self.choices.iter().map(|pieces| {
+            let text: Vec<u8> = pieces
+                .iter()
+                .flat_map(|piece| match piece {
+                    Piece::Text(text) => text.clone(),
+                    _ => b"0".to_vec(),
+                })
+                .collect();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            text.rsplit_once('@')
+                .map_or(String::new(), |(_, domain)| domain.to_owned())
+        })
+    }
+}
+
+/// AUTH with these credentials (RFC 4954).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Auth {
+    /// LOGIN instead of PLAIN.
+    pub login: bool,
+    /// Who.
+    pub user: String,
+    /// With which password.
+    pub password: String,
+}
+
+/// One message of the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Its number.
+    pub seq: u64,
+    /// How large it should be.
+    pub size: u64,
+    /// How many recipients it has.
+    pub recipients: u32,
+}
+
+/// The workload.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Decides everything that varies.
+    pub seed: u64,
+    /// Marks the messages of this run.
+    pub run: u64,
+    /// Open or closed loop.
+    pub mode: Mode,
+    /// The most connections at one time.
+    pub sessions: u32,
+    /// End after this many.
+    pub messages: Option<u64>,
+    /// End after this time.
+    pub duration_ns: Option<u64>,
+    /// Time at the start that is not measured.
+    pub warmup_ns: u64,
+    /// Time at the end in which what is in flight may finish.
+    pub drain_ns: u64,
+    /// How long a reply may take.
+    pub timeout_ns: u64,
+    /// Spreads the starts of the sessions over this time.
+    pub ramp_ns: u64,
+    /// Message sizes.
+    pub sizes: Sizes,
+    /// Recipients of a message.
+    pub recipients: Count,
+    /// Messages on one connection; 0 means all.
+    pub per_connection: Count,
+    /// Envelope senders.
+    pub from: Addresses,
+    /// Envelope recipients.
+    pub to: Addresses,
+    /// What to say in EHLO.
+    pub helo: String,
+    /// SMTP or LMTP.
+    pub protocol: Protocol,
+    /// Whether commands are grouped.
+    pub pipelining: Pipelining,
+    /// BDAT instead of DATA (RFC 3030).
+    pub chunking: bool,
+    /// When TLS starts.
+    pub tls: TlsMode,
+    /// Log in with this.
+    pub auth: Option<Auth>,
+    /// Attributes of an XCLIENT command.
+    pub xclient: Option<String>,
+    /// How a connection ends.
+    pub quit: Quit,
+}
+
+impl Plan {
+    /// Returns message `seq`.
+    pub fn message(&self, seq: u64) -> Spec {
+        let mut rng = Rng::keyed(self.seed, 1, seq);
+        Spec {
+            seq,
+            size: self.sizes.pick(&mut rng),
+            recipients: self.recipients.pick(&mut rng).max(1),
+        }
+    }
+
+    /// Returns how many messages the `nth` connection of `session` carries; 0 means all.
+    pub fn connection_length(&self, session: u64, nth: u64) -> u32 {
+        self.per_connection
+            .pick(&mut Rng::keyed(self.seed, mix(2 ^ session), nth))
+    }
+
+    /// Appends the sender of message `seq`.
+    pub fn sender(&self, seq: u64, out: &mut Vec<u8>) {
+        self.from
+            .render(seq, &mut Rng::keyed(self.seed, 3, seq), out);
+    }
+
+    /// Appends the recipient number `index` of message `seq`.
+    pub fn recipient(&self, seq: u64, index: u32, out: &mut Vec<u8>) {
+        let mut rng = Rng::keyed(self.seed, 4 + u64::from(index), seq);
+        self.to.render(seq, &mut rng, out);
+    }
+
+    /// Returns the words that `hash` is made from.
+    pub fn text(&self) -> String {
+        format!(
+            "seed={} mode={:?} sessions={} messages={:?} duration={:?} warmup={} ramp={} sizes={} \
+             recipients={} per_connection={} from={:?} to={:?} helo={} protocol={:?} \
+             pipelining={:?} chunking={} tls={:?} auth={} quit={:?}",
+            self.seed,
+            self.mode,
+            self.sessions,
+            self.messages,
+            self.duration_ns,
+            self.warmup_ns,
+            self.ramp_ns,
+            self.sizes,
+            self.recipients,
+            self.per_connection,
+            self.from,
+            self.to,
+            self.helo,
+            self.protocol,
+            self.pipelining,
+            self.chunking,
+            self.tls,
+            self.auth.is_some(),
+            self.quit,
+        )
+    }
+
+    /// Returns a number that is equal for equal workloads. Run and target are not part of it.
+    pub fn hash(&self) -> u64 {
+        message::fold(self.text().as_bytes())
+    }
+}
+
+/// The plan with what is needed to render its messages.
+pub struct Workload {
+    /// What to offer.
+    pub plan: Plan,
+    /// The text of the messages.
+    pub filler: Filler,
+}
+
+impl Workload {
+    /// Prepares the text.
+    pub fn new(plan: Plan) -> Self {
+        Self {
+            plan,
+            filler: Filler::new(),
+        }
+    }
+}
+
+/// Planned start times of one worker's messages, open loop.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    rng: Rng,
+    poisson: bool,
+    /// Mean gap in ns.
+    gap: f64,
+    at: f64,
+    seq: u64,
+    step: u64,
+}
+
+impl Schedule {
+    /// Plans the share of worker `index` of `workers`.
+    pub fn new(seed: u64, rate: f64, poisson: bool, index: u64, workers: u64) -> Self {
+        let gap = 1e9 / rate * workers as f64;
+        let mut schedule = Self {
+            rng: Rng::keyed(seed, 9, index),
+            poisson,
+            gap,
+            at: gap * index as f64 / workers as f64,
+            seq: index,
+            step: workers,
+        };
+        if poisson {
+            schedule.at = schedule.rng.exponential() * gap;
+        }
+        schedule
+    }
+
+    /// Returns the number of the next message and when it starts, ns from the start of the run.
+    pub fn next(&self) -> (u64, u64) {
+        (self.seq, self.at as u64)
+    }
+
+    /// Goes on to the message after it.
+    pub fn advance(&mut self) {
+        self.seq += self.step;
+        self.at += if self.poisson {
+            self.rng.exponential() * self.gap
+        } else {
+            self.gap
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A small plan to start tests from.
+    pub fn plan() -> Plan {
+        Plan {
+            seed: 1,
+            run: 0xabc,
+            mode: Mode::Closed,
+            sessions: 1,
+            messages: Some(1),
+            duration_ns: None,
+            warmup_ns: 0,
+            drain_ns: 1_000_000_000,
+            timeout_ns: 5_000_000_000,
+            ramp_ns: 0,
+            sizes: Sizes::Fixed(1000),
+            recipients: Count::Fixed(1),
+            per_connection: Count::Fixed(0),
+            from: Addresses::parse("sender@loadgen.example").unwrap(),
+            to: Addresses::parse("user{seq}@test.example").unwrap(),
+            helo: "loadgen.example".into(),
+            protocol: Protocol::Smtp,
+            pipelining: Pipelining::Auto,
+            chunking: false,
+            tls: TlsMode::Off,
+            auth: None,
+            xclient: None,
+            quit: Quit::Wait,
+        }
+    }
+
+    #[test]
+    fn message_n_depends_on_the_seed_alone() {
+        let mut varied = plan();
+        varied.sizes = Sizes::Uniform(1000, 9000);
+        varied.recipients = Count::Range(1, 5);
+        let list = |plan: &Plan| (0..100).map(|seq| plan.message(seq)).collect::<Vec<_>>();
+        let mut other = varied.clone();
+        assert_eq!(list(&varied), list(&other));
+        assert_eq!(varied.hash(), other.hash());
+        other.seed = 2;
+        assert_ne!(list(&varied), list(&other));
+        assert_ne!(varied.hash(), other.hash());
+        assert!(
+            list(&varied)
+                .iter()
+                .all(|m| (1000..=9000).contains(&m.size))
+        );
+        assert!(
+            list(&varied)
+                .iter()
+                .all(|m| (1..=5).contains(&m.recipients))
+        );
+    }
+
+    #[test]
+    fn patterns_give_numbers_within_their_range() {
+        let addresses = Addresses::parse("u{5-7}+{seq}@x.example").unwrap();
+        let mut seen = std::collections::BTreeSet::new();
+        for seq in 0..50 {
+            let mut out = Vec::new();
+            addresses.render(seq, &mut Rng::keyed(1, 0, seq), &mut out);
+            let text = String::from_utf8(out).unwrap();
+            assert!(text.ends_with(&format!("+{seq}@x.example")), "{text}");
+            seen.insert(text[1..2].to_owned());
+        }
+        assert_eq!(seen.into_iter().collect::<String>(), "567");
+        assert!(Addresses::parse("a b@c").is_err());
+        assert!(Addresses::parse("a{9-1}@c").is_err());
+        assert!(Addresses::parse("a{1@c").is_err());
+        assert_eq!(addresses.domains().collect::<Vec<_>>(), ["x.example"]);
+    }
+
+    #[test]
+    fn a_constant_schedule_is_evenly_spaced_across_workers() {
+        let mut times = Vec::new();
+        for index in 0..4 {
+            let mut schedule = Schedule::new(1, 1000.0, false, index, 4);
+            for _ in 0..250 {
+                times.push(schedule.next());
+                schedule.advance();
+            }
+        }
+        times.sort_unstable();
+        for (n, (seq, at)) in times.iter().enumerate() {
+            assert_eq!(*seq, n as u64);
+            assert!(at.abs_diff(n as u64 * 1_000_000) <= 1, "{n} {at}");
+        }
+    }
+
+    #[test]
+    fn a_poisson_schedule_keeps_its_rate() {
+        let mut schedule = Schedule::new(1, 1000.0, true, 0, 1);
+        for _ in 0..100_000 {
+            schedule.advance();
+        }
+        let seconds = schedule.next().1 as f64 / 1e9;
+        assert!((seconds - 100.0).abs() < 2.0, "{seconds}");
+    }
+
+    #[test]
+    fn a_size_table_gives_its_shares() {
+        let mut table = plan();
+        table.sizes = Sizes::Table(vec![(2048, 0.25), (4096, 0.5), (65536, 1.0)]);
+        let small = (0..10_000)
+            .filter(|seq| table.message(*seq).size <= 4096)
+            .count();
+        assert!((4800..5200).contains(&small), "{small}");
+    }
+}

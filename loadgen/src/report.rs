@@ -1,0 +1,488 @@
+//! The report: one JSON value per run, and the text that is rendered from it.
+//!
+//! Promises: the text shows nothing that is not in the JSON; times are whole ns under names that
+//! end in `_ns`; a percentile is absent when fewer than ten messages lie above it.
+
+use crate::client::Phase;
+use crate::hdr;
+use crate::plan::{Mode, Plan};
+use crate::recorder::{Recorder, Row};
+use crate::verdict::{Verdict, busiest};
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+/// Version of the JSON.
+pub const SCHEMA: &str = "smtp-loadgen/run/1";
+
+/// What surrounds a run.
+pub struct Facts<'a> {
+    /// The workload.
+    pub plan: &'a Plan,
+    /// Target as given.
+    pub target: String,
+    /// First line the target sent, and its offers, if it was asked before the run.
+    pub banner: Option<String>,
+    /// Lines of its reply to EHLO.
+    pub ehlo: Vec<String>,
+    /// The command line.
+    pub argv: Vec<String>,
+    /// Threads used.
+    pub threads: usize,
+    /// Ended by a signal.
+    pub interrupted: bool,
+    /// Whether a ledger was written.
+    pub ledger: Option<String>,
+    /// Messages a second this machine reached in `selftest`, if known.
+    pub ceiling: Option<f64>,
+}
+
+/// The percentiles of every latency table.
+pub const QUANTILES: [(f64, &str); 8] = [
+    (0.50, "p50_ns"),
+    (0.75, "p75_ns"),
+    (0.90, "p90_ns"),
+    (0.95, "p95_ns"),
+    (0.99, "p99_ns"),
+    (0.999, "p99_9_ns"),
+    (0.9999, "p99_99_ns"),
+    (0.99999, "p99_999_ns"),
+];
+
+/// Describes a histogram.
+pub fn latency(histogram: &Histogram<u64>) -> Value {
+    let n = histogram.len();
+    let mut value = json!({
+        "n": n,
+        "min_ns": if n == 0 { 0 } else { histogram.min() },
+        "mean_ns": histogram.mean() as u64,
+        "sd_ns": histogram.stdev() as u64,
+        "max_ns": if n == 0 { 0 } else { histogram.max() },
+        "hdr_b64": hdr::encode(histogram),
+    });
+    for (share, name) in QUANTILES {
+        // The median of few values still says something.
+        if n as f64 * (1.0 - share) >= 10.0 || (share == 0.5 && n > 0) {
+            value[name] = histogram.value_at_quantile(share).into();
+        }
+    }
+    value
+}
+
+fn row(index: usize, row: &Row) -> Value {
+    json!({
+        "t_s": index,
+        "offered": row.offered,
+        "sent": row.sent,
+        "accepted": row.accepted,
+        "deferred": row.deferred,
+        "rejected": row.rejected,
+        "failed": row.failed,
+        "bytes": row.bytes,
+        "connections": row.connections,
+        "p50_ns": row.quantile(0.5),
+        "p99_ns": row.quantile(0.99),
+        "max_ns": row.max_ns,
+        "generator_cpu_ns": row.cpu_ns,
+        "generator_lag_ns": row.lag_ns,
+        "cells": row.cells.iter().enumerate().filter(|(_, count)| **count > 0)
+            .map(|(cell, count)| json!([cell, count])).collect::<Vec<_>>(),
+    })
+}
+
+/// Mean and 95 % confidence half-width of the rate, from full seconds inside the window.
+fn steadiness(recorder: &Recorder) -> Value {
+    let from = recorder.window.0.div_ceil(1_000_000_000) as usize;
+    let to = (recorder.window.1 / 1_000_000_000) as usize;
+    let rates: Vec<f64> = recorder
+        .rows
+        .get(from..to.min(recorder.rows.len()))
+        .unwrap_or_default()
+        .iter()
+        .map(|row| row.accepted as f64)
+        .collect();
+    if rates.len() < 2 {
+        return Value::Null;
+    }
+    let n = rates.len() as f64;
+    let mean = rates.iter().sum::<f64>() / n;
+    let sd = (rates.iter().map(|rate| (rate - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt();
+    json!({
+        "seconds": rates.len(),
+        "min_per_s": rates.iter().copied().fold(f64::INFINITY, f64::min),
+        "mean_per_s": mean,
+        "max_per_s": rates.iter().copied().fold(0.0, f64::max),
+        "cv": if mean > 0.0 { sd / mean } else { 0.0 },
+        // Normal quantile: a rough guide below ten seconds.
+        "ci95_per_s": 1.96 * sd / n.sqrt(),
+        "silent_seconds": rates.iter().filter(|rate| **rate == 0.0).count(),
+    })
+}
+
+fn environment() -> Value {
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .ok()
+            .map(|text| text.trim().to_owned())
+            .unwrap_or_default()
+    };
+    let cpu = read("/proc/cpuinfo")
+        .lines()
+        .find_map(|line| line.strip_prefix("model name").map(|rest| rest.to_owned()))
+        .map(|rest| rest.trim_start_matches([' ', '\t', ':']).to_owned());
+    json!({
+        "kernel": read("/proc/sys/kernel/osrelease"),
+        "cpu_model": cpu,
+        "cpus": std::thread::available_parallelism().map_or(0, usize::from),
+        "congestion_control": read("/proc/sys/net/ipv4/tcp_congestion_control"),
+        "load_average": read("/proc/loadavg"),
+        "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+    })
+}
+
+/// Builds the report of a run.
+pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
+    let totals = &recorder.totals;
+    let window_ns = recorder.window.1.saturating_sub(recorder.window.0);
+    let per_s = |count: u64| {
+        if window_ns == 0 {
+            0.0
+        } else {
+            count as f64 * 1e9 / window_ns as f64
+        }
+    };
+    let (used, wanted) = busiest(recorder);
+    let phases: serde_json::Map<String, Value> = Phase::ALL
+        .iter()
+        .filter(|phase| !matches!(phase, Phase::Transaction | Phase::Response))
+        .map(|phase| (phase, &recorder.phases[*phase as usize]))
+        .filter(|(_, histogram)| !histogram.is_empty())
+        .map(|(phase, histogram)| (phase.name().to_owned(), latency(histogram)))
+        .collect();
+    let (mode, rate) = match facts.plan.mode {
+        Mode::Closed => ("closed", None),
+        Mode::Open {
+            rate,
+            poisson: false,
+            ..
+        } => ("open constant", Some(rate)),
+        Mode::Open {
+            rate,
+            poisson: true,
+            ..
+        } => ("open poisson", Some(rate)),
+    };
+    let accepted_per_s = per_s(totals.window_accepted);
+    let mut value = json!({
+        "schema": SCHEMA,
+        "tool": { "name": "smtp-loadgen", "version": env!("CARGO_PKG_VERSION") },
+        "env": environment(),
+        "target": { "address": facts.target, "banner": facts.banner, "ehlo": facts.ehlo },
+        "config": {
+            "argv": facts.argv,
+            "mode": mode,
+            "rate_per_s": rate,
+            "sessions": facts.plan.sessions,
+            "threads": facts.threads,
+            "seed": facts.plan.seed,
+            "run": format!("{:016x}", facts.plan.run),
+            "plan_hash": format!("{:016x}", facts.plan.hash()),
+            "plan": facts.plan.text(),
+            "ledger": facts.ledger,
+        },
+        "window": {
+            "warmup_ns": recorder.window.0,
+            "measured_ns": window_ns,
+            "drain_ns": facts.plan.drain_ns,
+        },
+        "totals": {
+            "accepted_per_s": accepted_per_s,
+            "offered_per_s": per_s(totals.window_offered),
+            "bytes_per_s": per_s(totals.window_bytes),
+            "connections_per_s": per_s(totals.window_connections),
+            "attempted": totals.attempted,
+            "accepted": totals.accepted,
+            "deferred": totals.deferred,
+            "rejected": totals.rejected,
+            "failed": totals.failed,
+            "unfinished": totals.unfinished,
+            "unsent": totals.unsent,
+            "connections": totals.connections,
+            "message_bytes": totals.message_bytes,
+            "written_bytes": totals.written_bytes,
+            "read_bytes": totals.read_bytes,
+            "above_range": totals.above_range,
+            "window_accepted": totals.window_accepted,
+            "window_offered": totals.window_offered,
+            "window_sent": totals.window_sent,
+        },
+        "latency": {
+            "end_of_data": latency(&recorder.phases[Phase::EndOfData as usize]),
+            "service": latency(&recorder.phases[Phase::Transaction as usize]),
+            "refused": latency(&recorder.refused),
+            "phases": phases,
+        },
+        "outcomes": recorder.kinds.iter().map(|kind| json!({
+            "phase": kind.phase.name(),
+            "code": kind.code,
+            "fault": kind.fault.map(|fault| fault.name()),
+            "side": kind.fault.map(|f| if f.is_generator_side() { "generator" } else { "target" }),
+            "enhanced": kind.enhanced,
+            "count": kind.count,
+            "sample": kind.sample,
+        })).collect::<Vec<_>>(),
+        "steadiness": steadiness(recorder),
+        "series": recorder.rows.iter().enumerate().map(|(i, r)| row(i, r)).collect::<Vec<_>>(),
+        "generator": {
+            "cpu_share": used,
+            "cpu_wanted_share": wanted,
+            "threads": recorder.loads.iter().map(|load| json!({
+                "cpu_ns": load.cpu_ns, "waited_ns": load.waited_ns, "wall_ns": load.wall_ns,
+            })).collect::<Vec<_>>(),
+            "resident_max_bytes": crate::sys::resident_max(),
+            "ceiling_per_s": facts.ceiling,
+            "ceiling_share": facts.ceiling.map(|ceiling| accepted_per_s / ceiling),
+        },
+        "thresholds": [],
+        "interrupted": facts.interrupted,
+        "verdict": { "state": verdict.state.name(), "reasons": verdict.reasons },
+    });
+    if rate.is_some() {
+        value["latency"]["response"] = latency(&recorder.phases[Phase::Response as usize]);
+        value["latency"]["lag_generator"] = latency(&recorder.lag_generator);
+        value["latency"]["lag_target"] = latency(&recorder.lag_target);
+    }
+    value
+}
+
+/// Writes a time in the unit that suits it.
+pub fn time(ns: u64) -> String {
+    match ns {
+        0 => "0".into(),
+        1..10_000 => format!("{:.2} us", ns as f64 / 1e3),
+        10_000..1_000_000 => format!("{:.0} us", ns as f64 / 1e3),
+        1_000_000..10_000_000 => format!("{:.2} ms", ns as f64 / 1e6),
+        10_000_000..1_000_000_000 => format!("{:.0} ms", ns as f64 / 1e6),
+        _ => format!("{:.2} s", ns as f64 / 1e9),
+    }
+}
+
+/// Writes a number with commas.
+pub fn grouped(number: f64) -> String {
+    let whole = format!("{:.0}", number.abs());
+    let mut text = String::new();
+    for (index, digit) in whole.chars().enumerate() {
+        if index > 0 && (whole.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn size(bytes: f64) -> String {
+    match bytes {
+        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
+        b if b >= 1e6 => format!("{:.1} MB", b / 1e6),
+        b => format!("{:.1} kB", b / 1e3),
+    }
+}
+
+/// One line of percentiles.
+fn line(title: &str, table: &Value) -> String {
+    let mut text = format!("{title:<12}");
+    for (_, name) in QUANTILES {
+        if let Some(ns) = table[name].as_u64() {
+            let short = name.trim_end_matches("_ns").replace('_', ".");
+            let _ = write!(text, "{short} {}   ", time(ns));
+        }
+    }
+    let _ = write!(
+        text,
+        "max {}   n {}",
+        time(table["max_ns"].as_u64().unwrap_or(0)),
+        table["n"]
+    );
+    text
+}
+
+/// Renders a run's JSON as text.
+pub fn text(report: &Value) -> String {
+    let totals = &report["totals"];
+    let number = |value: &Value| grouped(value.as_f64().unwrap_or(0.0));
+    let count = |name: &str| totals[name].as_u64().unwrap_or(0);
+    let mut text = String::new();
+    let verdict = &report["verdict"];
+    let reasons: Vec<&str> = verdict["reasons"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let _ = writeln!(
+        text,
+        "VERDICT     {}  ({})",
+        verdict["state"].as_str().unwrap_or("?"),
+        reasons.join("; ")
+    );
+    for threshold in report["thresholds"].as_array().into_iter().flatten() {
+        let _ = writeln!(
+            text,
+            "Threshold   {}: fail if {}, observed {}",
+            if threshold["pass"] == true {
+                "passed"
+            } else {
+                "FAILED"
+            },
+            threshold["expr"].as_str().unwrap_or(""),
+            threshold["observed"]
+        );
+    }
+    if report["interrupted"] == true {
+        let _ = writeln!(
+            text,
+            "            interrupted: what follows is the part that was run"
+        );
+    }
+    let attempted = count("attempted").max(1);
+    let _ = writeln!(
+        text,
+        "Accepted    {} of {} messages ({:.2} %)   {} msg/s   {}/s   {} conn/s",
+        grouped(count("accepted") as f64),
+        grouped(count("attempted") as f64),
+        count("accepted") as f64 * 100.0 / attempted as f64,
+        number(&totals["accepted_per_s"]),
+        size(totals["bytes_per_s"].as_f64().unwrap_or(0.0)),
+        number(&totals["connections_per_s"]),
+    );
+    let _ = writeln!(
+        text,
+        "Others      deferred (4xx) {}   rejected (5xx) {}   failed {}   unfinished {}   unsent {}",
+        count("deferred"),
+        count("rejected"),
+        count("failed"),
+        count("unfinished"),
+        count("unsent"),
+    );
+    let latency = &report["latency"];
+    if latency["response"].is_object() {
+        let _ = writeln!(
+            text,
+            "{}   (from the planned start)",
+            line("Response", &latency["response"])
+        );
+    }
+    let _ = writeln!(
+        text,
+        "{}   (from the first byte sent)",
+        line("Service", &latency["service"])
+    );
+    let _ = writeln!(
+        text,
+        "{}   (end of data to final reply)",
+        line("End of data", &latency["end_of_data"])
+    );
+    if latency["response"].is_object() {
+        let _ = writeln!(
+            text,
+            "{}   (a session was free)",
+            line("Late, ours", &latency["lag_generator"])
+        );
+        let _ = writeln!(
+            text,
+            "{}   (none was free)",
+            line("Late, its", &latency["lag_target"])
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\nPhase              n         p50         p99         max"
+    );
+    for phase in Phase::ALL {
+        let table = &latency["phases"][phase.name()];
+        if table.is_object() {
+            let cell = |name: &str| table[name].as_u64().map_or("-".into(), time);
+            let _ = writeln!(
+                text,
+                "{:<13}{:>7} {:>11} {:>11} {:>11}",
+                phase.name(),
+                table["n"].as_u64().unwrap_or(0),
+                cell("p50_ns"),
+                cell("p99_ns"),
+                cell("max_ns"),
+            );
+        }
+    }
+    let _ = writeln!(text, "\nOutcome       code           count  first text");
+    for outcome in report["outcomes"].as_array().into_iter().flatten() {
+        let code = match outcome["fault"].as_str() {
+            Some(fault) => fault.to_owned(),
+            None => format!(
+                "{} {}",
+                outcome["code"],
+                outcome["enhanced"].as_str().unwrap_or("")
+            ),
+        };
+        let side = outcome["side"]
+            .as_str()
+            .map_or(String::new(), |side| format!(" [{side} side]"));
+        let _ = writeln!(
+            text,
+            "{:<13} {:<11} {:>8}  {}{side}",
+            outcome["phase"].as_str().unwrap_or(""),
+            code.trim(),
+            outcome["count"].as_u64().unwrap_or(0),
+            outcome["sample"].as_str().unwrap_or(""),
+        );
+    }
+    let steady = &report["steadiness"];
+    if steady.is_object() {
+        let _ = writeln!(
+            text,
+            "\nSteadiness  {} full seconds: min {}  mean {} +- {} (95 %)  max {} msg/s  CV {:.1} %  \
+             silent seconds {}",
+            steady["seconds"],
+            number(&steady["min_per_s"]),
+            number(&steady["mean_per_s"]),
+            number(&steady["ci95_per_s"]),
+            number(&steady["max_per_s"]),
+            steady["cv"].as_f64().unwrap_or(0.0) * 100.0,
+            steady["silent_seconds"],
+        );
+    }
+    let generator = &report["generator"];
+    let config = &report["config"];
+    let _ = writeln!(
+        text,
+        "\nGenerator   cpu {:.0} % of a core, with waiting {:.0} %, in the busiest of {} thread(s); \
+         resident {}{}",
+        generator["cpu_share"].as_f64().unwrap_or(0.0) * 100.0,
+        generator["cpu_wanted_share"].as_f64().unwrap_or(0.0) * 100.0,
+        config["threads"],
+        size(generator["resident_max_bytes"].as_f64().unwrap_or(0.0)),
+        generator["ceiling_share"]
+            .as_f64()
+            .map_or(String::new(), |share| format!(
+                "; {:.0} % of its ceiling here",
+                share * 100.0
+            )),
+    );
+    let _ = writeln!(
+        text,
+        "Plan        {} loop, {} sessions, seed {}, plan {}, run {}",
+        config["mode"].as_str().unwrap_or(""),
+        config["sessions"],
+        config["seed"],
+        config["plan_hash"].as_str().unwrap_or(""),
+        config["run"].as_str().unwrap_or(""),
+    );
+    let _ = writeln!(
+        text,
+        "Window      measured {} after {} of warm-up; target {} {}",
+        time(report["window"]["measured_ns"].as_u64().unwrap_or(0)),
+        time(report["window"]["warmup_ns"].as_u64().unwrap_or(0)),
+        report["target"]["address"].as_str().unwrap_or(""),
+        report["target"]["banner"].as_str().unwrap_or(""),
+    );
+    text
+}

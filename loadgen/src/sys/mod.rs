@@ -1,0 +1,241 @@
+//! The operating system calls that std, mio and socket2 do not offer; all `unsafe` is here.
+
+#![expect(
+    unsafe_code,
+    reason = "system calls; each block states why it is sound"
+)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_signal(_signal: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// Makes the first SIGINT or SIGTERM set a flag; the second ends the process.
+pub fn catch_interrupts() {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: sigaction is plain data for which all zeroes are valid.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = note_signal as extern "C" fn(libc::c_int) as usize;
+        action.sa_flags = libc::SA_RESETHAND;
+        // SAFETY: `action` is initialised and its handler only stores to an atomic, which is
+        // async-signal-safe.
+        unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) };
+    }
+    // SAFETY: ignoring SIGPIPE touches no memory; write errors are seen as EPIPE instead.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Returns whether a signal asked the program to end.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Returns the CPU time this thread has used, in ns.
+pub fn thread_cpu_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a valid place for one timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Returns the largest resident set of this process so far, in bytes.
+pub fn resident_max() -> u64 {
+    // SAFETY: rusage is plain data for which all zeroes are valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is a valid place for one rusage.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
+    usage.ru_maxrss as u64 * 1024
+}
+
+/// Raises the limit of open files as far as allowed and returns it.
+pub fn raise_descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for one rlimit.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    if limit.rlim_cur < limit.rlim_max {
+        let wanted = libc::rlimit {
+            rlim_cur: limit.rlim_max,
+            ..limit
+        };
+        // SAFETY: `wanted` is initialised.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &wanted) } == 0 {
+            return wanted.rlim_cur;
+        }
+    }
+    limit.rlim_cur
+}
+
+/// Returns the width of the terminal on standard error, if it is one.
+pub fn terminal_columns() -> Option<usize> {
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: `size` is a valid place for one winsize.
+    let done = unsafe { libc::ioctl(2, libc::TIOCGWINSZ, &mut size) };
+    (done == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
+/// Binds this thread to one CPU.
+pub fn pin_thread(cpu: usize) -> io::Result<()> {
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: cpu_set_t is plain data for which all zeroes are valid.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `cpu` is below CPU_SETSIZE, so the bit is inside `set`.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: `set` is initialised and its size is given.
+    check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) })?;
+    Ok(())
+}
+
+/// Lets a bound socket choose its port when it connects, so that ports are shared between
+/// destinations (IP_BIND_ADDRESS_NO_PORT).
+pub fn bind_without_port(socket: &impl AsFd) {
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is open while borrowed, and `on` outlives the call. A kernel without
+    // the option refuses it, which only costs ports.
+    unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        );
+    }
+}
+
+/// A timer that a poll can wait for, finer than poll's milliseconds.
+pub struct Timer {
+    fd: OwnedFd,
+}
+
+impl Timer {
+    /// Makes a timer that is not set.
+    pub fn new() -> io::Result<Self> {
+        let flags = libc::TFD_NONBLOCK | libc::TFD_CLOEXEC;
+        // SAFETY: timerfd_create takes no pointers.
+        let fd = check(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, flags) })?;
+        // SAFETY: `fd` was just returned and nothing else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd })
+    }
+
+    /// Rings once, `after_ns` from now, at least 1.
+    pub fn set(&self, after_ns: u64) {
+        let after_ns = after_ns.max(1);
+        let zero = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let value = libc::timespec {
+            tv_sec: (after_ns / 1_000_000_000) as libc::time_t,
+            tv_nsec: (after_ns % 1_000_000_000) as libc::c_long,
+        };
+        let spec = libc::itimerspec {
+            it_interval: zero,
+            it_value: value,
+        };
+        // SAFETY: `spec` is initialised; the old value is not asked for.
+        unsafe { libc::timerfd_settime(self.fd.as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
+    }
+
+    /// The descriptor to poll.
+    pub fn raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// Makes it silent after it rang.
+    pub fn clear(&self) {
+        let mut count = [0u8; 8];
+        // SAFETY: `count` has room for the 8 bytes that a timerfd gives.
+        unsafe { libc::read(self.fd.as_raw_fd(), count.as_mut_ptr().cast(), 8) };
+    }
+}
+
+/// Reads how long this thread has waited for a CPU, in ns; nothing where the kernel does not tell.
+pub struct RunQueue {
+    file: Option<File>,
+}
+
+impl RunQueue {
+    /// Opens the counter of the calling thread.
+    pub fn of_this_thread() -> Self {
+        Self {
+            file: File::open("/proc/thread-self/schedstat").ok(),
+        }
+    }
+
+    /// Returns the time waited so far.
+    pub fn waited_ns(&self) -> Option<u64> {
+        use std::os::unix::fs::FileExt;
+        let mut text = [0; 128];
+        let len = self.file.as_ref()?.read_at(&mut text, 0).ok()?;
+        std::str::from_utf8(&text[..len])
+            .ok()?
+            .split_whitespace()
+            .nth(1)?
+            .parse()
+            .ok()
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_uses_cpu_time() {
+        let before = thread_cpu_ns();
+        let mut sum = 0u64;
+        for number in 0..1_000_000u64 {
+            sum = sum.wrapping_add(std::hint::black_box(number));
+        }
+        assert_ne!(sum, 0);
+        assert!(thread_cpu_ns() > before);
+    }
+
+    #[test]
+    fn a_timer_rings_after_its_time() {
+        let timer = Timer::new().unwrap();
+        let start = std::time::Instant::now();
+        timer.set(300_000);
+        let mut fd = libc::pollfd {
+            fd: timer.raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one pollfd is given and counted as one.
+        let rang = unsafe { libc::poll(&mut fd, 1, 5000) };
+        assert_eq!(rang, 1);
+        assert!(start.elapsed().as_nanos() >= 300_000);
+        timer.clear();
+        // SAFETY: as above.
+        let rang = unsafe { libc::poll(&mut fd, 1, 0) };
+        assert_eq!(rang, 0);
+    }
+}

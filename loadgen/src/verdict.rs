@@ -1,0 +1,169 @@
+//! Was it the generator or the target? Decided from numbers alone.
+//!
+//! The rules, first match wins; `docs/loadgen.md` repeats them:
+//!
+//! 1. no message accepted, or errors of this machine: INVALID
+//! 2. a worker was busy 90 % of the window, or 95 % with its waits for a CPU: GENERATOR SATURATED
+//! 3. open loop, messages started more than 1 ms late at p99 with a session free: the same
+//! 4. open loop, more than 0.1 % never begun or less than 99 % answered: TARGET SATURATED
+//! 5. else VALID
+
+use crate::recorder::Recorder;
+
+/// What the numbers are worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// They describe the target.
+    Valid,
+    /// They describe this program.
+    GeneratorSaturated,
+    /// The target did not keep up with the offered rate.
+    TargetSaturated,
+    /// They describe nothing.
+    Invalid,
+}
+
+impl State {
+    /// As printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Valid => "VALID",
+            Self::GeneratorSaturated => "GENERATOR SATURATED",
+            Self::TargetSaturated => "TARGET SATURATED",
+            Self::Invalid => "INVALID",
+        }
+    }
+}
+
+/// Share of the window from which on a worker counts as saturated.
+const BUSY_MAX: f64 = 0.90;
+/// Share of the window, waiting for a CPU included, from which on it counts as starved.
+const WANTED_MAX: f64 = 0.95;
+/// Lateness at p99 from which on the generator counts as too slow, ns.
+const LAG_MAX_NS: u64 = 1_000_000;
+
+/// The verdict and its reasons in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The verdict.
+    pub state: State,
+    /// Why.
+    pub reasons: Vec<String>,
+}
+
+/// Returns the largest share of the window that any worker used or wanted: (used, used + waited).
+pub fn busiest(recorder: &Recorder) -> (f64, f64) {
+    recorder
+        .loads
+        .iter()
+        .fold((0.0, 0.0), |(used, wanted): (f64, f64), load| {
+            let wall = load.wall_ns.max(1) as f64;
+            let cpu = load.cpu_ns as f64 / wall;
+            (
+                used.max(cpu),
+                wanted.max(cpu + load.waited_ns as f64 / wall),
+            )
+        })
+}
+
+/// Judges a run.
+pub fn judge(recorder: &Recorder, open: bool) -> Verdict {
+    let totals = &recorder.totals;
+    let verdict = |state, reason: String| Verdict {
+        state,
+        reasons: vec![reason],
+    };
+    let local: u64 = recorder
+        .kinds
+        .iter()
+        .filter(|kind| kind.fault.is_some_and(|fault| fault.is_generator_side()))
+        .map(|kind| kind.count)
+        .sum();
+    if local > 0 {
+        let kind = recorder
+            .kinds
+            .iter()
+            .find(|k| k.fault.is_some_and(|f| f.is_generator_side()));
+        let sample = kind.map_or("", |kind| kind.sample.as_str());
+        return verdict(
+            State::Invalid,
+            format!("{local} errors of this machine: {sample}"),
+        );
+    }
+    if totals.accepted == 0 {
+        return verdict(State::Invalid, "no message was accepted".into());
+    }
+    if totals.window_accepted == 0 {
+        let reason = "no message was accepted within the measured window";
+        return verdict(State::Invalid, reason.into());
+    }
+    let (used, wanted) = busiest(recorder);
+    let short = recorder.window.1.saturating_sub(recorder.window.0) < 100_000_000;
+    if (used >= BUSY_MAX || wanted >= WANTED_MAX) && !short {
+        let reason = if used >= BUSY_MAX {
+            format!(
+                "a worker used {:.0} % of a CPU; give it --threads or another core",
+                used * 1e2
+            )
+        } else {
+            format!(
+                "a worker ran {:.0} % and waited for a CPU {:.0} % of the time: something else \
+                 has its core",
+                used * 1e2,
+                (wanted - used) * 1e2
+            )
+        };
+        return verdict(State::GeneratorSaturated, reason);
+    }
+    if open {
+        let lag = recorder.lag_generator.value_at_quantile(0.99);
+        if recorder.lag_generator.len() >= 100 && lag > LAG_MAX_NS {
+            let reason = format!(
+                "messages started {} us late at p99 with a session free",
+                lag / 1000
+            );
+            return verdict(State::GeneratorSaturated, reason);
+        }
+        let planned = totals.attempted + totals.unsent;
+        if totals.unsent * 1000 > planned {
+            let reason = format!(
+                "{} of {planned} planned messages were never begun",
+                totals.unsent
+            );
+            return verdict(State::TargetSaturated, reason);
+        }
+        if totals.window_accepted * 100 < totals.window_offered * 99 {
+            let reason = format!(
+                "{} of {} offered messages were accepted in the window",
+                totals.window_accepted, totals.window_offered
+            );
+            return verdict(State::TargetSaturated, reason);
+        }
+        let reason = format!(
+            "the offered rate was kept; this generator used {:.0} % of a CPU",
+            used * 1e2
+        );
+        return verdict(State::Valid, reason);
+    }
+    let mut reasons = vec![format!(
+        "closed loop: target and round trips set the pace; this generator used {:.0} % of a CPU",
+        used * 1e2
+    )];
+    if short {
+        reasons.push("the run is shorter than 100 ms: rates and CPU shares are rough".into());
+    }
+    if totals.unsent > 0 {
+        reasons.push(format!(
+            "{} planned messages were never begun",
+            totals.unsent
+        ));
+        return Verdict {
+            state: State::Invalid,
+            reasons,
+        };
+    }
+    Verdict {
+        state: State::Valid,
+        reasons,
+    }
+}
