@@ -5,7 +5,7 @@ use std::io::Write;
 use crate::config::options::{Group, Kind, OPTIONS, Opt, units_help};
 use crate::config::units::quoted;
 use crate::config::{Config, Request, nearest};
-use crate::{consume, daemon, log_cli, send};
+use crate::{consume, daemon, demo, log_cli, ring_cli, send};
 
 /// Done, or drained with no session cut.
 pub const EXIT_OK: i32 = 0;
@@ -79,8 +79,8 @@ pub fn run(args: &[String]) -> i32 {
             consume::parse_consumers(rest),
             consume::run_consumers,
         ),
-        // `ring create`, `ring bench-disk` and `demo crash` belong to the daemon, which has only `serve` yet.
-        "ring" | "demo" => fail(&format!("{command}: not available in this version")),
+        "ring" => ring_cli::run(rest),
+        "demo" => demo::run(rest),
         _ => unknown(command),
     }
 }

@@ -60,7 +60,11 @@ fn transcripts() -> Vec<Transcript> {
     paths
         .iter()
         .map(|path| {
-            let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            let name = path
+                .file_stem()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
             let text = fs::read_to_string(path).expect("a text file");
             parse(name, &text)
         })
@@ -148,7 +152,11 @@ fn parse(name: String, text: &str) -> Transcript {
             }
             _ => {
                 let times = match key.strip_prefix("S*") {
-                    Some(times) => times.trim_end_matches(':').trim().parse().expect("a number"),
+                    Some(times) => times
+                        .trim_end_matches(':')
+                        .trim()
+                        .parse()
+                        .expect("a number"),
                     None if key == "S:" => 1,
                     None => panic!("{}: what is {line:?}?", transcript.name),
                 };
@@ -180,7 +188,10 @@ fn set(transcript: &mut Transcript, options: &mut ContextOptions, assignment: &s
 }
 
 fn named(name: &str) -> Reply {
-    let at = reply::ROWS.iter().position(|row| row.name == name).expect("the name of a reply");
+    let at = reply::ROWS
+        .iter()
+        .position(|row| row.name == name)
+        .expect("the name of a reply");
     reply::ALL[at]
 }
 
@@ -284,17 +295,35 @@ fn text(octets: &[u8]) -> String {
 
 fn check_end(transcript: &Transcript, connection: &Connection<'_>, how: &str) {
     let name = &transcript.name;
-    assert_eq!(connection.out.closed, transcript.closed, "{name}, {how}: the close");
+    assert_eq!(
+        connection.out.closed, transcript.closed,
+        "{name}, {how}: the close"
+    );
     let stored = &connection.out.stored;
-    assert_eq!(stored.len(), transcript.stored.len(), "{name}, {how}: stored messages");
+    assert_eq!(
+        stored.len(),
+        transcript.stored.len(),
+        "{name}, {how}: stored messages"
+    );
     for (stored, expected) in stored.iter().zip(&transcript.stored) {
-        assert_eq!(stored.fields, expected.fields, "{name}, {how}: the envelope");
-        assert_eq!(text(&stored.body), text(&expected.body), "{name}, {how}: the body");
+        assert_eq!(
+            stored.fields, expected.fields,
+            "{name}, {how}: the envelope"
+        );
+        assert_eq!(
+            text(&stored.body),
+            text(&expected.body),
+            "{name}, {how}: the body"
+        );
         if let Some(facts) = &expected.facts {
             assert_eq!(&facts_text(stored), facts, "{name}, {how}: the facts");
         }
         if let Some(trace) = &expected.trace {
-            assert_eq!(text(&stored.trace), text(trace), "{name}, {how}: the trace field");
+            assert_eq!(
+                text(&stored.trace),
+                text(trace),
+                "{name}, {how}: the trace field"
+            );
         }
     }
 }
@@ -329,8 +358,16 @@ fn transcripts_give_their_replies_turn_by_turn_whole_and_octet_by_octet() {
 fn transcripts_give_the_same_when_everything_is_sent_at_once_at_random_cuts() {
     for transcript in transcripts() {
         let ctx = Context::new(transcript.options.clone()).expect("options");
-        let sent: Vec<u8> = transcript.turns.iter().flat_map(|turn| turn.0.clone()).collect();
-        let replied: Vec<u8> = transcript.turns.iter().flat_map(|turn| turn.1.clone()).collect();
+        let sent: Vec<u8> = transcript
+            .turns
+            .iter()
+            .flat_map(|turn| turn.0.clone())
+            .collect();
+        let replied: Vec<u8> = transcript
+            .turns
+            .iter()
+            .flat_map(|turn| turn.1.clone())
+            .collect();
         for (seed, manner) in manners().chain(manners()).enumerate() {
             let how = format!("{manner:?} seed {seed}");
             let mut connection = Connection::new(&ctx, recorder(&transcript, manner));
@@ -371,16 +408,28 @@ fn reply_lines_have_a_code_an_enhanced_code_of_its_class_and_at_most_512_octets(
         assert!(text.is_ascii() && text.ends_with("\r\n"), "{text:?}");
         let lines: Vec<&str> = text[..text.len() - 2].split("\r\n").collect();
         for (at, line) in lines.iter().enumerate() {
-            assert!(line.len() + 2 <= 512 && !line.contains(['\r', '\n']), "{line:?}");
+            assert!(
+                line.len() + 2 <= 512 && !line.contains(['\r', '\n']),
+                "{line:?}"
+            );
             let separator = if at + 1 == lines.len() { ' ' } else { '-' };
-            assert!(line.starts_with(&format!("{}{separator}", reply.code())), "{line:?}");
+            assert!(
+                line.starts_with(&format!("{}{separator}", reply.code())),
+                "{line:?}"
+            );
             let mut code = line[4..].split(' ').next().expect("a word").split('.');
             let class = code.next().expect("a part");
-            let parts = code.map(|part| part.parse::<u32>().is_ok()).collect::<Vec<_>>();
+            let parts = code
+                .map(|part| part.parse::<u32>().is_ok())
+                .collect::<Vec<_>>();
             if plain.contains(&reply) {
                 assert_ne!(parts, [true, true], "{line:?}");
             } else {
-                assert_eq!((class, &parts[..]), (&line[..1], &[true, true][..]), "{line:?}");
+                assert_eq!(
+                    (class, &parts[..]),
+                    (&line[..1], &[true, true][..]),
+                    "{line:?}"
+                );
             }
         }
     }
@@ -406,7 +455,10 @@ fn every_obligation_in_scope_has_a_row_and_a_test_that_exists() {
         };
         let content = fs::read_to_string(root.join(&file));
         let content = content.unwrap_or_else(|_| panic!("{id}: {file} does not exist"));
-        assert!(content.contains(&marker), "{id}: {file} does not name {marker}");
+        assert!(
+            content.contains(&marker),
+            "{id}: {file} does not name {marker}"
+        );
     }
     let ranges = [
         1..=23,
@@ -423,6 +475,9 @@ fn every_obligation_in_scope_has_a_row_and_a_test_that_exists() {
         240..=243,
     ];
     for id in ranges.into_iter().flatten() {
-        assert!(in_rows.contains(&format!("C{id:03}")), "C{id:03} has no row");
+        assert!(
+            in_rows.contains(&format!("C{id:03}")),
+            "C{id:03} has no row"
+        );
     }
 }

@@ -340,7 +340,8 @@ struct Transaction {
     /// One of `BODY_*`.
     body: u8,
     recipients: u32,
-    declared_size: Option<u64>,
+    /// Declared SIZE plus one, octets; 0 when none was declared. Saturates.
+    declared_size_plus_1: u64,
     started: Instant,
     data_started: Instant,
 }
@@ -353,7 +354,7 @@ impl Transaction {
         smtputf8: false,
         body: BODY_UNSTATED,
         recipients: 0,
-        declared_size: None,
+        declared_size_plus_1: 0,
         started: Instant(0),
         data_started: Instant(0),
     };
@@ -367,11 +368,7 @@ enum Content {
     /// By DATA.
     Data(Decoder),
     /// By BDAT, in lines.
-    Text {
-        checker: Checker,
-        /// Nothing is inserted: the message octets are the octets that came.
-        is_kept: bool,
-    },
+    Text(Checker),
     /// By BDAT, any octets (BODY=BINARYMIME); their number.
     Binary(u64),
 }
@@ -381,7 +378,7 @@ impl Content {
         match self {
             Content::None => ContentFacts::default(),
             Content::Data(decoder) => decoder.facts(),
-            Content::Text { checker, .. } => checker.facts(),
+            Content::Text(checker) => checker.facts(),
             Content::Binary(octets) => ContentFacts {
                 octets: *octets,
                 ..ContentFacts::default()
@@ -397,6 +394,8 @@ struct Chunk {
     left: u64,
     /// LAST was given.
     is_last: bool,
+    /// Nothing is inserted into text: the message octets are the octets that come.
+    is_kept: bool,
     /// The reply that this BDAT gets once its octets have been dropped (RFC 3030 2: accept and discard).
     refusal: Option<Reply>,
 }
@@ -438,6 +437,7 @@ impl Session {
             chunk: Chunk {
                 left: 0,
                 is_last: false,
+                is_kept: false,
                 refusal: None,
             },
         }
@@ -497,15 +497,13 @@ impl Session {
     ///
     /// The caller checks [`Sink::has_room`] as well, because the content's end takes a reply.
     pub fn can_receive_in_place(&self) -> bool {
-        if self.transaction.is_discarding {
+        if self.is_discarding() || (self.state == State::Chunk && self.chunk.left == 0) {
             return false;
         }
         match (self.state, &self.content) {
             (State::Data, Content::Data(decoder)) => decoder.can_decode_in_place(),
-            (State::Chunk, Content::Text { is_kept, .. }) => {
-                self.chunk.refusal.is_none() && *is_kept
-            }
-            (State::Chunk, Content::Binary(_)) => self.chunk.refusal.is_none(),
+            (State::Chunk, Content::Text(_)) => self.chunk.is_kept,
+            (State::Chunk, Content::Binary(_)) => true,
             _ => false,
         }
     }
@@ -529,7 +527,7 @@ impl Session {
         } else {
             let octets = self.chunk_part(buf.len());
             match &mut self.content {
-                Content::Text { checker, .. } => checker.check(&buf[..octets], |_| {}),
+                Content::Text(checker) => checker.check(&buf[..octets], |_| {}),
                 Content::Binary(total) => *total = total.saturating_add(octets as u64),
                 Content::None | Content::Data(_) => {}
             }
@@ -817,11 +815,13 @@ impl Session {
         if !out.begin_message() {
             return Outcome::Reply(Reply::NoSpace);
         }
-        let normalized = Normalized::new(parameters);
         let complete = out.envelope_field(Field::Helo, &[self.helo.as_bytes()])
             && out.envelope_field(Field::ReversePath, &[path.mailbox])
             && (parameters.is_empty()
-                || out.envelope_field(Field::MailParameters, &[normalized.as_bytes()]));
+                || out.envelope_field(
+                    Field::MailParameters,
+                    &[Normalized::new(parameters).as_bytes()],
+                ));
         if !complete {
             out.abort_message();
             return Outcome::Reply(Reply::NoSpace);
@@ -837,7 +837,7 @@ impl Session {
                 Some(Body::EightBit) => BODY_8BITMIME,
                 Some(Body::Binary) => BODY_BINARYMIME,
             },
-            declared_size: given.size,
+            declared_size_plus_1: given.size.map_or(0, |size| size.saturating_add(1)),
             started: now,
             ..Transaction::NONE
         };
@@ -874,16 +874,17 @@ impl Session {
             Some(Verdict::RefuseAndClose(reply)) => return Outcome::RefusedAndClosed(reply),
             Some(Verdict::Accept) => {}
         }
-        let normalized = Normalized::new(parameters);
+        // Most recipients come without parameters: nothing is copied for them.
+        let normalized = (!parameters.is_empty()).then(|| Normalized::new(parameters));
         let mut needed = FIELD_HEADER_BYTES + path.mailbox.len();
-        if !parameters.is_empty() {
+        if let Some(normalized) = &normalized {
             needed += FIELD_HEADER_BYTES + normalized.as_bytes().len();
         }
         if needed > out.envelope_room() || !out.envelope_field(Field::ForwardPath, &[path.mailbox])
         {
             return Outcome::Reply(Reply::EnvelopeFull);
         }
-        if !parameters.is_empty()
+        if let Some(normalized) = &normalized
             && !out.envelope_field(Field::RcptParameters, &[normalized.as_bytes()])
         {
             // The pool ran dry between the two fields: a recipient that the client was refused stands in the
@@ -965,10 +966,7 @@ impl Session {
                 self.transaction.stage = Stage::Chunks;
                 self.content = match self.transaction.body {
                     BODY_BINARYMIME => Content::Binary(0),
-                    _ => Content::Text {
-                        checker: Checker::new(ctx.bare_newlines),
-                        is_kept: ctx.bare_newlines != BareNewlines::Normalize,
-                    },
+                    _ => Content::Text(Checker::new(ctx.bare_newlines)),
                 };
             }
             let total = self.stored_octets(ctx).checked_add(size);
@@ -982,6 +980,7 @@ impl Session {
         self.chunk = Chunk {
             left: size,
             is_last: last,
+            is_kept: ctx.bare_newlines != BareNewlines::Normalize,
             refusal,
         };
         self.state = State::Chunk;
@@ -1046,7 +1045,7 @@ impl Session {
         if self.chunk.refusal.is_none() {
             let discarding = self.transaction.is_discarding;
             match &mut self.content {
-                Content::Text { checker, .. } => checker.check(input, |piece| {
+                Content::Text(checker) => checker.check(input, |piece| {
                     if !discarding {
                         emit(piece, input, out);
                     }
@@ -1153,7 +1152,7 @@ impl Session {
             return out.reply(Reply::ChunkOk);
         }
         let discarding = self.transaction.is_discarding;
-        if let Content::Text { checker, .. } = &mut self.content {
+        if let Content::Text(checker) = &mut self.content {
             checker.finish(|piece| {
                 if !discarding {
                     emit(piece, &[], out);
@@ -1220,7 +1219,7 @@ impl Session {
             flags,
             body: self.transaction.body,
             recipients: self.transaction.recipients,
-            declared_size: self.transaction.declared_size,
+            declared_size: self.transaction.declared_size_plus_1.checked_sub(1),
             transaction_started: self.transaction.started,
             data_started: self.transaction.data_started,
         }

@@ -3,6 +3,8 @@
 //! It can cut the input anywhere, answer verdicts and commits late, run out of room for replies and body, and
 //! read content in place. None of that may change a reply or a stored message.
 
+#![allow(dead_code, reason = "each test crate uses a part of it")]
+
 use ringmx::clock::Instant;
 use ringmx::smtp::reply::Reply;
 use ringmx::smtp::session::{Context, Session};
@@ -66,6 +68,10 @@ pub struct Recorder {
     pub policy: Vec<(String, Verdict)>,
     pub envelope_bytes_max: usize,
     pub has_storage: bool,
+    /// Fields after which the pool is dry though the envelope has room.
+    pub fields_max: usize,
+    /// Whether there is a chunk for the trace field.
+    pub has_body_storage: bool,
     /// What is answered to each commit.
     pub commit: Result<(), Reply>,
     open: Option<Stored>,
@@ -86,6 +92,8 @@ impl Recorder {
             policy: Vec::new(),
             envelope_bytes_max: 1 << 20,
             has_storage: true,
+            fields_max: usize::MAX,
+            has_body_storage: true,
             commit: Ok(()),
             open: None,
             asked: None,
@@ -177,14 +185,19 @@ impl Sink for Recorder {
 
     fn envelope_room(&self) -> usize {
         let used: usize = self.open.as_ref().map_or(0, |message| {
-            message.fields.iter().map(|(_, value)| 3 + value.len()).sum()
+            message
+                .fields
+                .iter()
+                .map(|(_, value)| 3 + value.len())
+                .sum()
         });
         self.envelope_bytes_max.saturating_sub(used)
     }
 
     fn envelope_field(&mut self, field: Field, parts: &[&[u8]]) -> bool {
         let value = parts.concat();
-        let fits = 3 + value.len() <= self.envelope_room();
+        let fits = 3 + value.len() <= self.envelope_room()
+            && self.open_mut().fields.len() < self.fields_max;
         if fits {
             self.open_mut().fields.push((field as u8, value));
         }
@@ -192,6 +205,9 @@ impl Sink for Recorder {
     }
 
     fn begin_body(&mut self, trace: &[u8], id_at: usize) -> bool {
+        if !self.has_body_storage {
+            return false;
+        }
         let message = self.open_mut();
         assert!(message.trace.is_empty(), "one trace field");
         message.trace = trace.to_vec();
@@ -204,7 +220,10 @@ impl Sink for Recorder {
     }
 
     fn body(&mut self, bytes: &[u8]) {
-        assert!(bytes.len() <= self.body_room, "more octets than there is room for");
+        assert!(
+            bytes.len() <= self.body_room,
+            "more octets than there is room for"
+        );
         self.body_room -= bytes.len();
         self.open_mut().body.extend_from_slice(bytes);
     }
@@ -267,7 +286,10 @@ impl<'a> Connection<'a> {
             while !bytes.is_empty() && self.session.can_receive_in_place() {
                 let taken = self.session.receive_in_place(self.ctx, &mut bytes);
                 if taken.kept > 0 {
-                    self.out.open_mut().body.extend_from_slice(&bytes[..taken.kept]);
+                    self.out
+                        .open_mut()
+                        .body
+                        .extend_from_slice(&bytes[..taken.kept]);
                 }
                 bytes.drain(..taken.consumed);
                 if taken.end {
@@ -287,7 +309,8 @@ impl<'a> Connection<'a> {
     fn run(&mut self) {
         loop {
             let progress =
-                self.session.receive(self.ctx, &self.input, Instant(1), WALL_NS, &mut self.out);
+                self.session
+                    .receive(self.ctx, &self.input, Instant(1), WALL_NS, &mut self.out);
             self.input.drain(..progress.consumed);
             match progress.blocked {
                 None | Some(Blocked::Closed) => return,
