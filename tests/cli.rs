@@ -86,9 +86,6 @@ fn the_first_screen_fits_a_terminal() {
 #[test]
 fn every_command_has_help_on_standard_output() {
     for (command, _) in cli::COMMANDS {
-        if ["ring", "demo"].contains(&command) {
-            continue;
-        }
         let (code, out, err) = ringmx(&["help", command]);
         assert_eq!((code, err.as_str()), (0, ""), "{command}");
         assert!(
@@ -150,6 +147,16 @@ fn bad_flags_are_named_with_what_is_allowed() {
         &["send", "--cc=x"],
         "send: unknown option \"--cc=x\"; see ringmx send --help",
     );
+}
+
+#[test]
+fn commands_with_parts_name_them() {
+    assert_refused(&["ring"], "ring: create or bench-disk?");
+    assert_refused(
+        &["ring", "resize"],
+        "ring: resize is not available in this version",
+    );
+    assert_refused(&["demo"], "demo: there is one demo: ringmx demo crash");
 }
 
 #[cfg(unix)]
