@@ -1,8 +1,9 @@
 //! The ring after crashes, over a disk that loses power at any call.
 //!
-//! Each 512-byte sector that was written since the last completed sync keeps its old bytes or takes any of the
-//! versions written since, independently of all others. A ledger of what was acknowledged says what must be
-//! there afterwards. `RINGMX_RECOVERY_SEED=n` replays one seed, `RINGMX_RECOVERY_SEEDS=n` runs that many.
+//! Each 512-byte sector that was written since the last completed sync keeps its old bytes or takes
+//! any of the versions written since, independently of all others. A ledger of what was
+//! acknowledged says what must be there afterwards. `RINGMX_RECOVERY_SEED=n` replays one seed,
+//! `RINGMX_RECOVERY_SEEDS=n` runs that many.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,7 +89,8 @@ impl Disk {
         });
     }
 
-    /// Power is lost; `choose` picks for each sector 0 (old bytes) up to the number of its versions.
+    /// Power is lost; `choose` picks for each sector 0 (old bytes) up to the number of its
+    /// versions.
     fn lose_power(&mut self, mut choose: impl FnMut(usize, usize) -> usize) {
         for (index, (sector, versions)) in
             std::mem::take(&mut self.unsynced).into_iter().enumerate()
@@ -182,7 +184,8 @@ struct Entry {
     promised: bool,
 }
 
-/// A reader that shares nothing with the program but the layout: every complete message from tail to head.
+/// A reader that shares nothing with the program but the layout: every complete message from tail
+/// to head.
 fn read_all<B: Backing>(backing: &B, head: u64) -> (u64, BTreeMap<u64, (Vec<u8>, u64)>) {
     let mut whole = vec![0; backing.len() as usize];
     backing.read_at(&mut whole, 0).unwrap();
@@ -328,7 +331,8 @@ impl World {
 
     fn compare(&mut self, log: &Log<SimDisk>, messages: u64) {
         let (tail, found) = read_all(&self.disk, log.written());
-        // A large message whose beginning lies before the tail is counted until its LAST has gone too.
+        // A large message whose beginning lies before the tail is counted until its LAST has gone
+        // too.
         assert!((0..=1).contains(&(messages - found.len() as u64)));
         for (number, (payload, _)) in &found {
             let entry = self.ledger.get(number);
@@ -603,4 +607,287 @@ fn promised_messages_survive_crashes_at_any_call_with_any_unsynced_sectors() {
         println!("RINGMX_RECOVERY_SEED={seed} cargo test --test recovery promised");
         run(seed);
     }
+}
+
+/// Messages of `payloads` appended in one write each, synced up to and including `synced`.
+fn fill(disk: &SimDisk, payloads: &[Vec<u8>], synced: usize) -> Vec<(u64, u64)> {
+    let options = OpenOptions::new(Survive::Power, 10);
+    let (mut log, _) = Log::open(disk.clone(), &options).unwrap();
+    let mut places = Vec::new();
+    for (index, payload) in payloads.iter().enumerate() {
+        log.begin_turn(20 + index as u64);
+        let slot = log.reserve(payload.len() as u64).unwrap();
+        places.push((slot.position, slot.end));
+        let header = log.header(&slot, 0, crc32c::crc32c(payload));
+        let parts = [&header[..], payload, &[0; 64][..slot.padding]];
+        log.write(&parts.map(IoSlice::new)).unwrap();
+        if index < synced {
+            log.sync_inline(Instant(1 + index as u64)).unwrap();
+        }
+    }
+    places
+}
+
+fn payloads(count: u8, len: usize) -> Vec<Vec<u8>> {
+    (0..count).map(|index| vec![b'a' + index; len]).collect()
+}
+
+#[test]
+fn every_subset_of_unsynced_sectors_keeps_what_was_synced_and_shows_nothing_else() {
+    // Three messages of 640 bytes behind two synced ones: few enough sectors for all subsets.
+    let payloads = payloads(5, 576);
+    let image = SimDisk::new(new_ring(65_536), 0);
+    fill(&image, &payloads, 2);
+    let sectors = image.0.borrow().unsynced.len() as u32;
+    assert!((4..=12).contains(&sectors), "{sectors}");
+    for subset in 0..1_u32 << sectors {
+        let disk = SimDisk::new(Vec::new(), 3);
+        {
+            let from = image.0.borrow();
+            let mut to = disk.0.borrow_mut();
+            to.durable.clone_from(&from.durable);
+            to.unsynced.clone_from(&from.unsynced);
+            to.lose_power(|index, choices| (subset as usize >> index & 1) * (choices - 1));
+        }
+        let options = OpenOptions::new(Survive::Power, 30);
+        let (log, recovery) = Log::open(disk.clone(), &options).unwrap();
+        assert_eq!(recovery.lost, []);
+        let (_, found) = read_all(&disk, log.written());
+        let count = found.len();
+        assert!((2..=5).contains(&count), "subset {subset:b}");
+        for (index, (number, (payload, _))) in found.iter().enumerate() {
+            assert_eq!((*number, payload), (index as u64 + 1, &payloads[index]));
+        }
+        // Twice is once: the same messages, no more and no fewer.
+        let (log, again) = Log::open(log.into_backing(), &options).unwrap();
+        assert_eq!(again.messages, count as u64);
+        assert_eq!(read_all(&disk, log.written()).1, found);
+    }
+}
+
+#[test]
+fn record_of_an_earlier_epoch_never_follows_a_later_one() {
+    // The second of two unacknowledged records reaches the disk, the first does not. Recovery cuts
+    // there, and a new record of the same length takes the first one's place. Without epochs the
+    // old second record would fit behind it.
+    let payloads = payloads(3, 448);
+    let disk = SimDisk::new(new_ring(65_536), 0);
+    let places = fill(&disk, &payloads, 1);
+    // The sector that holds its header keeps its old bytes: the end of the first message, zeros.
+    let header_at = (DATA_OFFSET + places[1].0) as usize;
+    disk.0.borrow_mut().lose_power(|_, choices| choices - 1);
+    disk.0.borrow_mut().cache[header_at..header_at.next_multiple_of(SECTOR)].fill(0);
+    let options = OpenOptions::new(Survive::Power, 30);
+    let (mut log, recovery) = Log::open(disk.clone(), &options).unwrap();
+    assert_eq!((recovery.messages, recovery.discarded_records), (1, 1));
+    // The EPOCH record takes 64 bytes of the gap; the new record takes the rest.
+    let slot = log.reserve(384).unwrap();
+    assert_eq!(slot.end, places[2].0);
+    let payload = [b'z'; 384];
+    let header = log.header(&slot, 0, crc32c::crc32c(&payload));
+    log.write(&[IoSlice::new(&header), IoSlice::new(&payload)])
+        .unwrap();
+    // Page filling would hide the old record; put it back as a dropped sector leaves it.
+    let place = (DATA_OFFSET + places[2].0) as usize;
+    let old = Header {
+        position: places[2].0,
+        number: 3,
+        len: 448,
+        payload_crc: crc32c::crc32c(&payloads[2]),
+        epoch: 1,
+        kind: Kind::Message,
+        flags: 0,
+        env_len: 0,
+        hint_back: 0,
+        received_ns: 22,
+    };
+    {
+        let mut disk = disk.0.borrow_mut();
+        disk.store(&old.encode(0x5eed), place);
+        disk.store(&payloads[2], place + 64);
+    }
+    let (log, recovery) = Log::open(disk.clone(), &options).unwrap();
+    assert_eq!((recovery.messages, recovery.discarded_records), (2, 1));
+    let found = read_all(&disk, log.written()).1;
+    let bodies: Vec<&Vec<u8>> = found.values().map(|(payload, _)| payload).collect();
+    assert_eq!(bodies, [&payloads[0], &payload.to_vec()]);
+}
+
+#[test]
+fn flipped_bits_in_acknowledged_records_are_never_cut_and_never_shown() {
+    let payloads = payloads(8, 200);
+    let image = SimDisk::new(new_ring(65_536), 0);
+    let places = fill(&image, &payloads, 8);
+    let bytes = image.0.borrow().durable.clone();
+    let mut random = Random(99);
+    // The hint names all but the last batch; damage there looks torn.
+    let end = places[6].1;
+    for _ in 0..300 {
+        let position = 64 + random.below(end - 64);
+        let mut damaged = bytes.clone();
+        damaged[(DATA_OFFSET + position) as usize] ^= 1 << random.below(8);
+        let hit = places
+            .iter()
+            .position(|(from, to)| (*from..*to).contains(&position))
+            .unwrap();
+        let padding = position >= places[hit].0 + 64 + 200;
+        let disk = SimDisk::new(damaged.clone(), 5);
+        let mut options = OpenOptions::new(Survive::Power, 30);
+        let refused = Log::open(disk.clone(), &options).map(|_| ());
+        if padding {
+            assert!(refused.is_ok(), "padding is not checked");
+            continue;
+        }
+        let Err(OpenError::DamagedAcknowledged { lost }) = refused else {
+            panic!("byte {position}: {refused:?}");
+        };
+        assert_eq!((lost[0].from, lost[0].to), places[hit]);
+        assert_eq!(
+            disk.0.borrow().cache,
+            damaged,
+            "a refused ring is untouched"
+        );
+
+        options.accept_loss = true;
+        let (log, recovery) = Log::open(disk.clone(), &options).unwrap();
+        assert_eq!(recovery.lost, lost);
+        let found = read_all(&disk, log.written()).1;
+        let expected: Vec<&Vec<u8>> = payloads
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| *index != hit)
+            .map(|(_, payload)| payload)
+            .collect();
+        assert_eq!(
+            found.values().map(|(body, _)| body).collect::<Vec<_>>(),
+            expected
+        );
+        options.accept_loss = false;
+        let (_, again) = Log::open(disk, &options).unwrap();
+        assert_eq!((again.messages, again.lost), (7, vec![]));
+    }
+}
+
+#[test]
+fn idle_log_writes_one_epoch_record_and_then_damage_to_the_last_message_is_recognised() {
+    let disk = SimDisk::new(new_ring(65_536), 0);
+    let options = OpenOptions::new(Survive::Power, 10);
+    let (mut log, _) = Log::open(disk.clone(), &options).unwrap();
+    assert_eq!(log.idle_tick(), Ok(false));
+    log.begin_turn(11);
+    let slot = log.reserve(100).unwrap();
+    let header = log.header(&slot, 0, crc32c::crc32c(&[7; 100]));
+    log.write(&[
+        IoSlice::new(&header),
+        IoSlice::new(&[7; 100]),
+        IoSlice::new(&[0; 28]),
+    ])
+    .unwrap();
+    assert_eq!(log.idle_tick(), Ok(false), "not durable yet");
+    assert!(log.sync_inline(Instant(1)).unwrap());
+    assert_eq!(log.idle_tick(), Ok(true));
+    assert!(log.sync_inline(Instant(2)).unwrap());
+    assert_eq!(log.idle_tick(), Ok(false));
+    drop(log);
+    let at = (DATA_OFFSET + slot.position) as usize + 70;
+    disk.0.borrow_mut().cache[at] ^= 1;
+    let refused = Log::open(disk, &options).map(|_| ());
+    assert!(matches!(
+        refused,
+        Err(OpenError::DamagedAcknowledged { .. })
+    ));
+}
+
+#[test]
+fn older_superblock_counts_when_the_newest_is_damaged() {
+    let payloads = payloads(4, 100);
+    let disk = SimDisk::new(new_ring(65_536), 0);
+    fill(&disk, &payloads, 4);
+    let options = OpenOptions::new(Survive::Power, 10);
+    let found = recover::find_superblock(&disk).unwrap();
+    disk.0.borrow_mut().cache[SUPERBLOCK_OFFSETS[found.slot] as usize + 90] ^= 1;
+    let (_, recovery) = Log::open(disk.clone(), &options).unwrap();
+    assert_eq!((recovery.messages, recovery.lost), (4, vec![]));
+    for at in SUPERBLOCK_OFFSETS {
+        disk.0.borrow_mut().cache[at as usize + 90] ^= 1;
+    }
+    let refused = Log::open(disk, &options).map(|_| ());
+    assert!(matches!(
+        refused,
+        Err(OpenError::NotARing { damaged: true })
+    ));
+}
+
+#[test]
+fn failed_sync_stops_the_log_for_good() {
+    let disk = SimDisk::new(new_ring(65_536), 0);
+    let (mut log, _) = Log::open(disk, &OpenOptions::new(Survive::Power, 10)).unwrap();
+    let slot = log.reserve(0).unwrap();
+    let header = log.header(&slot, 0, 0);
+    log.write(&[IoSlice::new(&header)]).unwrap();
+    let target = log.sync_wanted(Instant(1)).unwrap().target;
+    let durable = log.durable();
+    let failed = log
+        .sync_completed(target, Err(io::Error::from_raw_os_error(libc::EIO)))
+        .unwrap_err();
+    assert_eq!(failed.errno, libc::EIO);
+    assert_eq!(log.failed(), Some(failed));
+    assert_eq!(log.durable(), durable);
+    assert_eq!(log.reserve(1), Err(ReserveError::Failed(failed)));
+    assert_eq!(log.write(&[]), Err(failed));
+    assert!(log.sync_wanted(Instant(u64::MAX)).is_none());
+    assert!(!log.accepting());
+    assert!(log.close().is_err());
+}
+
+#[test]
+fn damaged_bytes_anywhere_give_an_answer_and_no_panic() {
+    let image = SimDisk::new(new_ring(65_536), 0);
+    fill(&image, &payloads(8, 300), 6);
+    let bytes = image.0.borrow().cache.clone();
+    let mut random = Random(1234);
+    for round in 0..300 {
+        let mut damaged = bytes.clone();
+        for _ in 0..1 + random.below(20) {
+            let at = random.below(damaged.len() as u64) as usize;
+            let near = random.below(8_192) as usize;
+            let at = if random.one_in(2) {
+                at
+            } else {
+                DATA_OFFSET as usize + near
+            };
+            damaged[at] = random.next() as u8;
+        }
+        if random.one_in(3) {
+            // A sector in the wrong place, with a checksum that fits.
+            let from = DATA_OFFSET as usize + random.below(8) as usize * SECTOR;
+            let to = DATA_OFFSET as usize + random.below(120) as usize * SECTOR;
+            damaged.copy_within(from..from + SECTOR, to);
+        }
+        if round % 50 == 0 {
+            damaged.truncate(random.below(damaged.len() as u64) as usize);
+        }
+        let mut options = OpenOptions::new(Survive::Power, 30);
+        options.accept_loss = round % 2 == 0;
+        let disk = MemoryBacking { bytes: damaged };
+        if let Ok((log, _)) = Log::open(disk, &options) {
+            let _ = read_headers(&log);
+        }
+    }
+}
+
+/// Follows the log of an opened ring; payloads before the checkpoint may be damaged.
+fn read_headers(log: &Log<MemoryBacking>) -> usize {
+    let superblock = log.superblock();
+    let (mut position, mut count) = (log.tail(), 0);
+    while position < log.written() {
+        let mut bytes = [0; 64];
+        log.backing()
+            .read_at(&mut bytes, superblock.place(position))
+            .unwrap();
+        position = Header::decode(&bytes, superblock.ring_key).unwrap().end();
+        count += 1;
+    }
+    assert_eq!(position, log.written());
+    count
 }

@@ -1,7 +1,7 @@
 //! Storage under the ring: a file, memory, or whatever a test puts there.
 //!
-//! The ring needs five operations and nothing else; a simulated disk that implements them can lose power at any
-//! of them.
+//! The ring needs five operations and nothing else; a simulated disk that implements them can lose
+//! power at any of them.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -28,10 +28,12 @@ pub trait Backing {
     /// Whatever the storage reports.
     fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize>;
 
-    /// Writes `parts` one after the other; may write less than given. Not durable before [`Backing::sync`].
+    /// Writes `parts` one after the other; may write less than given. Not durable before
+    /// [`Backing::sync`].
     ///
     /// # Errors
-    /// Whatever the storage reports; the log never writes again after one, other than `Interrupted`.
+    /// Whatever the storage reports; the log never writes again after one, other than
+    /// `Interrupted`.
     fn write_at(&mut self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize>;
 
     /// Makes everything written so far durable.
@@ -102,7 +104,8 @@ pub trait Flush: Send {
 /// How a [`FileBacking`] writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteMethod {
-    /// `pwritev`: right for files on a disk, where a store through a map faults on each page after each sync.
+    /// `pwritev`: right for files on a disk, where a store through a map faults on each page after
+    /// each sync.
     Pwrite,
     /// Stores through a shared map: right for files in memory, which are never written back.
     Map,
@@ -130,8 +133,8 @@ impl FileBacking {
         Ok(FileBacking { file, len, map })
     }
 
-    /// An anonymous file in memory, `len` bytes long, written through a map. It is lost when the process and
-    /// all readers have ended.
+    /// An anonymous file in memory, `len` bytes long, written through a map. It is lost when the
+    /// process and all readers have ended.
     ///
     /// # Errors
     /// As memfd_create(2), ftruncate(2), fallocate(2) and mmap(2).
@@ -215,8 +218,8 @@ impl Flush for FileFlush {
     }
 }
 
-/// Extends `file` to `len` bytes of zeros, all of them written, so that no block is missing later. `progress`
-/// is told the bytes written so far after each piece of at most 4 MiB.
+/// Extends `file` to `len` bytes of zeros, all of them written, so that no block is missing later.
+/// `progress` is told the bytes written so far after each piece of at most 4 MiB.
 ///
 /// # Errors
 /// As write(2): a full disk is found here and not when mail arrives.

@@ -1,8 +1,9 @@
 //! Group commit: when to sync, what a finished sync means, and the thread that does nothing else.
 //!
-//! The loop owns the state. It hands over a target that it read before the call; the thread syncs and stores the
-//! outcome in one atomic word before it wakes the loop, so no wake-up can be lost between looking and sleeping.
-//! One sync is in flight at a time and none is delayed: what piles up while it runs is the next batch.
+//! The loop owns the state. It hands over a target that it read before the call; the thread syncs
+//! and stores the outcome in one atomic word before it wakes the loop, so no wake-up can be lost
+//! between looking and sleeping. One sync is in flight at a time and none is delayed: what piles up
+//! while it runs is the next batch.
 
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
@@ -10,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::backing::{Backing, Flush};
+use super::backing::{self, Backing, Flush};
 use super::format::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS};
 use super::writer::{
     BACKGROUND_SYNC_AFTER, BACKGROUND_SYNC_BYTES, CHECKPOINT_BYTES, FREE_STEP_PARTS, Failed,
@@ -28,16 +29,17 @@ pub struct SyncRequest<'a> {
 }
 
 impl<B: Backing> Log<B> {
-    /// The next sync, if one is wanted and none is in flight. The caller hands it to the sync thread at once
-    /// and reports through [`Log::sync_completed`].
+    /// The next sync, if one is wanted and none is in flight. The caller hands it to the sync
+    /// thread at once and reports through [`Log::sync_completed`].
     pub fn sync_wanted(&mut self, now: Instant) -> Option<SyncRequest<'_>> {
         if self.failed.is_some() || self.in_flight.is_some() {
             return None;
         }
         let mut superblock = self.superblock_due(now);
         if superblock && self.settings.survive != Survive::Power {
-            // Here a superblock counts as soon as it is written, so the loop writes all of them itself and none
-            // can overtake another. A failure is kept in the log and seen with the next write.
+            // Here a superblock counts as soon as it is written, so the loop writes all of them
+            // itself and none can overtake another. A failure is kept in the log and seen with the
+            // next write.
             self.superblock_at = now;
             superblock = false;
             if self.write_superblock(false).is_err() {
@@ -52,7 +54,12 @@ impl<B: Backing> Log<B> {
         let dirty = unsynced > 0 || self.superblock.generation > self.durable_generation;
         let data = match self.settings.survive {
             Survive::Power => unsynced > 0,
-            _ => unsynced >= BACKGROUND_SYNC_BYTES || dirty && aged,
+            // Only durable records can be overwritten, so a small ring syncs more often.
+            _ => {
+                unsynced >= BACKGROUND_SYNC_BYTES.min(self.data_size() / 8)
+                    || dirty && aged
+                    || unsynced > 0 && self.wanted_bytes > 0
+            }
         };
         if !superblock && !data {
             return None;
@@ -100,6 +107,28 @@ impl<B: Backing> Log<B> {
         Ok(())
     }
 
+    /// Does at once, on the calling thread, what [`Log::sync_wanted`] would ask the sync thread
+    /// for. For tools and tests, never inside the loop. False when nothing was wanted.
+    ///
+    /// # Errors
+    /// As [`Log::sync_completed`].
+    pub fn sync_inline(&mut self, now: Instant) -> Result<bool, Failed> {
+        let Some(request) = self.sync_wanted(now) else {
+            return self.failed.map_or(Ok(false), Err);
+        };
+        let (target, at) = (request.target, request.superblock.map(|(at, _)| at));
+        let result = match at {
+            Some(at) => {
+                let bytes: &[u8] = &*self.superblock_bytes;
+                backing::write_all_at(&mut self.backing, bytes, at)
+            }
+            None => Ok(()),
+        };
+        let result = result.and_then(|()| self.backing.sync());
+        self.sync_completed(target, result)?;
+        Ok(true)
+    }
+
     /// Whether a sync is in flight.
     pub fn sync_in_flight(&self) -> bool {
         self.in_flight.is_some()
@@ -116,12 +145,12 @@ impl<B: Backing> Log<B> {
             || aged && (behind > 0 || self.cursors_moved)
     }
 
-    /// Ends the log in order: syncs what is written and marks the ring clean, so that the next opening need not
-    /// scan. What is reserved must have been written.
+    /// Ends the log in order: syncs what is written and marks the ring clean, so that the next
+    /// opening need not scan. What is reserved must have been written.
     ///
     /// # Errors
-    /// The storage failed, or a sync is still in flight (wait for it first); the ring is then recovered at the
-    /// next opening.
+    /// The storage failed, or a sync is still in flight (wait for it first); the ring is then
+    /// recovered at the next opening.
     pub fn close(mut self) -> Result<B, Failed> {
         if let Some(failed) = self.failed {
             return Err(failed);
@@ -166,8 +195,8 @@ pub struct SyncDone {
     pub took: Duration,
 }
 
-/// A thread that writes a superblock when asked, syncs, stores the outcome, and wakes the loop. Dropping the
-/// value ends the thread after the sync it is in.
+/// A thread that writes a superblock when asked, syncs, stores the outcome, and wakes the loop.
+/// Dropping the value ends the thread after the sync it is in.
 #[derive(Debug)]
 pub struct SyncThread {
     shared: Arc<Shared>,
@@ -182,8 +211,9 @@ pub struct SyncThread {
 struct Shared {
     request: Mutex<Request>,
     wanted: Condvar,
-    /// Target of the last finished request; its low six bits, which are zero in a position, hold bit 0: failed,
-    /// bits 1 to 5: count of finished requests modulo 32, which tells two requests of one target apart.
+    /// Target of the last finished request; its low six bits, which are zero in a position, hold
+    /// bit 0: failed, bits 1 to 5: count of finished requests modulo 32, which tells two requests
+    /// of one target apart.
     done: AtomicU64,
     /// Written before `done` and read after it.
     errno: AtomicI32,
@@ -206,7 +236,8 @@ const DONE_COUNT_MASK: u64 = 31;
 const DONE_TARGET: u64 = !63;
 
 impl SyncThread {
-    /// Starts the thread. `wake` is called after each finished request, with the outcome already stored.
+    /// Starts the thread. `wake` is called after each finished request, with the outcome already
+    /// stored.
     ///
     /// # Errors
     /// As pthread_create(3).
@@ -236,7 +267,8 @@ impl SyncThread {
         })
     }
 
-    /// Hands over a request. The lock is held by the thread only while it copies one, never during I/O.
+    /// Hands over a request. The lock is held by the thread only while it copies one, never during
+    /// I/O.
     ///
     /// # Panics
     /// When the outcome of the last request has not been taken yet.
@@ -346,3 +378,74 @@ impl Shared {
 }
 
 const _: () = assert!(SUPERBLOCK_OFFSETS[1] as usize >= SUPERBLOCK_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Records calls and fails the sync of the second request.
+    struct Recorder {
+        calls: mpsc::Sender<String>,
+        syncs: u32,
+    }
+
+    impl Flush for Recorder {
+        fn write_superblock(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+            let _ = self.calls.send(format!("superblock {} at {at}", bytes[0]));
+            Ok(())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            self.syncs += 1;
+            let _ = self.calls.send("sync".to_owned());
+            if self.syncs == 2 {
+                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn sync_thread_stores_each_outcome_before_it_wakes_and_writes_the_superblock_first() {
+        let (calls_in, calls) = mpsc::channel();
+        let (wake_in, wakes) = mpsc::channel();
+        let flush = Recorder {
+            calls: calls_in,
+            syncs: 0,
+        };
+        let wake = move || {
+            let _ = wake_in.send(());
+        };
+        let mut thread = SyncThread::start(Box::new(flush), Box::new(wake)).unwrap();
+        assert!(thread.completed().is_none());
+        let bytes = [9; SUPERBLOCK_BYTES];
+        let mut run = |request: &SyncRequest<'_>| {
+            thread.submit(request);
+            wakes.recv().unwrap();
+            let done = thread.completed().expect("stored before the wake-up");
+            assert!(thread.completed().is_none());
+            (
+                done.target,
+                done.result.map_err(|error| error.raw_os_error()),
+            )
+        };
+        let plain = SyncRequest {
+            target: 128,
+            superblock: None,
+        };
+        let with_superblock = SyncRequest {
+            target: 128,
+            superblock: Some((8_192, &bytes)),
+        };
+        assert_eq!(run(&with_superblock), (128, Ok(())));
+        assert_eq!(run(&plain), (128, Err(Some(libc::ENOSPC))));
+        for _ in 0..100 {
+            assert_eq!(run(&plain), (128, Ok(())), "a target may come again");
+        }
+        drop(thread);
+        let calls: Vec<String> = calls.iter().collect();
+        assert_eq!(calls[..3], ["superblock 9 at 8192", "sync", "sync"]);
+        assert_eq!(calls.len(), 103);
+    }
+}

@@ -5,7 +5,8 @@
 //! DIR/shard-0/ctl    socket of the running server
 //! DIR/shard-0/lost   damaged ranges of acknowledged data, if ever
 //! ```
-//! Files are never followed through a symbolic link and must belong to the user that runs the program.
+//! Files are never followed through a symbolic link and must belong to the user that runs the
+//! program.
 
 use std::fs::{DirBuilder, File, OpenOptions as FileOptions};
 use std::io::{self, Read, Write};
@@ -34,7 +35,8 @@ const LOST_BYTES_MAX: u64 = 1 << 20;
 /// How a ring is created.
 #[derive(Clone, Copy, Debug)]
 pub struct CreateOptions {
-    /// Bytes of the data area: a multiple of 4,096, at least 64 KiB. Servers allow only what `limits` names.
+    /// Bytes of the data area: a multiple of 4,096, at least 64 KiB. Servers allow only what
+    /// `limits` names.
     pub data_size: u64,
     /// Whether the group may read: 0750 and 0640 instead of 0700 and 0600.
     pub group: bool,
@@ -46,12 +48,12 @@ fn failed(operation: &'static str) -> impl Fn(io::Error) -> OpenError {
     move |error| OpenError::Io { operation, error }
 }
 
-/// Creates the ring in `dir`, which is created too. `progress` is told the bytes written and the bytes in all.
-/// The ring is complete and durable when it gets its name.
+/// Creates the ring in `dir`, which is created too. `progress` is told the bytes written and the
+/// bytes in all. The ring is complete and durable when it gets its name.
 ///
 /// # Errors
-/// `Exists` when there is a ring, `InUse` when another process is creating it, `NotOurs`, and `Io`, a full disk
-/// among them; then nothing is left behind but the directory.
+/// `Exists` when there is a ring, `InUse` when another process is creating it, `NotOurs`, and `Io`,
+/// a full disk among them; then nothing is left behind but the directory.
 pub fn create_ring(
     dir: &Path,
     options: &CreateOptions,
@@ -136,8 +138,9 @@ fn sync_directories(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens the ring in `dir` for writing, with the exclusive lock, and recovers it. `method` `None` chooses: a map
-/// on a file system in memory, `pwritev` elsewhere. Damaged ranges that are accepted are added to `lost`.
+/// Opens the ring in `dir` for writing, with the exclusive lock, and recovers it. `method` `None`
+/// chooses: a map on a file system in memory, `pwritev` elsewhere. Damaged ranges that are accepted
+/// are added to `lost`.
 ///
 /// # Errors
 /// [`OpenError`].
@@ -160,8 +163,8 @@ pub fn open_ring(
     Ok((log, recovery))
 }
 
-/// Opens the ring in `dir` read-only, for a tool that works without the server. False: a server has it open and
-/// goes on writing; the tool should ask the server instead.
+/// Opens the ring in `dir` read-only, for a tool that works without the server. False: a server has
+/// it open and goes on writing; the tool should ask the server instead.
 ///
 /// # Errors
 /// `Missing`, `NotOurs`, `Io`.

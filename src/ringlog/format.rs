@@ -1,10 +1,11 @@
 //! Byte layout of the ring file: superblock and record header, encoding, decoding, checksums.
 //!
-//! Promises: total (any bytes give a value or an error), no I/O, no allocation. All integers are little-endian,
-//! whatever the machine. `docs/ring-log.md` is the normative text; the constants here follow it.
+//! Promises: total (any bytes give a value or an error), no I/O, no allocation. All integers are
+//! little-endian, whatever the machine. `docs/ring-log.md` is the normative text; the constants
+//! here follow it.
 //!
-//! Positions are absolute: they count bytes of the log since the ring was created and never wrap. The byte of
-//! position `p` lies at `data_offset + p % data_size` of the file.
+//! Positions are absolute: they count bytes of the log since the ring was created and never wrap.
+//! The byte of position `p` lies at `data_offset + p % data_size` of the file.
 
 use std::fmt;
 
@@ -12,7 +13,8 @@ use crate::limits::{
     CONSUMER_NAME_BYTES_MAX, CONSUMERS_MAX, LOG_WRITE_BYTES_MAX, PAGE_BYTES, RECORD_HEADER_BYTES,
 };
 
-// Record header, 64 bytes at a 64-byte aligned position, so that it never straddles a 512-byte sector:
+// Record header, 64 bytes at a 64-byte aligned position, so that it never straddles a 512-byte
+// sector:
 //
 //   0 magic        u32   resynchronises a reader after damage
 //   4 header_crc   u32   CRC32C of bytes 8..64
@@ -29,7 +31,8 @@ use crate::limits::{
 //  52 hint_back    u32   64-byte units back to a position known to be durable; all ones: not known
 //  56 received_ns  u64   wall clock of the turn, never decreasing
 
-/// First four bytes of a record header, as a little-endian number: `rMx` and 0x1e, the ASCII record separator.
+/// First four bytes of a record header, as a little-endian number: `rMx` and 0x1e, the ASCII record
+/// separator.
 pub const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"rMx\x1e");
 /// Alignment of records, bytes.
 pub const RECORD_ALIGN: u64 = RECORD_HEADER_BYTES as u64;
@@ -40,7 +43,8 @@ pub const WHOLE_BYTES: usize = 32;
 /// `hint_back` of a header that knows of no durable position in reach.
 pub const HINT_UNKNOWN: u32 = u32::MAX;
 
-/// Record flag: the message was acknowledged before it was durable (`--survive process` or `nothing`).
+/// Record flag: the message was acknowledged before it was durable (`--survive process` or
+/// `nothing`).
 pub const RECORD_EARLY: u8 = 1;
 /// Record flag of PAD: acknowledged records stood here and were damaged.
 pub const RECORD_LOST: u8 = 2;
@@ -56,7 +60,8 @@ pub enum Kind {
     First,
     /// Further part of a large message.
     Middle,
-    /// Last part of a large message: [`Whole`], then the end of the body. It makes the message exist.
+    /// Last part of a large message: [`Whole`], then the end of the body. It makes the message
+    /// exist.
     Last,
     /// Written by recovery and when the log becomes idle: carries epoch and hint, no payload.
     Epoch,
@@ -98,12 +103,14 @@ impl Kind {
     }
 }
 
-/// A decoded record header. The magic, the checksum and the key are not kept: they have been checked.
+/// A decoded record header. The magic, the checksum and the key are not kept: they have been
+/// checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Absolute position of the record, a multiple of 64.
     pub position: u64,
-    /// Number of this message ([`Kind::takes_number`]), otherwise of the next one. Never decreases along the log.
+    /// Number of this message ([`Kind::takes_number`]), otherwise of the next one. Never decreases
+    /// along the log.
     pub number: u64,
     /// Payload bytes without padding.
     pub len: u32,
@@ -168,8 +175,8 @@ impl Header {
         out
     }
 
-    /// Decodes and checks 64 bytes. That the record stands where it says is for the caller to compare
-    /// ([`Header::position`]), because it alone knows where it read.
+    /// Decodes and checks 64 bytes. That the record stands where it says is for the caller to
+    /// compare ([`Header::position`]), because it alone knows where it read.
     ///
     /// # Errors
     /// [`HeaderError`], in the order magic, checksum, key, fields.
@@ -223,7 +230,8 @@ impl Header {
         self.position + self.extent()
     }
 
-    /// A position up to which everything was durable when the record was written, if the header knows one.
+    /// A position up to which everything was durable when the record was written, if the header
+    /// knows one.
     pub fn durable_hint(&self) -> Option<u64> {
         if self.hint_back == HINT_UNKNOWN {
             return None;
@@ -233,8 +241,8 @@ impl Header {
     }
 }
 
-/// `hint_back` of a record at `position` when everything before `durable` is durable. A distance that does not
-/// fit would name a later position than the true one, so it becomes [`HINT_UNKNOWN`].
+/// `hint_back` of a record at `position` when everything before `durable` is durable. A distance
+/// that does not fit would name a later position than the true one, so it becomes [`HINT_UNKNOWN`].
 pub fn hint_back(position: u64, durable: u64) -> u32 {
     u32::try_from(position.saturating_sub(durable) / RECORD_ALIGN).unwrap_or(HINT_UNKNOWN)
 }
@@ -254,8 +262,8 @@ pub const fn page_ceil(position: u64) -> u64 {
     position.next_multiple_of(PAGE_BYTES)
 }
 
-/// Positions and numbers stay below this, so that sums of a few of them cannot overflow. At 10 GB/s it lasts
-/// for decades.
+/// Positions and numbers stay below this, so that sums of a few of them cannot overflow. At 10 GB/s
+/// it lasts for decades.
 pub const POSITION_MAX: u64 = 1 << 62;
 
 /// What LAST says about the whole message, in front of the rest of the body.
@@ -353,7 +361,8 @@ const MARK_BYTES: usize = 32;
 const _: () = assert!(MARKS_AT + MARKS * MARK_BYTES == SUPERBLOCK_BYTES);
 const _: () = assert!(CONSUMER_NAME_BYTES_MAX == 31);
 
-/// Name of a consumer: 1 to 31 of the characters `A-Z a-z 0-9 . _ -`, not beginning with `.` or `-`.
+/// Name of a consumer: 1 to 31 of the characters `A-Z a-z 0-9 . _ -`, not beginning with `.` or
+/// `-`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConsumerName {
     len: u8,
@@ -401,8 +410,8 @@ impl fmt::Display for ConsumerName {
 
 /// A named consumer and its cursor.
 ///
-/// Entry layout: name length u8 (0: free), name 31 bytes, scan_pos u64, done_pos u64, flags u32, reserved u32,
-/// updated_ns u64.
+/// Entry layout: name length u8 (0: free), name 31 bytes, scan_pos u64, done_pos u64, flags u32,
+/// reserved u32, updated_ns u64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Consumer {
     /// Name.
@@ -424,9 +433,9 @@ impl Consumer {
     }
 }
 
-/// The first record in one of [`MARKS`] equal parts of a lap: the places to which the tail may move without
-/// reading the ring. Part `k` holds the positions from `k * data_size / MARKS` on; its mark is entry `k % MARKS`,
-/// and it is meant only if `position` lies in part `k`.
+/// The first record in one of [`MARKS`] equal parts of a lap: the places to which the tail may move
+/// without reading the ring. Part `k` holds the positions from `k * data_size / MARKS` on; its mark
+/// is entry `k % MARKS`, and it is meant only if `position` lies in part `k`.
 ///
 /// Entry layout: position u64 plus one (0: none), number u64, messages u64, received_ns u64.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,17 +4,18 @@
 //! newest valid superblock; p = tail; headers only up to the checkpoint, payloads too behind it
 //! record good at p -> raise hint, epoch, number; p = its end
 //! otherwise look ahead in 64-byte steps for valid headers; they raise hint, epoch and number too
-//!   one of a later lap, or, close to the tail, one that was acknowledged early
-//!                      -> the tail in the superblock is stale: the tail moves to the oldest record from which an
-//!                         unbroken chain reaches the head
-//!   p >= hint          -> torn and never acknowledged: the log ends at p
-//!   p <  hint          -> acknowledged data is damaged: never cut; refused unless the loss is accepted, then the
-//!                         range becomes a PAD record with the flag LOST
-//! then: write the bytes from the checkpoint to p again, EPOCH record, sync, superblock, sync
+//!   one of a later lap (or broken records close to the tail of a ring with early ones)
+//!               -> the superblock is stale: the tail moves to the oldest record from which an
+//!                  unbroken chain reaches the head
+//!   p >= hint   -> torn and never acknowledged: the log ends at p
+//!   p <  hint   -> acknowledged data is damaged: never cut; refused unless the loss is accepted,
+//!                  then the range becomes a PAD record with the flag LOST
+//! then: write the bytes from the checkpoint to p again, EPOCH record, sync, superblock, sync,
+//!       the other superblock, sync
 //! ```
-//! Nothing is written before all of it has been read and judged, so a refused ring is untouched. A crash at any
-//! point leaves a ring from which the same is found again. Memory is bounded by [`WINDOW_BYTES`] and
-//! [`LOST_RANGES_MAX`]; the ring is read at most a few times.
+//! Nothing is written before all of it has been read and judged, so a refused ring is untouched. A
+//! crash at any point leaves a ring from which the same is found again. Memory is bounded by
+//! [`WINDOW_BYTES`] and [`LOST_RANGES_MAX`]; the ring is read at most a few times.
 
 use std::fmt;
 use std::io;
@@ -45,7 +46,8 @@ pub struct OpenOptions {
     pub full: FullPolicy,
     /// Age after which mail that nobody holds is removed.
     pub keep_for: Option<Duration>,
-    /// A listener's role needs a consumer: without one the ring does not open, and nothing is overwritten.
+    /// A listener's role needs a consumer: without one the ring does not open, and nothing is
+    /// overwritten.
     pub consumer_required: bool,
     /// Open although acknowledged mail is damaged.
     pub accept_loss: bool,
@@ -179,7 +181,8 @@ impl fmt::Display for OpenError {
                 f.write_str("the file is not a ring; move it away or name another directory")
             }
             OpenError::NotARing { damaged: true } => f.write_str(
-                "both superblocks of the ring are damaged; ringmx log rescue exports what is readable",
+                "both superblocks of the ring are damaged; ringmx log rescue exports what is \
+                 readable",
             ),
             OpenError::NewerFormat {
                 major,
@@ -187,12 +190,13 @@ impl fmt::Display for OpenError {
                 features,
             } => write!(
                 f,
-                "the ring has format {major}.{minor} with features {features:#x}; use the ringmx version \
-                 that wrote it, or a later one"
+                "the ring has format {major}.{minor} with features {features:#x}; use the ringmx \
+                 version that wrote it, or a later one"
             ),
             OpenError::WrongSize { expected, actual } => write!(
                 f,
-                "the ring should have {expected} bytes and has {actual}; it was truncated or copied in part"
+                "the ring should have {expected} bytes and has {actual}; it was truncated or \
+                 copied in part"
             ),
             OpenError::InUse => f.write_str("another process has the ring open; stop it first"),
             OpenError::NotOurs(what) => write!(f, "{what}"),
@@ -200,15 +204,15 @@ impl fmt::Display for OpenError {
                 let bytes: u64 = lost.iter().map(|range| range.to - range.from).sum();
                 write!(
                     f,
-                    "{bytes} bytes of acknowledged mail in {} places are damaged; ringmx log rescue exports \
-                     what is readable, --accept-loss starts without it",
+                    "{bytes} bytes of acknowledged mail in {} places are damaged; ringmx log \
+                     rescue exports what is readable, --accept-loss starts without it",
                     lost.len()
                 )
             }
             OpenError::ConsumersRegistered { count } => write!(
                 f,
-                "{count} consumers are registered, and --full overwrite would overwrite what they have not \
-                 read; drop them with ringmx consumers drop, or use --full auto"
+                "{count} consumers are registered, and --full overwrite would overwrite what they \
+                 have not read; drop them with ringmx consumers drop, or use --full auto"
             ),
             OpenError::ConsumerRequired => f.write_str(
                 "a listener with role mx or submission needs a consumer; register one with \
@@ -261,8 +265,8 @@ pub const DATA_BYTES_MIN: u64 = 64 * 1024;
 /// Writes both superblocks of an empty ring to storage that holds zeros. Not synced.
 ///
 /// # Errors
-/// What the storage reports; `InvalidInput` when `data_size` is no multiple of 4,096, below [`DATA_BYTES_MIN`],
-/// or does not fit the storage.
+/// What the storage reports; `InvalidInput` when `data_size` is no multiple of 4,096, below
+/// [`DATA_BYTES_MIN`], or does not fit the storage.
 pub fn format<B: Backing>(backing: &mut B, new: &NewRing) -> io::Result<()> {
     if new.data_size < DATA_BYTES_MIN
         || !new.data_size.is_multiple_of(crate::limits::PAGE_BYTES)
@@ -370,8 +374,8 @@ pub fn find_superblock<B: Backing>(backing: &B) -> Result<Found, OpenError> {
 }
 
 impl<B: Backing> Log<B> {
-    /// Opens a ring for writing: recovers it if it was not closed in order, begins a new epoch, and makes that
-    /// durable. The caller holds the exclusive lock and has started no sync thread yet.
+    /// Opens a ring for writing: recovers it if it was not closed in order, begins a new epoch, and
+    /// makes that durable. The caller holds the exclusive lock and has started no sync thread yet.
     ///
     /// # Errors
     /// [`OpenError`]; nothing was written unless it is `Failed`.
@@ -435,8 +439,11 @@ impl<B: Backing> Log<B> {
         // Without space for it the superblock alone carries the epoch.
         log.append_epoch()?;
         log.sync_now()?;
-        log.write_superblock(false)?;
-        log.sync_now()?;
+        // Both, because an older one that says "clean" must not count should the newer be damaged.
+        for _ in SUPERBLOCK_OFFSETS {
+            log.write_superblock(false)?;
+            log.sync_now()?;
+        }
         log.begin_turn(options.wall_ns);
         Ok((log, recovery))
     }
@@ -510,8 +517,8 @@ impl Judged {
         moved
     }
 
-    /// Writes PAD over what was lost, and writes again what a failed write-back may have left in the cache
-    /// only, the superblock included.
+    /// Writes PAD over what was lost, and writes again what a failed write-back may have left in
+    /// the cache only, the superblock included.
     fn repair<B: Backing>(
         &self,
         backing: &mut B,
@@ -719,8 +726,8 @@ impl<'a, B: Backing> Scan<'a, B> {
         self.point.received_ns = self.point.received_ns.max(header.received_ns);
     }
 
-    /// Acknowledged data is damaged at the current position: goes on at the next valid record, or where the
-    /// acknowledged part ends.
+    /// Acknowledged data is damaged at the current position: goes on at the next valid record, or
+    /// where the acknowledged part ends.
     fn pass_damage(&mut self, limit: u64, lost: &mut Vec<LostRange>) -> io::Result<()> {
         let end = self.hint.min(limit);
         let to = self
@@ -741,9 +748,9 @@ impl<'a, B: Backing> Scan<'a, B> {
         }
     }
 
-    /// Space behind the superblock's tail has been used again. Follows every chain of records in the order of
-    /// positions over two laps; the last one that reaches the head counts. Breaks further than `reach` behind
-    /// the superblock's tail are damage.
+    /// Space behind the superblock's tail has been used again. Follows every chain of records in
+    /// the order of positions over two laps; the last one that reaches the head counts. Breaks
+    /// further than `reach` behind the superblock's tail are damage.
     fn judge_reused(&mut self, reach: u64, lost: &mut Vec<LostRange>) -> io::Result<()> {
         let size = self.superblock.data_size;
         let start = self.superblock.tail;
@@ -785,7 +792,8 @@ impl<'a, B: Backing> Scan<'a, B> {
         Ok(())
     }
 
-    /// Passes good records and notes in `chain` where the tail may go: one place for each part of the ring.
+    /// Passes good records and notes in `chain` where the tail may go: one place for each part of
+    /// the ring.
     fn follow_chain(&mut self, limit: u64, chain: &mut Vec<Point>) -> io::Result<()> {
         let part = self.superblock.data_size / MARKS as u64;
         // Every payload is checked: its end may be overwritten although its header is not.
@@ -838,8 +846,8 @@ impl<'a, B: Backing> Scan<'a, B> {
         Ok(None)
     }
 
-    /// The record at `position` if it is good: it stands where it says, continues what was passed, ends by
-    /// `limit`, and its payload is right if it is at or behind `verify_from`.
+    /// The record at `position` if it is good: it stands where it says, continues what was passed,
+    /// ends by `limit`, and its payload is right if it is at or behind `verify_from`.
     fn record_at(
         &mut self,
         position: u64,
@@ -884,7 +892,8 @@ impl<'a, B: Backing> Scan<'a, B> {
         let inside = position >= self.window_at
             && position + RECORD_ALIGN <= self.window_at + self.window_len;
         if !inside {
-            // Positions and sizes are multiples of 64, so that a header never lies across the ring's end.
+            // Positions and sizes are multiples of 64, so that a header never lies across the
+            // ring's end.
             let size = self.superblock.data_size;
             let len = (size - position % size).min(self.window.len() as u64);
             self.window_len = 0;
@@ -924,9 +933,10 @@ fn number_behind(header: &Header) -> u64 {
     header.number + u64::from(header.kind.takes_number())
 }
 
-/// With `--survive process` space counts as free before the superblock that says so is durable. After a loss of
-/// power, broken records up to so far behind the tail of an old superblock are taken for reused space: twice the
-/// distance of background syncs, because one may have been under way.
+/// With `--survive process` space counts as free before the superblock that says so is durable.
+/// After a loss of power, broken records up to so far behind the tail of an old superblock are
+/// taken for reused space: twice the distance of background syncs, because one may have been under
+/// way.
 const REUSED_EARLY_BYTES_MAX: u64 = 2 * BACKGROUND_SYNC_BYTES;
 /// Starts that are kept of a chain: one for each part of two laps.
 const CHAIN_STARTS_MAX: usize = 2 * MARKS + 2;

@@ -1,11 +1,11 @@
 //! The appending side of the ring: space, numbers, records, writes, consumers' hold on the tail.
 //!
-//! Promises: no allocation, no clock and no read of the ring while appending; one vectored write per turn; after
-//! the first failed write or sync nothing is ever written or synced again.
-//! Does not: wait. Group commit is in `commit`, opening in `recover`.
+//! Promises: no allocation, no clock and no read of the ring while appending; one vectored write
+//! per turn; after the first failed write or sync nothing is ever written or synced again. Does
+//! not: wait. Group commit is in `commit`, opening in `recover`.
 //!
-//! Order of use in one turn: `begin_turn`, `reserve` for each message, `header` for each slot, one `write`, then
-//! `sync_wanted`.
+//! Order of use in one turn: `begin_turn`, `reserve` for each message, `header` for each slot, one
+//! `write`, then `sync_wanted`.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -38,7 +38,8 @@ pub enum Survive {
 /// What happens when the ring is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FullPolicy {
-    /// Registered consumers hold what they have not acknowledged; without any, the oldest mail is overwritten.
+    /// Registered consumers hold what they have not acknowledged; without any, the oldest mail is
+    /// overwritten.
     Auto,
     /// Nothing unacknowledged is ever overwritten; new mail is deferred.
     Defer,
@@ -46,10 +47,12 @@ pub enum FullPolicy {
     Overwrite,
 }
 
-/// `--survive process`: bytes after which a background sync starts.
+/// `--survive process`: bytes, or an eighth of a smaller ring, after which a background sync
+/// starts.
 pub const BACKGROUND_SYNC_BYTES: u64 = 64 * MIB;
-/// `--survive process`: age of the last sync after which a background sync starts. Also the age and, with
-/// [`CHECKPOINT_BYTES`], the distance of a checkpoint after which a new superblock is written.
+/// `--survive process`: age of the last sync after which a background sync starts. Also the age
+/// and, with [`CHECKPOINT_BYTES`], the distance of a checkpoint after which a new superblock is
+/// written.
 pub const BACKGROUND_SYNC_AFTER: Duration = Duration::from_secs(1);
 /// Bytes behind the last checkpoint after which a new superblock is written.
 pub const CHECKPOINT_BYTES: u64 = 64 * MIB;
@@ -62,8 +65,8 @@ pub const FREE_STEP_PARTS: u64 = 16;
 /// Write-back of a large write starts after so many bytes.
 const WRITEBACK_BYTES: u64 = 4 * MIB;
 
-/// Why the log stopped for good. The process must end: after a failed sync the page cache claims to be clean and
-/// cannot be trusted.
+/// Why the log stopped for good. The process must end: after a failed sync the page cache claims to
+/// be clean and cannot be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failed {
     /// What failed.
@@ -86,7 +89,8 @@ impl fmt::Display for Failed {
         let error = io::Error::from_raw_os_error(self.errno);
         write!(
             f,
-            "{} of the ring failed ({error}); nothing more is written until the server is restarted",
+            "{} of the ring failed ({error}); nothing more is written until the server is \
+             restarted",
             self.operation
         )
     }
@@ -97,8 +101,8 @@ impl std::error::Error for Failed {}
 /// Why a record gets no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReserveError {
-    /// No space. `freeing`: space is on its way and is there when the next superblock is durable; otherwise it
-    /// comes only when a consumer acknowledges.
+    /// No space. `freeing`: space is on its way and is there when the next superblock is durable;
+    /// otherwise it comes only when a consumer acknowledges.
     Full {
         /// Whether waiting for the next sync helps.
         freeing: bool,
@@ -111,8 +115,8 @@ pub enum ReserveError {
     Failed(Failed),
 }
 
-/// A place in the ring for one record. It has to be written with the next [`Log::write`], in the order in which
-/// slots were reserved.
+/// A place in the ring for one record. It has to be written with the next [`Log::write`], in the
+/// order in which slots were reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Slot {
@@ -124,7 +128,8 @@ pub struct Slot {
     pub payload_bytes: u64,
     /// Zero bytes that the caller writes behind the payload, 0 to 63.
     pub padding: usize,
-    /// Position behind the record: the message is acknowledged when [`Log::acknowledged`] reaches it.
+    /// Position behind the record: the message is acknowledged when [`Log::acknowledged`] reaches
+    /// it.
     pub end: u64,
     /// Type of the record.
     pub kind: Kind,
@@ -152,8 +157,8 @@ impl LargeSlot {
         self.payload_bytes - self.given_bytes
     }
 
-    /// What goes to the front of the LAST fragment's payload, once that fragment is reserved. `crc` is the
-    /// CRC32C of the whole payload, the returned structure left out.
+    /// What goes to the front of the LAST fragment's payload, once that fragment is reserved. `crc`
+    /// is the CRC32C of the whole payload, the returned structure left out.
     pub fn whole(&self, crc: u32) -> Whole {
         Whole {
             number: self.number.unwrap_or(0),
@@ -264,7 +269,8 @@ pub struct Settings {
     pub survive: Survive,
     /// What happens when the ring is full.
     pub full: FullPolicy,
-    /// Mail that nobody holds and that is older than this is removed, at a granularity of 1/32 of the ring.
+    /// Mail that nobody holds and that is older than this is removed, at a granularity of 1/32 of
+    /// the ring.
     pub keep_for: Option<Duration>,
 }
 
@@ -471,8 +477,8 @@ impl<B: Backing> Log<B> {
         }
     }
 
-    /// Takes the wall clock for the records of this turn; it never goes back. Also lets age and consumers move
-    /// the tail, and decides [`Log::accepting`].
+    /// Takes the wall clock for the records of this turn; it never goes back. Also lets age and
+    /// consumers move the tail, and decides [`Log::accepting`].
     pub fn begin_turn(&mut self, wall_ns: u64) {
         self.turn_ns = self.turn_ns.max(wall_ns);
         self.turn_hint = self.durable.position;
@@ -491,19 +497,20 @@ impl<B: Backing> Log<B> {
             .saturating_sub(self.large_bytes)
     }
 
-    /// Bytes that cannot be freed before a consumer acknowledges or, without consumers, under a policy that
-    /// overwrites nothing.
+    /// Bytes that cannot be freed before a consumer acknowledges or, without consumers, under a
+    /// policy that overwrites nothing.
     pub fn held_bytes(&self) -> u64 {
         self.head.position - self.releasable()
     }
 
-    /// Whether new mail is taken: the log has not failed and less than [`HIGH_WATER_PERCENT`] of the ring is
-    /// held; taken again below [`LOW_WATER_PERCENT`].
+    /// Whether new mail is taken: the log has not failed and less than [`HIGH_WATER_PERCENT`] of
+    /// the ring is held; taken again below [`LOW_WATER_PERCENT`].
     pub fn accepting(&self) -> bool {
         self.accepting && self.failed.is_none()
     }
 
-    /// Whether a message that declares `bytes` is taken: [`Log::accepting`], and it stays below the mark.
+    /// Whether a message that declares `bytes` is taken: [`Log::accepting`], and it stays below the
+    /// mark.
     pub fn accepts(&self, bytes: u64) -> bool {
         self.accepting()
             && self.held_bytes().saturating_add(bytes)
@@ -548,8 +555,8 @@ impl<B: Backing> Log<B> {
 
     /// Moves the tail in memory: past what is too old, and as far as free space is wanted.
     ///
-    /// The tail moves from mark to mark, because only they are known to be record boundaries. Bounded by
-    /// [`MARKS`] steps.
+    /// The tail moves from mark to mark, because only they are known to be record boundaries.
+    /// Bounded by [`MARKS`] steps.
     fn advance_tail(&mut self) {
         if self.failed.is_some() {
             return;
@@ -621,8 +628,8 @@ impl<B: Backing> Log<B> {
         }
     }
 
-    /// Whether a record of `extent` bytes fits, when `keep` bytes stay free behind it and the space before
-    /// `tail` is free.
+    /// Whether a record of `extent` bytes fits, when `keep` bytes stay free behind it and the space
+    /// before `tail` is free.
     fn fits(&self, extent: u64, keep: u64, tail: u64) -> bool {
         page_ceil(self.head.position + extent) + keep <= page_floor(tail) + self.data_size()
     }
@@ -669,8 +676,8 @@ impl<B: Backing> Log<B> {
         Ok(self.take(Kind::Message, payload_bytes))
     }
 
-    /// Opens a large message of `payload_bytes` of envelope and body and sets space aside for it. Takes no
-    /// number yet: the first fragment does.
+    /// Opens a large message of `payload_bytes` of envelope and body and sets space aside for it.
+    /// Takes no number yet: the first fragment does.
     ///
     /// # Errors
     /// `Busy` while another is open, `TooLarge` over an eighth of the ring, `Full`, `Failed`.
@@ -696,13 +703,14 @@ impl<B: Backing> Log<B> {
         })
     }
 
-    /// Takes the place of the next fragment, with `bytes` of the message's payload; the one that completes it
-    /// becomes LAST and carries [`Whole`] in front (so its slot's payload is 32 bytes longer).
+    /// Takes the place of the next fragment, with `bytes` of the message's payload; the one that
+    /// completes it becomes LAST and carries [`Whole`] in front (so its slot's payload is 32 bytes
+    /// longer).
     ///
     /// # Errors
-    /// `TooLarge` when `bytes` is 0, more than remains, or more than a record takes ([`RECORD_LEN_MAX`] less
-    /// 32); also when the first fragment would be the last. `Full` only when fragments are so small that their
-    /// headers outgrow what was set aside. `Failed`.
+    /// `TooLarge` when `bytes` is 0, more than remains, or more than a record takes
+    /// ([`RECORD_LEN_MAX`] less 32); also when the first fragment would be the last. `Full` only
+    /// when fragments are so small that their headers outgrow what was set aside. `Failed`.
     pub fn reserve_fragment(
         &mut self,
         large: &mut LargeSlot,
@@ -724,7 +732,8 @@ impl<B: Backing> Log<B> {
         };
         let extent = record_extent(len);
         let rest = self.large_bytes.saturating_sub(extent);
-        let keep = self.epoch_reserve() + rest;
+        // What was set aside holds one page more than needed, for the page that the head is in.
+        let keep = self.epoch_reserve() + rest.saturating_sub(PAGE_BYTES);
         self.make_room(extent, keep)?;
         self.large_bytes = rest;
         let slot = self.take(kind, len);
@@ -783,8 +792,8 @@ impl<B: Backing> Log<B> {
         slot
     }
 
-    /// The header of a reserved record. `env_len` is 0 for MID and LAST; `payload_crc` is the CRC32C of the
-    /// slot's payload without padding.
+    /// The header of a reserved record. `env_len` is 0 for MID and LAST; `payload_crc` is the
+    /// CRC32C of the slot's payload without padding.
     pub fn header(&self, slot: &Slot, env_len: u32, payload_crc: u32) -> [u8; RECORD_HEADER_BYTES] {
         self.header_fields(slot, env_len, payload_crc)
             .encode(self.superblock.ring_key)
@@ -806,10 +815,12 @@ impl<B: Backing> Log<B> {
         }
     }
 
-    /// Writes all slots reserved since the last write: `parts` are headers, payloads and paddings in order. The
-    /// rest of the last page is filled with zeros, so that no page is ever read to be written.
+    /// Writes all slots reserved since the last write: `parts` are headers, payloads and paddings
+    /// in order. The rest of the last page is filled with zeros, so that no page is ever read to be
+    /// written.
     ///
-    /// One system call unless the ring's end or [`IOV_MAX`] lies in between, or the storage takes less.
+    /// One system call unless the ring's end or [`IOV_MAX`] lies in between, or the storage takes
+    /// less.
     ///
     /// # Errors
     /// The first failure, and every later call: the log is dead.
@@ -918,9 +929,9 @@ impl<B: Backing> Log<B> {
             .get_or_insert_with(|| Failed::new(operation, error))
     }
 
-    /// Appends an EPOCH record when the log is idle and the last batch is not covered by a hint yet: then damage
-    /// to that batch is recognised as such. To be called within a second of going idle. True when something was
-    /// appended and wants a sync.
+    /// Appends an EPOCH record when the log is idle and the last batch is not covered by a hint
+    /// yet: then damage to that batch is recognised as such. To be called within a second of going
+    /// idle. True when something was appended and wants a sync.
     ///
     /// # Errors
     /// As [`Log::write`].
@@ -951,8 +962,8 @@ impl<B: Backing> Log<B> {
 
     // Superblocks.
 
-    /// Builds the next superblock in `superblock_bytes`; returns where it goes. It goes to the slot that does
-    /// not hold the newest durable one, so that a torn write leaves that one.
+    /// Builds the next superblock in `superblock_bytes`; returns where it goes. It goes to the slot
+    /// that does not hold the newest durable one, so that a torn write leaves that one.
     pub(super) fn build_superblock(&mut self, clean: bool) -> u64 {
         let superblock = &mut self.superblock;
         superblock.generation += 1;
@@ -1049,8 +1060,8 @@ impl<B: Backing> Log<B> {
         Ok(consumer)
     }
 
-    /// Moves a consumer's cursor forward. Kept lazily: after a crash an older cursor may count, and messages are
-    /// delivered again.
+    /// Moves a consumer's cursor forward. Kept lazily: after a crash an older cursor may count, and
+    /// messages are delivered again.
     ///
     /// # Errors
     /// `Unknown`, `GoesBack`, `NotKept` (behind the durable position, or scan_pos behind done_pos).
@@ -1163,3 +1174,267 @@ impl<B: Backing> Log<B> {
 /// A list of parts for which the short array in `write` is enough, page filling included.
 const SHORT_LIST: usize = 64;
 static ZEROS: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ringlog::backing::MemoryBacking;
+    use crate::ringlog::format::DATA_OFFSET;
+    use crate::ringlog::recover::{self, NewRing, OpenError, OpenOptions};
+
+    const SIZE: u64 = 65_536;
+
+    fn open_with(options: &OpenOptions) -> Log<MemoryBacking> {
+        let mut backing = MemoryBacking {
+            bytes: vec![0; (DATA_OFFSET + SIZE) as usize],
+        };
+        let new = NewRing {
+            ring_id: [1; 16],
+            ring_key: 2,
+            data_size: SIZE,
+            created_ns: 3,
+        };
+        recover::format(&mut backing, &new).unwrap();
+        Log::open(backing, options).unwrap().0
+    }
+
+    fn open(survive: Survive, full: FullPolicy) -> Log<MemoryBacking> {
+        let mut options = OpenOptions::new(survive, 1);
+        options.full = full;
+        open_with(&options)
+    }
+
+    fn append(log: &mut Log<MemoryBacking>, len: usize) -> Result<Slot, ReserveError> {
+        log.begin_turn(1);
+        let slot = log.reserve(len as u64)?;
+        let payload = vec![slot.number as u8; len];
+        let header = log.header(&slot, 0, crc32c::crc32c(&payload));
+        let padding = [0; 64];
+        log.write(&[
+            IoSlice::new(&header),
+            IoSlice::new(&payload),
+            IoSlice::new(&padding[..slot.padding]),
+        ])
+        .unwrap();
+        Ok(slot)
+    }
+
+    /// Appends and syncs until the ring refuses; at most four laps.
+    fn fill(log: &mut Log<MemoryBacking>) -> Option<ReserveError> {
+        for turn in 0..4 * SIZE / 576 {
+            if let Err(error) = append(log, 512) {
+                return Some(error);
+            }
+            log.sync_inline(Instant(turn)).unwrap();
+        }
+        None
+    }
+
+    #[test]
+    fn ring_without_consumers_keeps_the_newest_mail_and_counts_what_it_overwrites() {
+        for survive in [Survive::Nothing, Survive::Process, Survive::Power] {
+            let mut log = open(survive, FullPolicy::Auto);
+            assert_eq!(fill(&mut log), None, "{survive:?}");
+            let status = log.status();
+            assert_eq!(
+                status.appended_messages,
+                status.messages + status.overwritten_unread
+            );
+            assert!(status.messages * 576 > SIZE / 4 * 3, "{status:?}");
+            assert!(status.written - status.tail <= SIZE);
+            assert!(log.accepting());
+        }
+    }
+
+    #[test]
+    fn ring_that_defers_takes_no_more_when_full_and_overwrites_nothing() {
+        let mut log = open(Survive::Power, FullPolicy::Defer);
+        assert_eq!(fill(&mut log), Some(ReserveError::Full { freeing: false }));
+        assert_eq!((log.tail(), log.status().overwritten_unread), (0, 0));
+        assert!(!log.accepting());
+        // A ring that is full of messages still opens with an EPOCH record, many times.
+        let mut backing = log.into_backing();
+        for _ in 0..40 {
+            let mut options = OpenOptions::new(Survive::Power, 1);
+            options.full = FullPolicy::Defer;
+            let (log, recovery) = Log::open(backing, &options).unwrap();
+            assert_eq!(recovery.tail, 0);
+            backing = log.into_backing();
+        }
+    }
+
+    #[test]
+    fn consumer_holds_what_it_has_not_acknowledged_and_its_acknowledgement_frees_space() {
+        let mut log = open(Survive::Power, FullPolicy::Auto);
+        let name = ConsumerName::new("reader").unwrap();
+        log.register(name, StartAt::Oldest).unwrap();
+        assert_eq!(fill(&mut log), Some(ReserveError::Full { freeing: false }));
+        assert_eq!(log.holder().map(|consumer| consumer.name), Some(name));
+        assert!(!log.accepting());
+        let durable = log.durable();
+        log.acknowledge(&name, durable, durable).unwrap();
+        assert!(log.accepting());
+        assert_eq!(
+            append(&mut log, 512),
+            Err(ReserveError::Full { freeing: true })
+        );
+        assert!(log.sync_inline(Instant(1)).unwrap());
+        let _ = append(&mut log, 512).unwrap();
+        assert_eq!(log.status().overwritten_unread, 0);
+        log.drop_consumer(&name).unwrap();
+        assert_eq!(fill(&mut log), None);
+    }
+
+    #[test]
+    fn cursors_stay_inside_what_is_kept_and_on_records() {
+        let mut log = open(Survive::Power, FullPolicy::Auto);
+        let name = ConsumerName::new("reader").unwrap();
+        let end = append(&mut log, 100).unwrap().end;
+        assert_eq!(log.acknowledge(&name, 0, 0), Err(ConsumerError::Unknown));
+        let early = log.register(name, StartAt::Position(end));
+        assert_eq!(early, Err(ConsumerError::NotKept), "not durable");
+        log.sync_inline(Instant(1)).unwrap();
+        let inside = log.register(name, StartAt::Position(128));
+        assert_eq!(inside, Err(ConsumerError::NotARecord));
+        log.register(name, StartAt::Position(64)).unwrap();
+        assert_eq!(
+            log.register(name, StartAt::Newest),
+            Err(ConsumerError::Exists)
+        );
+        log.acknowledge(&name, end, end).unwrap();
+        assert_eq!(
+            log.acknowledge(&name, 64, end),
+            Err(ConsumerError::GoesBack)
+        );
+        let beyond = log.acknowledge(&name, end, end + 64);
+        assert_eq!(beyond, Err(ConsumerError::NotKept));
+        assert_eq!(log.seek(&name, StartAt::Oldest).unwrap().scan_pos, 0);
+        for index in 1..CONSUMERS_MAX {
+            let name = ConsumerName::new(&format!("c{index}")).unwrap();
+            log.register(name, StartAt::Newest).unwrap();
+        }
+        let full = log.register(ConsumerName::new("more").unwrap(), StartAt::Newest);
+        assert_eq!(full, Err(ConsumerError::TableFull));
+    }
+
+    #[test]
+    fn overwrite_and_consumers_exclude_each_other_and_roles_may_need_one() {
+        let mut log = open(Survive::Power, FullPolicy::Overwrite);
+        let name = ConsumerName::new("reader").unwrap();
+        assert_eq!(
+            log.register(name, StartAt::Newest),
+            Err(ConsumerError::Overwrite)
+        );
+        let mut options = OpenOptions::new(Survive::Power, 1);
+        options.consumer_required = true;
+        let backing = log.close().unwrap();
+        let refused = Log::open(backing.clone(), &options).map(|_| ());
+        assert!(matches!(refused, Err(OpenError::ConsumerRequired)));
+        options.consumer_required = false;
+        let (mut log, _) = Log::open(backing, &options).unwrap();
+        log.register(name, StartAt::Newest).unwrap();
+        let backing = log.close().unwrap();
+        options.consumer_required = true;
+        let (log, _) = Log::open(backing, &options).unwrap();
+        assert_eq!(log.settings().full, FullPolicy::Defer);
+        options.full = FullPolicy::Overwrite;
+        let refused = Log::open(log.close().unwrap(), &options).map(|_| ());
+        assert!(matches!(
+            refused,
+            Err(OpenError::ConsumersRegistered { count: 1 })
+        ));
+    }
+
+    #[test]
+    fn mail_older_than_keep_for_is_removed() {
+        let mut options = OpenOptions::new(Survive::Power, 1);
+        options.keep_for = Some(Duration::from_nanos(1_000));
+        let mut log = open_with(&options);
+        for turn in 0..40 {
+            let _ = append(&mut log, 512).unwrap();
+            log.sync_inline(Instant(turn)).unwrap();
+        }
+        log.begin_turn(900);
+        assert_eq!(log.tail(), 0);
+        log.begin_turn(2_000);
+        assert!(
+            log.messages() <= SIZE / MARKS as u64 / 576 + 1,
+            "{}",
+            log.messages()
+        );
+    }
+
+    #[test]
+    fn group_commit_has_one_sync_in_flight_and_acknowledges_what_was_written_before_it() {
+        let mut log = open(Survive::Power, FullPolicy::Auto);
+        let first = append(&mut log, 10).unwrap();
+        assert_eq!(log.sync_wanted(Instant(1)).unwrap().target, first.end);
+        let second = append(&mut log, 10).unwrap();
+        assert!(log.sync_wanted(Instant(1)).is_none());
+        assert!(log.acknowledged() < first.end);
+        log.sync_completed(first.end, Ok(())).unwrap();
+        assert_eq!(log.acknowledged(), first.end);
+        assert_eq!(log.sync_wanted(Instant(1)).unwrap().target, second.end);
+        log.sync_completed(second.end, Ok(())).unwrap();
+        assert_eq!(log.acknowledged(), second.end);
+        assert!(log.sync_wanted(Instant(1)).is_none(), "nothing to do");
+    }
+
+    #[test]
+    fn process_level_acknowledges_at_once_and_syncs_after_a_second() {
+        let mut log = open(Survive::Process, FullPolicy::Auto);
+        let slot = append(&mut log, 10).unwrap();
+        assert_eq!(log.acknowledged(), slot.end);
+        assert!(log.sync_wanted(Instant(999_999_999)).is_none());
+        let target = log.sync_wanted(Instant(1_000_000_000)).unwrap().target;
+        assert_eq!(target, slot.end);
+        log.sync_completed(target, Ok(())).unwrap();
+        assert_eq!(log.durable(), slot.end);
+    }
+
+    #[test]
+    fn large_message_keeps_its_space_while_small_ones_fill_the_rest() {
+        let mut log = open(Survive::Power, FullPolicy::Defer);
+        let total = log.payload_bytes_max();
+        assert_eq!(
+            log.begin_large(total + 1).unwrap_err(),
+            ReserveError::TooLarge
+        );
+        let mut large = log.begin_large(total).unwrap();
+        assert_eq!(log.begin_large(1).unwrap_err(), ReserveError::Busy);
+        assert_eq!(fill(&mut log), Some(ReserveError::Full { freeing: false }));
+        let mut kinds = Vec::new();
+        while large.remaining() > 0 {
+            log.begin_turn(1);
+            let bytes = large.remaining().min(3_000);
+            let slot = log.reserve_fragment(&mut large, bytes).unwrap();
+            let payload = vec![0; slot.payload_bytes as usize + slot.padding];
+            let header = log.header(&slot, 0, 0);
+            log.write(&[IoSlice::new(&header), IoSlice::new(&payload)])
+                .unwrap();
+            kinds.push(slot.kind);
+        }
+        assert_eq!(kinds, [Kind::First, Kind::Middle, Kind::Last]);
+        assert_eq!(large.whole(0).fragments, 3);
+        assert!(!log.large_open);
+    }
+
+    #[test]
+    fn more_parts_than_one_call_takes_are_written_in_order() {
+        let mut log = open(Survive::Power, FullPolicy::Auto);
+        let from = log.written();
+        let mut parts: Vec<Vec<u8>> = Vec::new();
+        for _ in 0..400 {
+            let slot = log.reserve(3).unwrap();
+            parts.push(log.header(&slot, 0, crc32c::crc32c(b"abc")).to_vec());
+            parts.push(b"abc".to_vec());
+            parts.push(vec![0; slot.padding]);
+        }
+        let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        assert!(slices.len() > IOV_MAX);
+        log.write(&slices).unwrap();
+        let at = log.superblock().place(from) as usize;
+        let expected = parts.concat();
+        assert_eq!(log.backing().bytes[at..at + expected.len()], expected);
+    }
+}

@@ -1,4 +1,5 @@
-//! Files: vectored positioned writes, write-back hints, locks, anonymous memory files, random bytes.
+//! Files: vectored positioned writes, write-back hints, locks, anonymous memory files, random
+//! bytes.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -8,22 +9,22 @@ use std::os::fd::{AsRawFd, FromRawFd};
 /// Parts that one [`pwritev`] takes at most (IOV_MAX of Linux).
 pub const IOV_MAX: usize = 1_024;
 
-/// Writes `parts` one after the other at byte `at`, in one system call. Returns the bytes written, which may be
-/// fewer than given; only the first [`IOV_MAX`] parts are looked at.
+/// Writes `parts` one after the other at byte `at`, in one system call. Returns the bytes written,
+/// which may be fewer than given; only the first [`IOV_MAX`] parts are looked at.
 ///
 /// # Errors
 /// As pwritev(2), EINTR included.
 pub fn pwritev(file: &File, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
     let at = libc::off_t::try_from(at).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let count = parts.len().min(IOV_MAX) as libc::c_int;
-    // SAFETY: IoSlice is guaranteed to have the layout of iovec; `parts` outlives the call and has at least
-    // `count` elements; the kernel only reads through them.
+    // SAFETY: IoSlice is guaranteed to have the layout of iovec; `parts` outlives the call and has
+    // at least `count` elements; the kernel only reads through them.
     let written = unsafe { libc::pwritev(file.as_raw_fd(), parts.as_ptr().cast(), count, at) };
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }
 
-/// Starts write-back of `len` bytes at `at` without waiting for it. A hint: it makes nothing durable, and
-/// failures are left for fdatasync to report.
+/// Starts write-back of `len` bytes at `at` without waiting for it. A hint: it makes nothing
+/// durable, and failures are left for fdatasync to report.
 pub fn start_writeback(file: &File, at: u64, len: u64) {
     #[cfg(target_os = "linux")]
     if let (Ok(at), Ok(len)) = (i64::try_from(at), i64::try_from(len)) {
@@ -43,8 +44,8 @@ pub enum Lock {
     Exclusive,
 }
 
-/// Locks the whole file for this open file description, without waiting. False when another holds it. The lock
-/// ends when the last descriptor of this open file description is closed.
+/// Locks the whole file for this open file description, without waiting. False when another holds
+/// it. The lock ends when the last descriptor of this open file description is closed.
 ///
 /// # Errors
 /// As fcntl(2) F_OFD_SETLK, where the file system knows no locks for example.

@@ -1,7 +1,8 @@
 //! Shared file maps: one to store through, one to read a ring that wraps as if it did not.
 //!
-//! Both copy bytes instead of lending slices, because another process may change the file at any time. A file
-//! that is truncated below a map raises SIGBUS on access; rings are never truncated by this program.
+//! Both copy bytes instead of lending slices, because another process may change the file at any
+//! time. A file that is truncated below a map raises SIGBUS on access; rings are never truncated by
+//! this program.
 
 use std::fs::File;
 use std::io;
@@ -49,8 +50,8 @@ impl WriteMap {
         let Some(at) = inside(at, bytes.len(), self.len) else {
             return false;
         };
-        // SAFETY: `at + bytes.len() <= len`, so the target is inside the map; `bytes` is our memory and cannot
-        // overlap a map that this value owns.
+        // SAFETY: `at + bytes.len() <= len`, so the target is inside the map; `bytes` is our memory
+        // and cannot overlap a map that this value owns.
         unsafe {
             self.base
                 .as_ptr()
@@ -63,13 +64,14 @@ impl WriteMap {
 
 impl Drop for WriteMap {
     fn drop(&mut self) {
-        // SAFETY: `base` and `len` are what mmap returned and took; no reference into the map exists.
+        // SAFETY: `base` and `len` are what mmap returned and took; no reference into the map
+        // exists.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
 
-/// A read-only shared map of a part of a file, twice back to back, so that a record that wraps around the end
-/// of the part is contiguous.
+/// A read-only shared map of a part of a file, twice back to back, so that a record that wraps
+/// around the end of the part is contiguous.
 #[derive(Debug)]
 pub struct RingMap {
     base: NonNull<u8>,
@@ -83,7 +85,8 @@ unsafe impl Send for RingMap {}
 unsafe impl Sync for RingMap {}
 
 impl RingMap {
-    /// Maps `len` bytes from byte `offset` of the file on, twice. Both are multiples of the page size.
+    /// Maps `len` bytes from byte `offset` of the file on, twice. Both are multiples of the page
+    /// size.
     ///
     /// # Errors
     /// As mmap(2); `InvalidInput` when the file is too short or `len` is 0.
@@ -114,7 +117,8 @@ impl RingMap {
         for half in 0..2 {
             // SAFETY: `half * len` is 0 or `len`, both inside the reservation of `2 * len` bytes.
             let target = unsafe { map.base.as_ptr().add(half * len) };
-            // SAFETY: MAP_FIXED replaces only pages of the reservation made above, which nothing refers to.
+            // SAFETY: MAP_FIXED replaces only pages of the reservation made above, which nothing
+            // refers to.
             let mapped_half = unsafe {
                 libc::mmap(
                     target.cast(),
@@ -140,8 +144,8 @@ impl RingMap {
         self.len == 0
     }
 
-    /// Copies the bytes that begin at absolute position `position` (its remainder by the length of the part is
-    /// the place). False, and nothing is copied, when `bytes` is longer than the part.
+    /// Copies the bytes that begin at absolute position `position` (its remainder by the length of
+    /// the part is the place). False, and nothing is copied, when `bytes` is longer than the part.
     ///
     /// The writer may be overwriting the place: check tail and checksum afterwards.
     #[must_use]
@@ -150,8 +154,8 @@ impl RingMap {
             return false;
         }
         let at = (position % self.len as u64) as usize;
-        // SAFETY: `at < len` and `bytes.len() <= len`, so the source ends inside the `2 * len` mapped bytes;
-        // `bytes` is our memory and cannot overlap the map.
+        // SAFETY: `at < len` and `bytes.len() <= len`, so the source ends inside the `2 * len`
+        // mapped bytes; `bytes` is our memory and cannot overlap the map.
         unsafe {
             self.base
                 .as_ptr()
@@ -164,7 +168,8 @@ impl RingMap {
 
 impl Drop for RingMap {
     fn drop(&mut self) {
-        // SAFETY: the reservation was made with `2 * len` bytes at `base`; no reference into it exists.
+        // SAFETY: the reservation was made with `2 * len` bytes at `base`; no reference into it
+        // exists.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len * 2) };
     }
 }
