@@ -321,3 +321,19 @@ fn without_a_chunk_for_the_trace_field_data_and_bdat_are_refused_for_now() {
     );
     assert!(!is_open);
 }
+
+#[test]
+fn storage_is_given_back_as_soon_as_content_is_certain_to_be_refused() {
+    let ctx = context();
+    for content in [
+        &b"DATA\r\na\nb"[..],
+        b"DATA\r\n\0",
+        b"BDAT 9\r\na\nb",
+        b"BDAT 101\r\n",
+        &[b"DATA\r\n", &[b'x'; 101][..]].concat(),
+    ] {
+        let connection = after(&ctx, &with(content));
+        assert!(!connection.out.is_open(), "{}", content.escape_ascii());
+        assert!(connection.session.is_discarding());
+    }
+}
