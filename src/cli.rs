@@ -5,7 +5,7 @@ use std::io::Write;
 use crate::config::options::{Group, Kind, OPTIONS, Opt, units_help};
 use crate::config::units::quoted;
 use crate::config::{Config, Request, nearest};
-use crate::{daemon, send};
+use crate::{consume, daemon, demo, log_cli, ring_cli, send};
 
 /// Done, or drained with no session cut.
 pub const EXIT_OK: i32 = 0;
@@ -72,10 +72,15 @@ pub fn run(args: &[String]) -> i32 {
         "help" => run_help(rest),
         "-h" | "--help" => print(&help()),
         "version" | "-V" | "--version" => print(&version()),
-        // Wired where the modules are there: `log` and `consumers` read rings, `ring` and `demo` write them.
-        "log" | "consume" | "consumers" | "ring" | "demo" => {
-            fail(&format!("{command}: not available in this version"))
-        }
+        "log" => tool(command, log_cli::parse(rest), log_cli::run),
+        "consume" => tool(command, consume::parse(rest), consume::run),
+        "consumers" => tool(
+            command,
+            consume::parse_consumers(rest),
+            consume::run_consumers,
+        ),
+        "ring" => ring_cli::run(rest),
+        "demo" => demo::run(rest),
         _ => unknown(command),
     }
 }
@@ -125,6 +130,18 @@ fn check_config(args: &[String]) -> i32 {
             print(&config.to_toml())
         }
         Err(error) => fail(&error.to_string()),
+    }
+}
+
+/// Runs a command that reads rings, whose module has its own arguments and help.
+fn tool<A>(
+    command: &str,
+    parsed: Result<A, String>,
+    run: fn(&A, &mut dyn Write, &mut dyn Write) -> i32,
+) -> i32 {
+    match parsed {
+        Ok(args) => run(&args, &mut std::io::stdout(), &mut std::io::stderr()),
+        Err(reason) => fail(&format!("{command}: {reason}")),
     }
 }
 

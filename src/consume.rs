@@ -6,7 +6,6 @@
 //! socket. Without one this process takes the ring's lock, recovers it and moves the cursor itself, in short slices,
 //! so that a server that starts gets the lock soon.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;

@@ -22,11 +22,16 @@ pub mod smtp;
 // L3: generic over stream and storage.
 pub mod conn;
 pub mod server;
+pub mod status;
 // L4: the only code that names mio.
 pub mod net;
 // L5: process life.
 pub mod cli;
 pub mod config;
+pub mod consume;
 pub mod daemon;
+pub mod demo;
+pub mod log_cli;
 pub mod logger;
+pub mod ring_cli;
 pub mod send;

@@ -192,6 +192,8 @@ pub struct Metrics {
     pub connections_accepted: u64,
     /// SMTP connections ended, by [`CloseCause`].
     pub connections_closed: [u64; CloseCause::COUNT],
+    /// Connections refused because all session places were taken.
+    pub sessions_refused: u64,
     /// Times that accepting stopped for want of descriptors or sessions.
     pub accept_pauses: u64,
     /// Commands, by index of the verb.
@@ -249,6 +251,7 @@ impl Metrics {
         Metrics {
             connections_accepted: 0,
             connections_closed: [0; CloseCause::COUNT],
+            sessions_refused: 0,
             accept_pauses: 0,
             commands: vec![0; verbs],
             replies: vec![0; replies],

@@ -467,14 +467,15 @@ impl<S: Read + Write, W: Write> Dialogue<S, W> {
 
     fn data(&mut self, content: &[u8]) -> Result<(), SendError> {
         let wire = dot_stuffed(content);
-        let mut lines = wire.split(|b| *b == b'\n').map(<[u8]>::trim_ascii_end);
+        let mut lines = wire
+            .split_inclusive(|b| *b == b'\n')
+            .map(<[u8]>::trim_ascii_end);
         for line in lines.by_ref().take(LINES_SHOWN_MAX) {
             self.show("C", &String::from_utf8_lossy(line));
         }
-        // The piece behind the last line end is empty.
-        match lines.count() {
-            0 | 1 => {}
-            more => self.show("C", &format!("({} more lines)", more - 1)),
+        let more = lines.count();
+        if more > 0 {
+            self.show("C", &format!("({more} more lines)"));
         }
         self.send(&wire)
     }
@@ -539,4 +540,254 @@ fn printable(bytes: &[u8]) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that says what it is told to, at most `piece` octets a read, and keeps what it gets.
+    struct Script {
+        said: io::Cursor<Vec<u8>>,
+        piece: usize,
+        heard: Vec<u8>,
+    }
+
+    impl Read for Script {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let len = buf.len().min(self.piece);
+            self.said.read(&mut buf[..len])
+        }
+    }
+
+    impl Write for Script {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.heard.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Outcome, what the server heard, and what was printed; the same at every split of the server's words.
+    fn deliver(said: &[u8], to: &[&str], content: &[u8]) -> (Result<(), String>, String, String) {
+        let to: Vec<String> = to.iter().map(|to| (*to).to_owned()).collect();
+        let run = |piece: usize| {
+            let script = Script {
+                said: io::Cursor::new(said.to_vec()),
+                piece,
+                heard: Vec::new(),
+            };
+            let mut dialogue = Dialogue::new(script, Vec::new());
+            let outcome = dialogue.deliver("me.example", "a@example.org", &to, content);
+            (
+                outcome.map_err(|error| error.to_string()),
+                String::from_utf8_lossy(&dialogue.stream.get_ref().heard).into_owned(),
+                String::from_utf8(dialogue.print).unwrap(),
+            )
+        };
+        let whole = run(usize::MAX);
+        for piece in [1, 2, 3, 7] {
+            assert_eq!(run(piece), whole, "in pieces of {piece}");
+        }
+        whole
+    }
+
+    #[test]
+    fn a_message_is_delivered_dot_stuffed_and_the_dialogue_printed() {
+        let (outcome, heard, printed) = deliver(
+            b"220 hi\r\n250-mx.example\r\n250 8BITMIME\r\n250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n354 go\r\n\
+              250 2.0.0 Ok: stored 0-1\r\n221 bye\r\n",
+            &["b@example.org"],
+            b"Subject: x\r\n\r\n.dot\r\n..\r\n",
+        );
+        assert_eq!(outcome, Ok(()));
+        assert_eq!(
+            heard,
+            "EHLO me.example\r\nMAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n\
+             Subject: x\r\n\r\n..dot\r\n...\r\n.\r\nQUIT\r\n"
+        );
+        assert_eq!(
+            printed,
+            "S: 220 hi\nC: EHLO me.example\nS: 250-mx.example\nS: 250 8BITMIME\n\
+             C: MAIL FROM:<a@example.org>\nS: 250 2.1.0 Ok\nC: RCPT TO:<b@example.org>\n\
+             S: 250 2.1.5 Ok\nC: DATA\nS: 354 go\nC: Subject: x\nC: \nC: ..dot\nC: ...\nC: .\n\
+             S: 250 2.0.0 Ok: stored 0-1\nC: QUIT\nS: 221 bye\n"
+        );
+    }
+
+    #[test]
+    fn a_server_without_extensions_gets_helo_and_no_8bit() {
+        let (outcome, heard, _) = deliver(
+            b"220 hi\r\n502 no\r\n250 mx\r\n250 ok\r\n250 ok\r\n354 go\r\n250 ok\r\n221 bye\r\n",
+            &["b@example.org"],
+            b"x\r\n",
+        );
+        assert_eq!(outcome, Ok(()));
+        assert!(
+            heard
+                .starts_with("EHLO me.example\r\nHELO me.example\r\nMAIL FROM:<a@example.org>\r\n")
+        );
+        let (outcome, heard, _) = deliver(
+            b"220 hi\r\n250-mx\r\n250 PIPELINING\r\n221 bye\r\n",
+            &["b@example.org"],
+            "gr\u{fc}n\r\n".as_bytes(),
+        );
+        let expected = "the message needs 8BITMIME, which the server does not offer";
+        assert_eq!(outcome, Err(expected.to_owned()));
+        assert_eq!(heard, "EHLO me.example\r\nQUIT\r\n");
+    }
+
+    #[test]
+    fn addresses_and_content_beyond_ascii_are_announced() {
+        let (outcome, heard, _) = deliver(
+            b"220 hi\r\n250-mx\r\n250-8BITMIME\r\n250-SIZE 5\r\n250 smtputf8\r\n250 ok\r\n250 ok\r\n\
+              354 go\r\n250 ok\r\n221 bye\r\n",
+            &["gr\u{fc}n@example.org"],
+            b"\xfc\r\n",
+        );
+        assert_eq!(outcome, Ok(()));
+        assert!(heard.contains("MAIL FROM:<a@example.org> BODY=8BITMIME SMTPUTF8\r\n"));
+    }
+
+    #[test]
+    fn refusals_are_reported_with_the_words_of_the_server() {
+        let (outcome, heard, _) = deliver(
+            b"220 hi\r\n250 mx\r\n250 ok\r\n550 5.1.1 no\r\n452 4.5.3 later\r\n221 bye\r\n",
+            &["b@example.org", "c@example.org"],
+            b"x\r\n",
+        );
+        assert_eq!(outcome, Err("refused: 452 4.5.3 later".to_owned()));
+        assert!(heard.ends_with("RCPT TO:<c@example.org>\r\nQUIT\r\n"));
+
+        let (outcome, ..) = deliver(
+            b"220 hi\r\n250 mx\r\n250 ok\r\n250 ok\r\n550 no\r\n354 go\r\n250 ok\r\n221 bye\r\n",
+            &["b@example.org", "c@example.org"],
+            b"x\r\n",
+        );
+        assert_eq!(outcome, Err("1 recipients were refused".to_owned()));
+
+        let (outcome, ..) = deliver(
+            b"220 hi\r\n250 mx\r\n250 ok\r\n250 ok\r\n354 go\r\n550-a\r\n550 5.6.0 bare\r\n221 bye\r\n",
+            &["b@example.org"],
+            b"x\r\n",
+        );
+        assert_eq!(outcome, Err("refused: 550 5.6.0 bare".to_owned()));
+    }
+
+    #[test]
+    fn a_server_that_is_none_ends_the_dialogue() {
+        let cases: [(&[u8], &str); 6] = [
+            (b"", "the server closed the connection"),
+            (b"220 hi", "the server closed the connection"),
+            (b"HTTP/1.1 400 Bad Request\r\n", "the answer is not SMTP"),
+            (b"22\xff\r\n", "the answer is not SMTP"),
+            (b"+20 hi\r\n", "the answer is not SMTP"),
+            (b"421 4.3.2 busy\r\n", "refused: 421 4.3.2 busy"),
+        ];
+        for (said, expected) in cases {
+            let (outcome, ..) = deliver(said, &["b@example.org"], b"x\r\n");
+            assert_eq!(outcome, Err(expected.to_owned()));
+        }
+        let endless = b"220-more\r\n".repeat(10_000);
+        let (outcome, ..) = deliver(&endless, &["b@example.org"], b"x\r\n");
+        assert_eq!(outcome, Err("the answer is not SMTP".to_owned()));
+    }
+
+    #[test]
+    fn what_a_server_says_cannot_drive_the_terminal() {
+        let (_, _, printed) = deliver(b"554 \x1b[2J\x07\r\n", &["b@example.org"], b"x\r\n");
+        assert_eq!(printed, "S: 554 \u{fffd}[2J\u{fffd}\nC: QUIT\n");
+    }
+
+    #[test]
+    fn lines_end_in_crlf_whatever_they_ended_in() {
+        assert_eq!(crlf_lines(b""), b"");
+        assert_eq!(crlf_lines(b"a"), b"a\r\n");
+        assert_eq!(
+            crlf_lines(b"a\nb\r\nc\rd\r\r\n\n"),
+            b"a\r\nb\r\nc\r\nd\r\n\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn input_that_starts_with_a_field_is_a_message() {
+        assert!(starts_with_field(b"Subject: x\n"));
+        assert!(starts_with_field(b"X-Y:"));
+        for input in [
+            &b""[..],
+            b":",
+            b"Hello\n",
+            b"see http://x",
+            b"a b: c",
+            b"\xfc: x",
+        ] {
+            assert!(!starts_with_field(input), "{input:?}");
+        }
+    }
+
+    #[test]
+    fn the_header_names_who_and_when() {
+        let options = Options {
+            to: vec!["b@example.org".to_owned(), "c@example.org".to_owned()],
+            ..Options::default()
+        };
+        let pid = std::process::id();
+        assert_eq!(
+            header(&options, 1_795_395_723_456_789_012, "me.example"),
+            format!(
+                "Date: Mon, 23 Nov 2026 01:02:03 +0000\nFrom: ringmx-send@localhost\n\
+                 To: b@example.org,\n c@example.org\nSubject: ringmx send\n\
+                 Message-ID: <1795395723456789012.{pid}@me.example>\nMIME-Version: 1.0\n\
+                 Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n\n"
+            )
+        );
+    }
+
+    #[test]
+    fn arguments_are_read_and_what_could_end_a_command_is_refused() {
+        let read = |words: &[&str]| {
+            let args: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            parse(&args)
+        };
+        assert_eq!(read(&[]), Ok(Some(Options::default())));
+        assert_eq!(read(&["hi", "--help"]), Ok(None));
+        assert_eq!(
+            read(&[
+                "--to=b@x",
+                "--to",
+                "c@x",
+                "--from=",
+                "--server",
+                "[::1]:25",
+                "--timeout=5s",
+                "a",
+                "b"
+            ]),
+            Ok(Some(Options {
+                server: "[::1]:25".to_owned(),
+                from: String::new(),
+                to: vec!["b@x".to_owned(), "c@x".to_owned()],
+                text: Some("a b".to_owned()),
+                timeout: Duration::from_secs(5),
+            }))
+        );
+        let fault = |words: &[&str]| read(words).unwrap_err();
+        assert_eq!(fault(&["--to"]), "--to: needs a value");
+        assert_eq!(fault(&["--to="]), "--to: \"\" is not an address");
+        assert_eq!(
+            fault(&["--to", "a@b>\r\nRCPT"]),
+            "--to: \"a@b>\\r\\nRCPT\" is not an address"
+        );
+        assert_eq!(
+            fault(&["--timeout=0"]),
+            "--timeout: \"0\" is not a time such as 30s"
+        );
+        assert_eq!(
+            fault(&["--cc=x"]),
+            "unknown option \"--cc=x\"; see ringmx send --help"
+        );
+    }
 }

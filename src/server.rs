@@ -11,6 +11,7 @@
 //! Budget of a message on a kept connection, in steady state: no allocation, no system call of its own but the
 //! reads and the writes of its replies (one per round trip), a share of one `pwritev` and of one `fdatasync`.
 
+pub mod control;
 mod growing;
 mod out;
 mod storage;
@@ -29,6 +30,7 @@ use self::storage::{FragmentWrite, Large, Pending, Queued};
 use crate::buffer::{Pool, Urgency};
 use crate::clock::Instant;
 use crate::conn::{Conn, Io, Stream, Token};
+use crate::ctl::Attachments;
 use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX};
 use crate::logger::{Class, Logger, Value};
 use crate::message::Message;
@@ -45,6 +47,8 @@ const TURN_READ_BYTES: usize = 256 * 1024;
 const TURN_RUNS: usize = 4_096;
 /// Connections woken in one turn because chunks became free.
 const TURN_WAKES: usize = 64;
+/// Timers are looked at no more often than this for the sake of the data rate.
+const TIMER_STEP_MIN: Duration = Duration::from_secs(1);
 /// A sync that takes longer is logged.
 const SYNC_SLOW_NS: u64 = 1_000_000_000;
 /// Bytes read at once into the scratch buffer.
@@ -65,10 +69,16 @@ pub struct Options {
     pub discard: bool,
     /// Shard number in message ids.
     pub shard: u16,
-    /// Silence before EHLO and between commands (RFC 5321 4.5.3.2.7: at least 5 minutes).
+    /// Silence before the first EHLO or HELO.
+    pub timeout_greeting: Duration,
+    /// Silence between commands (RFC 5321 4.5.3.2.7: at least 5 minutes).
     pub timeout_command: Duration,
     /// Silence inside DATA or a BDAT chunk.
     pub timeout_data: Duration,
+    /// How long a client may leave its replies unread.
+    pub timeout_reply: Duration,
+    /// Time from the first octet of a command line to its end.
+    pub request_deadline: Duration,
     /// Bytes a second that message data must reach on average after `data_grace`.
     pub data_rate_min: u64,
     /// Time before `data_rate_min` counts.
@@ -100,6 +110,8 @@ pub struct Shared<B: Backing, C> {
     pub metrics: Metrics,
     /// Where refusals and events are written; never blocks.
     pub logger: Logger,
+    /// Consumers that a process is attached to.
+    pub attachments: Attachments,
     /// `None` when messages are thrown away.
     pub storage: Option<Storage<B, C>>,
     /// The chunk pool.
@@ -254,10 +266,14 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             POOL_RESERVE_MIN_BYTES + options.message_bytes_max + ENVELOPE_BYTES_MAX as u64
         };
         let timer_step = [
+            options.timeout_greeting,
             options.timeout_command,
             options.timeout_data,
-            options.linger,
+            options.timeout_reply,
+            options.request_deadline,
+            options.data_grace.max(TIMER_STEP_MIN),
             options.pool_wait_max,
+            options.linger,
         ]
         .into_iter()
         .min()
@@ -276,6 +292,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 metrics,
                 logger,
                 storage,
+                attachments: Attachments::default(),
                 scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
                 batch: Vec::with_capacity(1_024),
                 fragments: Vec::with_capacity(64),
@@ -657,10 +674,12 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         }
         let (deadline, reply) = if io.blocked == Some(Blocked::Pool) {
             (io.phase_at.after(options.pool_wait_max), Reply::NoSpace)
+        } else if stuck_output {
+            (io.active_at.after(options.timeout_reply), Reply::TimedOut)
         } else {
             match conn.session.phase() {
                 Phase::Data | Phase::Bdat => data_deadline(io, options),
-                _ => (io.active_at.after(options.timeout_command), Reply::TimedOut),
+                _ => command_deadline(io, options, conn.session.helo().is_empty()),
             }
         };
         if now < deadline {
@@ -716,6 +735,38 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         count
     }
 
+    /// Idle work of the log, once a second.
+    pub fn idle_tick(&mut self) {
+        let Some(storage) = &mut self.shared.storage else {
+            return;
+        };
+        self.shared.metrics.overwritten_unread = storage.log.status().overwritten_unread;
+        if let Err(failed) = storage.log.idle_tick() {
+            self.fail_storage(failed);
+        }
+        self.submit_sync();
+    }
+
+    /// Whether a sync is under way.
+    pub fn is_syncing(&self) -> bool {
+        self.shared
+            .storage
+            .as_ref()
+            .is_some_and(|storage| storage.log.sync_in_flight())
+    }
+
+    /// Marks the log as closed in order. Nothing may be stored afterwards.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn close_log(&mut self) -> io::Result<()> {
+        let Some(Storage { log, committer }) = self.shared.storage.take() else {
+            return Ok(());
+        };
+        drop(committer);
+        log.close().map(|_| ()).map_err(io::Error::other)
+    }
+
     /// Hands memory back that was not needed for a while; call it every ten seconds.
     pub fn give_back_idle_memory(&mut self) {
         self.shared.pool.give_back_idle(crate::sys::memory::release);
@@ -727,6 +778,25 @@ fn live<S>(conns: &mut Slab<Conn<S>>, token: Token) -> Option<&mut Conn<S>> {
     conns
         .get_mut(token.key as usize)
         .filter(|conn| conn.io.generation == token.generation)
+}
+
+/// When the next command must have come, whole.
+fn command_deadline(io: &Io, options: &Options, before_helo: bool) -> (Instant, Reply) {
+    let silence = if before_helo {
+        options.timeout_greeting
+    } else {
+        options.timeout_command
+    };
+    let silent = io.active_at.after(silence);
+    if io.flags.input_is_partial {
+        // A line that grows octet by octet is never silent.
+        (
+            silent.min(io.partial_since.after(options.request_deadline)),
+            Reply::TimedOut,
+        )
+    } else {
+        (silent, Reply::TimedOut)
+    }
 }
 
 /// When message data must have come, and the reply when it has not.
@@ -860,6 +930,9 @@ fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     conn.io.blocked = progress.blocked;
     if progress.consumed < len {
         let partial = progress.blocked.is_none();
+        if partial && !was_partial {
+            conn.io.partial_since = now;
+        }
         conn.io
             .park(&mut shared.pool, &scratch[progress.consumed..len], partial);
     }

@@ -114,7 +114,7 @@ impl Random {
             0 => Vec::new(),
             _ => corpus[self.below(corpus.len())].clone(),
         };
-        let changes = 1 + self.below(24);
+        let changes = 1 + self.below(16);
         for _ in 0..changes {
             self.change(&mut input, target, corpus);
         }
@@ -141,7 +141,7 @@ impl Random {
                 input.truncate(at);
                 input.extend_from_slice(&other[from..]);
             }
-            5 => {
+            5 if self.below(4) == 0 => {
                 let octet = input.get(at).copied().unwrap_or(b'x');
                 let run = vec![octet; self.below(150)];
                 input.splice(at..at, run);

@@ -8,6 +8,7 @@ use crate::probe;
 use crate::report::{self, Facts};
 use crate::rng;
 use crate::run;
+use crate::sink::{Faults, Running};
 use crate::sys;
 use crate::verdict::{self, State};
 use crate::verify::{self, Store};
@@ -41,6 +42,9 @@ smtp-loadgen: an SMTP load generator that says whether it was you or the target
   smtp-loadgen run TARGET [options]      send messages, print a report
   smtp-loadgen verify --ledger FILE (--maildir DIR | --mbox FILE | --eml DIR | --ring DIR)
                                          compare acknowledged messages with a store
+
+  smtp-loadgen selftest                  what this machine can send to a sink that does nothing
+  smtp-loadgen sink [ADDR] [options]     be that sink, on 127.0.0.1 and a free port by default
 
 TARGET is HOST:PORT, [IPV6]:PORT or unix:PATH.
 
@@ -90,6 +94,11 @@ Result
                             unsent>0; repeat for more
   --quiet                   only the report
   --dry-run                 print plan and first message, send nothing
+
+sink: --eml DIR keeps messages; --lose, --duplicate, --corrupt, --reset, --defer, --reject,
+  --shut N do that to every Nth message; --duration TIME ends it [1h]
+
+selftest: --duration TIME for each line [2s], --json FILE
 
 verify
   --ringmx PATH             the ringmx program that reads a ring
@@ -143,6 +152,8 @@ fn command(argv: Vec<String>) -> Result<u8, Stop> {
         Some(Value(word)) => match word.string()?.as_str() {
             "run" => run_command(parser, argv),
             "verify" => verify_command(parser),
+            "sink" => sink_command(parser),
+            "selftest" => selftest_command(parser),
             "help" => help(),
             other => Err(usage(format!(
                 "no command `{other}`; see smtp-loadgen --help"
@@ -821,6 +832,165 @@ fn verify_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         write_json(&path, &findings.json())?;
     }
     Ok(if findings.is_clean() { OK } else { LOSS })
+}
+
+fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
+    let mut address = "127.0.0.1:0".to_owned();
+    let mut faults = Faults::default();
+    let (mut store, mut limit) = (None, 3_600_000_000_000);
+    while let Some(argument) = parser.next()? {
+        let place = match argument {
+            Value(word) => {
+                address = word.string()?;
+                continue;
+            }
+            Long("eml") => {
+                store = Some(PathBuf::from(parser.value()?));
+                continue;
+            }
+            Long("duration") => {
+                let text = parser.value()?.string()?;
+                limit = bad(parse_time(&text), "duration", &text)?;
+                continue;
+            }
+            Long("lose") => &mut faults.lose,
+            Long("duplicate") => &mut faults.duplicate,
+            Long("corrupt") => &mut faults.corrupt,
+            Long("reset") => &mut faults.reset,
+            Long("defer") => &mut faults.defer,
+            Long("reject") => &mut faults.reject,
+            Long("shut") => &mut faults.shut,
+            other => return Err(other.unexpected().into()),
+        };
+        *place = parser.value()?.parse()?;
+    }
+    let sink = Running::bind(&address, faults, store)
+        .map_err(|error| usage(format!("sink {address}: {error}")))?;
+    println!("sink listens on {}", sink.address);
+    sys::catch_interrupts();
+    let start = std::time::Instant::now();
+    while !sys::interrupted() && (start.elapsed().as_nanos() as u64) < limit && !sink.is_finished()
+    {
+        std::thread::park_timeout(std::time::Duration::from_millis(50));
+    }
+    let (connections, messages) = (
+        sink.seen
+            .connections
+            .load(std::sync::atomic::Ordering::Relaxed),
+        sink.seen
+            .messages
+            .load(std::sync::atomic::Ordering::Relaxed),
+    );
+    sink.stop().map_err(|error| Stop {
+        code: INVALID,
+        text: format!("sink: {error}"),
+    })?;
+    println!("sink saw {messages} messages on {connections} connections");
+    Ok(OK)
+}
+
+/// The workloads of `selftest`: name, sessions, plan.
+pub fn selftest_plans() -> Vec<(&'static str, Plan)> {
+    let base = Plan {
+        run: 1,
+        sessions: 64,
+        ..default_plan()
+    };
+    let mut plans = vec![
+        (
+            "kept, lock-step, 1 KiB",
+            Plan {
+                pipelining: Pipelining::Off,
+                ..base.clone()
+            },
+        ),
+        ("kept, pipelined, 1 KiB", base.clone()),
+        (
+            "kept, pipelined BDAT, 1 KiB",
+            Plan {
+                chunking: true,
+                ..base.clone()
+            },
+        ),
+        (
+            "connection per message, 1 KiB",
+            Plan {
+                per_connection: Count::Fixed(1),
+                ..base.clone()
+            },
+        ),
+        (
+            "kept, pipelined, 1 MiB",
+            Plan {
+                sizes: Sizes::Fixed(1 << 20),
+                ..base
+            },
+        ),
+    ];
+    plans[4].1.sessions = 16;
+    plans
+}
+
+fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
+    let (mut each, mut json) = (2_000_000_000, None);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("duration") => {
+                let text = parser.value()?.string()?;
+                each = bad(parse_time(&text), "duration", &text)?;
+            }
+            Long("json") => json = Some(PathBuf::from(parser.value()?)),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    sys::raise_descriptor_limit();
+    sys::catch_interrupts();
+    println!(
+        "{:<32} {:>10} {:>12} {:>11}",
+        "workload", "msg/s", "generator", "us of CPU"
+    );
+    let mut rows = Vec::new();
+    for (name, mut plan) in selftest_plans() {
+        plan.duration_ns = Some(each);
+        plan.warmup_ns = each / 10;
+        let failed = |error| Stop {
+            code: INVALID,
+            text: format!("selftest: {error}"),
+        };
+        let sink = Running::start(Faults::default(), None).map_err(failed)?;
+        let target = Arc::new(Target {
+            address: Address::Tcp(sink.address),
+            sources: Sources::parse("127.0.0.0/8"),
+            congestion: None,
+        });
+        let tuning = Options::new().tuning;
+        let load = Arc::new(Workload::new(plan));
+        let done = run::run(load, target, &tuning, 1, None, |_, _| {}).map_err(failed)?;
+        sink.stop().map_err(failed)?;
+        let totals = &done.recorder.totals;
+        let window = done.recorder.window.1 - done.recorder.window.0;
+        let rate = totals.window_accepted as f64 * 1e9 / window.max(1) as f64;
+        let (used, _) = verdict::busiest(&done.recorder);
+        let cpu_us = used * 1e6 / rate.max(1.0);
+        println!(
+            "{name:<32} {:>10} {:>10.0} % {cpu_us:>11.1}",
+            report::grouped(rate),
+            used * 100.0
+        );
+        rows.push(serde_json::json!({
+            "workload": name, "accepted_per_s": rate, "cpu_share": used, "cpu_ns_per_message":
+            (cpu_us * 1000.0) as u64,
+        }));
+        if done.interrupted {
+            return Ok(INTERRUPTED);
+        }
+    }
+    println!("the sink runs in this process on a thread of its own; one generator thread");
+    if let Some(path) = json {
+        let value = serde_json::json!({ "schema": "smtp-loadgen/selftest/1", "rows": rows });
+        write_json(&path, &value)?;
+    }
+    Ok(OK)
 }
 
 #[cfg(test)]

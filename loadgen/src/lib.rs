@@ -18,6 +18,7 @@ pub mod reply;
 pub mod report;
 pub mod rng;
 pub mod run;
+pub mod sink;
 pub mod sys;
 pub mod verdict;
 pub mod verify;

@@ -7,7 +7,7 @@ use crate::clock::rfc3339;
 use crate::metrics::{CloseCause, Phase};
 
 /// Version of the layout.
-const SCHEMA: &str = "ringmx.status/1";
+const SCHEMA: &str = "ringmx.status.v1";
 
 pub(super) fn render(status: &Status<'_>) -> String {
     let m = status.metrics;
@@ -78,6 +78,7 @@ pub(super) fn render(status: &Status<'_>) -> String {
         "connections": {
             "accepted": m.connections_accepted,
             "closed": counted(&CloseCause::NAMES, &m.connections_closed),
+            "sessions_refused": m.sessions_refused,
             "accept_pauses": m.accept_pauses,
         },
         "commands": counted(status.commands, &m.commands),
@@ -89,6 +90,7 @@ pub(super) fn render(status: &Status<'_>) -> String {
             "accepted_bytes": m.message_bytes_accepted,
             "refused": m.messages_refused,
             "aborted": m.messages_aborted,
+            "unacknowledged_commits": m.unacknowledged_commits,
         },
         "bare_newlines": {"bare_lf": m.bare_lf, "bare_cr": m.bare_cr, "nul": m.nul},
         "storage": {

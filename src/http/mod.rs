@@ -244,6 +244,11 @@ fn names_another_version(input: &[u8]) -> bool {
     version.first().is_some_and(u8::is_ascii_digit)
 }
 
+/// The JSON document of `/status`.
+pub fn status_document(status: &Status<'_>) -> String {
+    json::render(status)
+}
+
 /// Appends the response to `request` to `out`.
 ///
 /// **Bounds**: at most [`RESPONSE_BYTES_MAX`] octets with 32 consumers.

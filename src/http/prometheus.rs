@@ -194,6 +194,10 @@ families! {
             out.labelled(format_args!("cause=\"{cause}\""), count);
         }
     };
+    Counter "ringmx_sessions_refused_total" [""]
+        "SMTP connections refused because all sessions were taken." => |out, s| {
+        out.plain(s.metrics.sessions_refused);
+    };
     Counter "ringmx_accept_pauses_total" [""]
         "Times that accepting stopped for want of descriptors or sessions." => |out, s| {
         out.plain(s.metrics.accept_pauses);
@@ -266,6 +270,10 @@ families! {
     };
     Counter "ringmx_no_space_after_data_total" [""] "452 replies after the end of data, the last resort." => |out, s| {
         out.plain(s.metrics.no_space_after_data);
+    };
+    Counter "ringmx_unacknowledged_commits_total" [""]
+        "Messages committed after their client had gone; it will send them again." => |out, s| {
+        out.plain(s.metrics.unacknowledged_commits);
     };
     Counter "ringmx_commits_total" [""] "Commits: batches of messages acknowledged together." => |out, s| {
         out.plain(s.metrics.batches);

@@ -388,7 +388,7 @@ fn the_page_of_a_server_that_has_nothing_says_how_to_send() {
 fn status_is_versioned_json() {
     let whole = response(&get(Route::Status), |_| ());
     let value: serde_json::Value = serde_json::from_str(body(&whole)).unwrap();
-    assert_eq!(value["schema"], "ringmx.status/1");
+    assert_eq!(value["schema"], "ringmx.status.v1");
     assert_eq!(value["uptime_ns"], 60_000_000_000_u64);
     assert_eq!(value["connections"]["closed"]["quit"], 1);
     assert_eq!(value["commands"], serde_json::json!({"mail": 0, "rcpt": 1}));

@@ -6,6 +6,9 @@ use std::net::SocketAddr;
 use mio::net::TcpListener;
 use socket2::{Domain, Protocol, Socket, Type};
 
+/// A listening socket.
+pub type ListeningSocket = TcpListener;
+
 /// Connections the kernel may hold ready; `net.core.somaxconn` may lower it. mio's own bind asks for 128.
 const BACKLOG: i32 = 4_096;
 

@@ -28,7 +28,10 @@ impl MioStream {
         token: Token,
     ) -> io::Result<MioStream> {
         registry.register(&mut socket, session_token(token), Interest::READABLE)?;
-        Ok(MioStream { socket, registry: Rc::clone(registry) })
+        Ok(MioStream {
+            socket,
+            registry: Rc::clone(registry),
+        })
     }
 }
 
@@ -43,7 +46,8 @@ impl Stream for MioStream {
 
     fn want_writable(&mut self, token: Token) -> io::Result<()> {
         let interest = Interest::READABLE | Interest::WRITABLE;
-        self.registry.reregister(&mut self.socket, session_token(token), interest)
+        self.registry
+            .reregister(&mut self.socket, session_token(token), interest)
     }
 
     fn end_writing(&mut self) {

@@ -4,7 +4,8 @@
 //! newest valid superblock; p = tail; headers only up to the checkpoint, payloads too behind it
 //! record good at p -> raise hint, epoch, number; p = its end
 //! otherwise look ahead in 64-byte steps for valid headers; they raise hint, epoch and number too
-//!   one of a later lap -> the tail in the superblock is stale: the tail moves to the oldest record from which an
+//!   one of a later lap, or, close to the tail, one that was acknowledged early
+//!                      -> the tail in the superblock is stale: the tail moves to the oldest record from which an
 //!                         unbroken chain reaches the head
 //!   p >= hint          -> torn and never acknowledged: the log ends at p
 //!   p <  hint          -> acknowledged data is damaged: never cut; refused unless the loss is accepted, then the
@@ -21,11 +22,13 @@ use std::time::Duration;
 
 use super::backing::{self, Backing};
 use super::format::{
-    DATA_OFFSET, FORMAT_MINOR, HINT_UNKNOWN, Header, Kind, MARKS, Mark, RECORD_ALIGN, RECORD_LOST,
-    RECORD_MAGIC, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, SuperblockError, page_ceil,
-    page_floor,
+    DATA_OFFSET, FORMAT_MINOR, HINT_UNKNOWN, Header, Kind, MARKS, Mark, RECORD_ALIGN, RECORD_EARLY,
+    RECORD_LOST, RECORD_MAGIC, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, SuperblockError,
+    page_ceil, page_floor,
 };
-use super::writer::{Failed, FullPolicy, Log, Point, Settings, Start, Survive};
+use super::writer::{
+    BACKGROUND_SYNC_BYTES, Failed, FullPolicy, Log, Point, Settings, Start, Survive,
+};
 use crate::limits::{CONSUMERS_MAX, GIB, NUMBERS_SKIPPED_BY_RECOVERY, RECORD_HEADER_BYTES};
 
 /// Bytes read at a time.
@@ -580,6 +583,8 @@ fn rewrite<B: Backing>(backing: &mut B, piece: &mut [u8], at: u64) -> io::Result
 struct Ahead {
     /// A record of a later lap than the superblock's tail allows.
     later_lap: bool,
+    /// A record that was acknowledged before it was durable.
+    early: bool,
     hint: u64,
     epoch: u32,
     /// Smallest number that none of the records can have used.
@@ -637,9 +642,15 @@ impl<'a, B: Backing> Scan<'a, B> {
         self.hint = self.hint.max(ahead.hint);
         let mut lost = Vec::new();
         let mut tail_moved = false;
-        if ahead.later_lap {
+        let reach = match (ahead.later_lap, ahead.early) {
+            (true, _) => u64::MAX,
+            (false, true) => REUSED_EARLY_BYTES_MAX,
+            (false, false) => 0,
+        };
+        let broken = self.point.position < self.hint;
+        if ahead.later_lap || broken && self.point.position - tail < reach {
             tail_moved = true;
-            self.judge_later_lap(&mut lost).map_err(reading)?;
+            self.judge_reused(reach, &mut lost).map_err(reading)?;
         } else {
             self.hint = self.hint.min(limit);
             while self.point.position < self.hint && lost.len() <= LOST_RANGES_MAX {
@@ -730,9 +741,10 @@ impl<'a, B: Backing> Scan<'a, B> {
         }
     }
 
-    /// The superblock's tail has been overwritten. Follows every chain of records in the order of positions over
-    /// two laps; the last one that reaches the head counts.
-    fn judge_later_lap(&mut self, lost: &mut Vec<LostRange>) -> io::Result<()> {
+    /// Space behind the superblock's tail has been used again. Follows every chain of records in the order of
+    /// positions over two laps; the last one that reaches the head counts. Breaks further than `reach` behind
+    /// the superblock's tail are damage.
+    fn judge_reused(&mut self, reach: u64, lost: &mut Vec<LostRange>) -> io::Result<()> {
         let size = self.superblock.data_size;
         let start = self.superblock.tail;
         let limit = start + 2 * size;
@@ -746,31 +758,21 @@ impl<'a, B: Backing> Scan<'a, B> {
         };
         let mut chain = Vec::new();
         loop {
-            // Every payload is checked: its end may be overwritten although its header is not.
-            while let Some(header) = self.record_at(self.point.position, limit, 0)? {
-                if chain.len() == CHAIN_STARTS_MAX {
-                    chain.remove(0);
-                }
-                let part = size / MARKS as u64;
-                let before: Option<&Point> = chain.last();
-                if before.is_none_or(|at| at.position / part != header.position / part) {
-                    chain.push(self.point);
-                }
-                self.pass(&header);
-            }
+            self.follow_chain(limit, &mut chain)?;
             let at = self.point.position;
-            match self.next_record(at + RECORD_ALIGN, limit)? {
-                Some(next) if at < self.hint || next <= self.hint => {
-                    chain.clear();
-                    self.superblock.marks = [None; MARKS];
-                    self.point.position = next;
-                }
-                _ => break,
+            if at >= self.hint {
+                break;
             }
-        }
-        if self.point.position < self.hint {
-            lost.push(self.lost_range(self.hint));
-            self.point.position = self.hint;
+            let next = self
+                .next_record(at + RECORD_ALIGN, self.hint)?
+                .unwrap_or(self.hint);
+            if at - start < reach {
+                chain.clear();
+                self.superblock.marks = [None; MARKS];
+            } else if lost.len() <= LOST_RANGES_MAX {
+                lost.push(self.lost_range(next));
+            }
+            self.point.position = next;
         }
         // Room for the page that the EPOCH record fills.
         let oldest = page_ceil(self.point.position + RECORD_ALIGN).saturating_sub(size);
@@ -783,13 +785,32 @@ impl<'a, B: Backing> Scan<'a, B> {
         Ok(())
     }
 
+    /// Passes good records and notes in `chain` where the tail may go: one place for each part of the ring.
+    fn follow_chain(&mut self, limit: u64, chain: &mut Vec<Point>) -> io::Result<()> {
+        let part = self.superblock.data_size / MARKS as u64;
+        // Every payload is checked: its end may be overwritten although its header is not.
+        while let Some(header) = self.record_at(self.point.position, limit, 0)? {
+            let before = chain.last().map(|at| at.position / part);
+            if before != Some(header.position / part) {
+                if chain.len() == CHAIN_STARTS_MAX {
+                    chain.remove(0);
+                }
+                chain.push(self.point);
+            }
+            self.pass(&header);
+        }
+        Ok(())
+    }
+
     /// Judges every valid header in `[from, to)` of this lap or a later one.
     fn look_ahead(&mut self, from: u64, to: u64) -> io::Result<Ahead> {
         let size = self.superblock.data_size;
         let mut ahead = Ahead::default();
         let mut at = from;
         while at < to {
-            if let Some(header) = self.header_at(at)?
+            let header = self.header_at(at)?;
+            ahead.early |= header.is_some_and(|header| header.flags & RECORD_EARLY != 0);
+            if let Some(header) = header
                 && header.position >= at
                 && (header.position - at).is_multiple_of(size)
             {
@@ -839,7 +860,10 @@ impl<'a, B: Backing> Scan<'a, B> {
         {
             return Ok(None);
         }
-        let checked = position >= verify_from && header.kind != Kind::Pad;
+        let reusable = header.flags & RECORD_EARLY != 0
+            && position - self.superblock.tail.min(position) < REUSED_EARLY_BYTES_MAX
+            && verify_from != u64::MAX;
+        let checked = header.kind != Kind::Pad && (position >= verify_from || reusable);
         if checked && !self.payload_is_right(&header)? {
             return Ok(None);
         }
@@ -900,5 +924,9 @@ fn number_behind(header: &Header) -> u64 {
     header.number + u64::from(header.kind.takes_number())
 }
 
+/// With `--survive process` space counts as free before the superblock that says so is durable. After a loss of
+/// power, broken records up to so far behind the tail of an old superblock are taken for reused space: twice the
+/// distance of background syncs, because one may have been under way.
+const REUSED_EARLY_BYTES_MAX: u64 = 2 * BACKGROUND_SYNC_BYTES;
 /// Starts that are kept of a chain: one for each part of two laps.
 const CHAIN_STARTS_MAX: usize = 2 * MARKS + 2;

@@ -66,7 +66,7 @@ mod tests {
         assert_eq!(growing.oldest(), Some(2));
         growing.remove(7);
         growing.remove(2);
-        assert_eq!(growing.oldest(), None);
+        assert_eq!(growing.oldest(), None::<u32>);
         growing.push(9);
         assert_eq!(growing.oldest(), Some(9));
     }

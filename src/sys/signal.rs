@@ -95,9 +95,21 @@ pub fn exit_now(code: i32) -> ! {
 /// # Errors
 /// Whatever kill says.
 pub fn kill(pid: u32) -> io::Result<()> {
+    send(pid, libc::SIGKILL)
+}
+
+/// Sends SIGTERM to a child that this process started.
+///
+/// # Errors
+/// Whatever kill says.
+pub fn terminate(pid: u32) -> io::Result<()> {
+    send(pid, libc::SIGTERM)
+}
+
+fn send(pid: u32, number: libc::c_int) -> io::Result<()> {
     let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: kill takes any numbers; a positive pid names one process.
-    if unsafe { libc::kill(pid, libc::SIGKILL) } != 0 {
+    if unsafe { libc::kill(pid, number) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())

@@ -38,10 +38,18 @@ pub fn run(bytes: &[u8]) {
     let seed = seed
         .iter()
         .fold(1, |seed: u64, &byte| seed.rotate_left(8) ^ u64::from(byte));
-    for mode in MODES {
+    // Long inputs cost time, and show with one mode and coarse cuts what they can show.
+    let long = input.len() > 256;
+    for (number, mode) in MODES.into_iter().enumerate() {
+        if long && seed % 3 != number as u64 {
+            continue;
+        }
         let expected = data_oracle::data(input, mode);
         let expected_chunks = data_oracle::chunks(input, mode, true);
-        for cuts in [Cuts::Whole, Cuts::Bytes, Cuts::Random(seed | 1)] {
+        for cuts in [Cuts::Whole, Cuts::Random(seed | 1), Cuts::Bytes] {
+            if long && matches!(cuts, Cuts::Bytes) {
+                continue;
+            }
             assert_eq!(
                 decode(input, mode, cuts, false),
                 expected,

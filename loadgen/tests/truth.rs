@@ -1,0 +1,461 @@
+//! The program against a sink that loses, doubles, harms and refuses known numbers of messages.
+//! Every count must be exact.
+
+use serde_json::Value;
+use smtp_loadgen::sink::{Faults, Running};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("loadgen-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(path.join("store")).unwrap();
+        Self(path)
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn program(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn json(path: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(Path::new(path)).unwrap()).unwrap()
+}
+
+/// Runs against a sink with `faults`; returns the report, the findings, and verify's exit code.
+fn run_and_verify(name: &str, faults: Faults, more: &[&str]) -> (Value, Value, i32) {
+    let place = Place::new(name);
+    let sink = Running::start(faults, Some(place.0.join("store"))).unwrap();
+    let target = sink.address.to_string();
+    let (ledger, report) = (place.at("ledger"), place.at("run.json"));
+    let mut arguments = vec![
+        "run",
+        &target,
+        "--sessions",
+        "4",
+        "--messages",
+        "200",
+        "--ledger",
+        &ledger,
+        "--json",
+        &report,
+        "--quiet",
+        "--timeout",
+        "5s",
+    ];
+    arguments.extend_from_slice(more);
+    let output = program(&arguments);
+    assert!(output.status.code().is_some(), "{output:?}");
+    sink.stop().unwrap();
+    let findings = place.at("verify.json");
+    let store = place.at("store");
+    let verified = program(&[
+        "verify", "--ledger", &ledger, "--eml", &store, "--json", &findings,
+    ]);
+    let code = verified.status.code().unwrap();
+    (json(&report), json(&findings), code)
+}
+
+fn totals(report: &Value) -> [u64; 6] {
+    [
+        "attempted",
+        "accepted",
+        "deferred",
+        "rejected",
+        "failed",
+        "unsent",
+    ]
+    .map(|name| report["totals"][name].as_u64().unwrap())
+}
+
+fn found(findings: &Value) -> [u64; 6] {
+    [
+        "acknowledged",
+        "found",
+        "lost",
+        "duplicated",
+        "corrupted",
+        "unacknowledged_found",
+    ]
+    .map(|name| findings[name].as_u64().unwrap())
+}
+
+#[test]
+fn an_honest_sink_is_found_honest_in_every_dialect() {
+    for (name, more) in [
+        ("pipelined", &[][..]),
+        ("lockstep", &["--pipelining", "off"]),
+        ("chunked", &["--chunking"]),
+        ("chunked-lockstep", &["--chunking", "--pipelining", "off"]),
+        ("per-connection", &["--messages-per-connection", "1"]),
+        (
+            "recipients",
+            &["--rcpts", "1-5", "--messages-per-connection", "3-7"],
+        ),
+        ("large", &["--size", "100KiB-300KiB"]),
+        (
+            "reset",
+            &["--quit", "reset", "--messages-per-connection", "2"],
+        ),
+        (
+            "no-quit",
+            &["--quit", "none", "--messages-per-connection", "2"],
+        ),
+        ("threads", &["--threads", "2"]),
+        ("open", &["--rate", "2000", "--poisson"]),
+        ("open-conn", &["--rate", "1000", "--arrival", "conn"]),
+        (
+            "sources",
+            &["--source", "127.0.0.0/8", "--messages-per-connection", "1"],
+        ),
+    ] {
+        let (report, findings, code) = run_and_verify(name, Faults::default(), more);
+        assert_eq!(
+            totals(&report),
+            [200, 200, 0, 0, 0, 0],
+            "{name}: {report:#}"
+        );
+        assert_eq!(found(&findings), [200, 200, 0, 0, 0, 0], "{name}");
+        assert_eq!(code, 0, "{name}");
+    }
+}
+
+#[test]
+fn lost_doubled_and_harmed_messages_are_counted_exactly() {
+    let lose = Faults {
+        lose: 10,
+        ..Faults::default()
+    };
+    let (report, findings, code) = run_and_verify("lose", lose, &[]);
+    assert_eq!(totals(&report), [200, 200, 0, 0, 0, 0]);
+    assert_eq!((found(&findings), code), ([200, 180, 20, 0, 0, 0], 4));
+
+    let duplicate = Faults {
+        duplicate: 8,
+        ..Faults::default()
+    };
+    let (_, findings, code) = run_and_verify("duplicate", duplicate, &[]);
+    assert_eq!((found(&findings), code), ([200, 200, 0, 25, 0, 0], 4));
+
+    let corrupt = Faults {
+        corrupt: 50,
+        ..Faults::default()
+    };
+    let (_, findings, code) = run_and_verify("corrupt", corrupt, &[]);
+    assert_eq!((found(&findings), code), ([200, 196, 0, 0, 4, 0], 4));
+}
+
+#[test]
+fn refusals_are_told_apart_and_are_no_loss() {
+    let defer = Faults {
+        defer: 4,
+        ..Faults::default()
+    };
+    let (report, findings, code) = run_and_verify("defer", defer, &[]);
+    assert_eq!(totals(&report), [200, 150, 50, 0, 0, 0]);
+    assert_eq!((found(&findings), code), ([150, 150, 0, 0, 0, 0], 0));
+    let outcome = report["outcomes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|o| o["code"] == 451)
+        .unwrap();
+    assert_eq!(outcome["count"], 50);
+    assert_eq!(outcome["phase"], "end-of-data");
+    assert_eq!(outcome["enhanced"], "4.3.0");
+    assert_eq!(outcome["sample"], "4.3.0 Try again later");
+
+    let reject = Faults {
+        reject: 5,
+        ..Faults::default()
+    };
+    let (report, _, code) = run_and_verify("reject", reject, &["--chunking"]);
+    assert_eq!(totals(&report), [200, 160, 0, 40, 0, 0]);
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn a_reset_before_the_answer_leaves_a_message_found_but_unacknowledged() {
+    let reset = Faults {
+        reset: 20,
+        ..Faults::default()
+    };
+    let (report, findings, code) = run_and_verify("reset-unacked", reset, &[]);
+    assert_eq!(totals(&report), [200, 190, 0, 0, 10, 0]);
+    assert_eq!((found(&findings), code), ([190, 190, 0, 0, 0, 10], 0));
+}
+
+#[test]
+fn a_421_ends_the_connection_and_the_session_comes_back() {
+    let shut = Faults {
+        shut: 40,
+        ..Faults::default()
+    };
+    let (report, findings, code) = run_and_verify("shut", shut, &[]);
+    assert_eq!(totals(&report), [200, 195, 5, 0, 0, 0]);
+    assert_eq!((found(&findings), code), ([195, 195, 0, 0, 0, 0], 0));
+    // Four to begin with, and one after each 421 but the last, which ends the last message.
+    assert_eq!(report["totals"]["connections"], 8);
+}
+
+#[test]
+fn one_seed_gives_one_byte_stream() {
+    let texts: Vec<Vec<u8>> = [1, 2]
+        .iter()
+        .map(|round| {
+            let place = Place::new(&format!("seed-{round}"));
+            let sink = Running::start(Faults::default(), Some(place.0.join("store"))).unwrap();
+            let target = sink.address.to_string();
+            let output = program(&[
+                "run",
+                &target,
+                "--sessions",
+                "1",
+                "--messages",
+                "50",
+                "--size",
+                "500-9000",
+                "--rcpts",
+                "1-3",
+                "--seed",
+                "7",
+                "--quiet",
+            ]);
+            assert_eq!(output.status.code(), Some(0), "{output:?}");
+            sink.stop().unwrap();
+            let mut files: Vec<_> = std::fs::read_dir(place.0.join("store"))
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .collect();
+            files.sort();
+            assert_eq!(files.len(), 50);
+            files
+                .iter()
+                .flat_map(|file| std::fs::read(file).unwrap())
+                .collect()
+        })
+        .collect();
+    assert_eq!(texts[0], texts[1]);
+}
+
+#[test]
+fn a_frozen_target_shows_in_the_response_and_not_in_the_service_median() {
+    // 1,000 messages a second for 3 s; the target freezes for 1 s after 1 s. About a third of the
+    // messages are due while it is frozen, and wait half a second on average.
+    let freeze = Some((Duration::from_secs(1), Duration::from_secs(1)));
+    let place = Place::new("freeze");
+    let sink = Running::start(
+        Faults {
+            freeze,
+            ..Faults::default()
+        },
+        None,
+    )
+    .unwrap();
+    let (target, report) = (sink.address.to_string(), place.at("run.json"));
+    program(&[
+        "run",
+        &target,
+        "--rate",
+        "1000",
+        "--duration",
+        "3s",
+        "--sessions",
+        "20",
+        "--json",
+        &report,
+        "--quiet",
+    ]);
+    let report = json(&report);
+    assert_eq!(totals(&report), [3000, 3000, 0, 0, 0, 0]);
+    let at = |table: &str, name: &str| report["latency"][table][name].as_u64().unwrap();
+    // p90 of all: a tenth of 3,000 waited longer than 0.7 s; the machine may add some.
+    assert!(
+        (600_000_000..1_100_000_000).contains(&at("response", "p90_ns")),
+        "{report:#}"
+    );
+    assert!(at("response", "p99_ns") > 900_000_000);
+    assert!(at("service", "p90_ns") < 300_000_000);
+}
+
+#[test]
+fn odd_servers_are_served_or_named() {
+    let plain = Faults {
+        plain: true,
+        ..Faults::default()
+    };
+    let (report, findings, _) = run_and_verify("plain", plain, &["--chunking"]);
+    assert_eq!(totals(&report), [200, 200, 0, 0, 0, 0]);
+    assert_eq!(found(&findings), [200, 200, 0, 0, 0, 0]);
+
+    let no_ehlo = Faults {
+        no_ehlo: true,
+        ..Faults::default()
+    };
+    let (report, _, _) = run_and_verify("no-ehlo", no_ehlo, &[]);
+    assert_eq!(totals(&report), [200, 200, 0, 0, 0, 0]);
+}
+
+/// Runs two messages against a target that can't work; returns exit code, standard output and
+/// standard error.
+fn hopeless(faults: Faults, more: &[&str]) -> (Option<i32>, String) {
+    let sink = Running::start(faults, None).unwrap();
+    let target = sink.address.to_string();
+    let mut arguments = vec![
+        "run",
+        &target,
+        "--sessions",
+        "1",
+        "--messages",
+        "2",
+        "--timeout",
+        "300ms",
+        "--quiet",
+        "--connect-attempts",
+        "2",
+    ];
+    arguments.extend_from_slice(more);
+    let output = program(&arguments);
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (output.status.code(), text.into_owned())
+}
+
+#[test]
+fn a_target_that_can_not_work_is_named_and_the_run_ends() {
+    let blind = &["--no-preflight"][..];
+    let greeting = |text: &[u8]| Faults {
+        greeting: Some(text.to_vec()),
+        ..Faults::default()
+    };
+    for (faults, more, code, words) in [
+        (
+            greeting(b"554 5.7.1 Go away\r\n"),
+            &[][..],
+            2,
+            "it greets with 554 5.7.1 Go away",
+        ),
+        (
+            greeting(b"554 5.7.1 Go away\r\n"),
+            blind,
+            3,
+            "session-refused",
+        ),
+        (greeting(b"hello there\r\n"), &[], 2, "not an SMTP reply"),
+        (greeting(b"hello there\r\n"), blind, 3, "protocol-violation"),
+        (greeting(&[b'2'; 9000]), blind, 3, "reply line is longer"),
+        (
+            Faults {
+                silent: true,
+                ..Faults::default()
+            },
+            blind,
+            3,
+            "timeout",
+        ),
+        (
+            Faults {
+                hang_up: true,
+                ..Faults::default()
+            },
+            blind,
+            3,
+            "closed-by-target",
+        ),
+    ] {
+        let (seen, text) = hopeless(faults, more);
+        assert_eq!(seen, Some(code), "{words}: {text}");
+        assert!(text.contains(words), "{words}: {text}");
+    }
+}
+
+#[test]
+fn a_target_that_is_down_is_exit_code_2() {
+    // Bind to learn a free port, then close it.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let output = program(&[
+        "run",
+        &format!("127.0.0.1:{port}"),
+        "--messages",
+        "1",
+        "--quiet",
+    ]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("can't be used"));
+}
+
+#[test]
+fn thresholds_decide_the_exit_code() {
+    let sink = Running::start(
+        Faults {
+            reject: 2,
+            ..Faults::default()
+        },
+        None,
+    )
+    .unwrap();
+    let target = sink.address.to_string();
+    let run = |expression: &str| {
+        let output = program(&[
+            "run",
+            &target,
+            "--messages",
+            "100",
+            "--quiet",
+            "--fail-if",
+            expression,
+        ]);
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    assert_eq!(run("error_rate>60%").0, Some(0));
+    let (code, text) = run("error_rate>10%");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("FAILED"), "{text}");
+    assert_eq!(run("nonsense>1").0, Some(2));
+}
+
+#[test]
+fn strangers_are_not_loaded_by_accident() {
+    for (arguments, words) in [
+        (&["run", "192.0.2.1:25"][..], "public address"),
+        (
+            &["run", "127.0.0.1:9", "--to", "u@gmail.com"],
+            "not a reserved domain",
+        ),
+        (
+            &["run", "127.0.0.1:9", "--from", "u@gmail.com"],
+            "not a reserved domain",
+        ),
+    ] {
+        let output = program(arguments);
+        assert_eq!(output.status.code(), Some(2));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            text.contains(words) && text.contains("--i-own-this-target"),
+            "{text}"
+        );
+    }
+}
