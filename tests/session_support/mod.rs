@@ -79,7 +79,7 @@ pub struct Recorder {
     manner: Manner,
     random: Random,
     has_room: bool,
-    body_room: usize,
+    pub body_room: usize,
 }
 
 impl Recorder {
