@@ -818,6 +818,33 @@ fn a_reader_that_the_writer_laps_sees_only_whole_messages_and_is_told_the_gaps()
     server.stop();
 }
 
+#[test]
+fn a_ring_that_is_cut_short_under_a_reader_ends_it_with_a_sentence() {
+    const NAME: &str = "a_ring_that_is_cut_short_under_a_reader_ends_it_with_a_sentence";
+    if let Ok(path) = std::env::var("RINGMX_TEST_CUT") {
+        let path = PathBuf::from(path);
+        let ring = path.join("ring");
+        let mut view = View::open(&ShardDir { shard: 0, path }).unwrap();
+        let file = File::options().write(true).open(ring).unwrap();
+        file.set_len(DATA_OFFSET).unwrap();
+        let _ = view.step(&mut Walk::new(0));
+        std::process::exit(1);
+    }
+    let dir = TestDir::new();
+    sample(&dir);
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", NAME, "--nocapture"])
+        .env("RINGMX_TEST_CUT", dir.shard())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(74));
+    assert!(
+        output
+            .stderr
+            .ends_with(b"ringmx: the ring file was cut short or cannot be read from its disk\n")
+    );
+}
+
 /// Starts this test program again as `ringmx consume`: signals are for a process of its own.
 fn consumer_process(args: &[&str]) -> std::process::Child {
     Command::new(std::env::current_exe().unwrap())
