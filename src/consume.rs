@@ -486,7 +486,7 @@ fn consumers(args: &ConsumersArguments) -> Result<String, Failure> {
         ConsumersCommand::Drop(name) => {
             let dir = shard_dir(&dirs, args.shard.unwrap_or(0))?;
             change(dir, |ring| match ring {
-                Ring::Live(view) => Ok(live(view)?.drop_consumer(name)?),
+                Ring::View(view) => Ok(live(view)?.drop_consumer(name)?),
                 Ring::Own(own) => Ok(own.log.drop_consumer(&consumer_name(name)?)?),
             })?;
             Ok(format!("{name} is dropped\n"))
@@ -494,7 +494,7 @@ fn consumers(args: &ConsumersArguments) -> Result<String, Failure> {
         ConsumersCommand::Seek(name, begin) => {
             let dir = shard_dir(&dirs, args.shard.unwrap_or(0))?;
             change(dir, |ring| match ring {
-                Ring::Live(view) => {
+                Ring::View(view) => {
                     let from = resolve(view, *begin)?;
                     Ok(live(view)?.seek(name, from)?)
                 }
@@ -546,8 +546,8 @@ fn live(view: &mut View) -> Result<&mut ctl::Client, Failure> {
 /// How a ring can be changed now.
 #[derive(Debug)]
 enum Ring {
-    /// Through its server.
-    Live(Box<View>),
+    /// Through its server; for those who only look on, also without one.
+    View(Box<View>),
     /// By this process, which holds the lock.
     Own(Box<OwnRing>),
 }
@@ -556,21 +556,21 @@ impl Ring {
     /// Through the server if one runs, else with the lock; `None` when it is locked and nobody answers.
     fn open(dir: &ShardDir) -> Result<Option<Ring>, Failure> {
         if let Some(view) = View::live(dir)? {
-            return Ok(Some(Ring::Live(Box::new(view))));
+            return Ok(Some(Ring::View(Box::new(view))));
         }
         Ok(OwnRing::open(dir)?.map(|own| Ring::Own(Box::new(own))))
     }
 
     fn view(&mut self) -> &mut View {
         match self {
-            Ring::Live(view) => view,
+            Ring::View(view) => view,
             Ring::Own(own) => &mut own.view,
         }
     }
 
     fn close(self) -> Result<(), Failure> {
         match self {
-            Ring::Live(_) => Ok(()),
+            Ring::View(_) => Ok(()),
             Ring::Own(own) => own.close(),
         }
     }
@@ -765,13 +765,17 @@ impl Consumer<'_> {
             // Once connected, a server that goes is waited for: taking its lock would keep it from starting.
             let without_server = !drained && (!had_server || self.args.until_empty);
             let ring = match without_server {
+                // Who only looks on changes nothing, and needs no lock for itself.
+                true if self.target.is_tap() => match View::live(self.dir)? {
+                    Some(view) => Some(Ring::View(Box::new(view))),
+                    None => View::offline(self.dir)?.map(|view| Ring::View(Box::new(view))),
+                },
                 true => Ring::open(self.dir)?,
-                false => View::live(self.dir)?.map(|view| Ring::Live(Box::new(view))),
+                false => View::live(self.dir)?.map(|view| Ring::View(Box::new(view))),
             };
             let pause = match ring {
                 Some(mut ring) => {
-                    let is_live = matches!(ring, Ring::Live(_));
-                    had_server |= is_live;
+                    had_server |= ring.view().is_live();
                     said = false;
                     let before = self.delivered;
                     let end = self.drain(&mut ring);
@@ -839,7 +843,7 @@ impl Consumer<'_> {
             false => None,
         };
         match ring {
-            Ring::Live(view) => Ok(live(view)?.register(&self.args.name, create)?),
+            Ring::View(view) => Ok(live(view)?.register(&self.args.name, create)?),
             Ring::Own(own) => {
                 let name = consumer_name(&self.args.name)?;
                 let found = own.log.consumer(&name).copied();
@@ -931,7 +935,7 @@ impl Consumer<'_> {
                     Ok(_) => {}
                     Err(_) => return Ok(End::Gone),
                 }
-                if matches!(ring, Ring::Own(_)) {
+                if !ring.view().is_live() {
                     return Ok(End::Empty);
                 }
                 if let Some(end) = self.wait_for_more(ring)? {
@@ -1038,7 +1042,7 @@ impl Consumer<'_> {
             return Ok(None);
         }
         match ring {
-            Ring::Live(view) => match live(view)?.acknowledge(&self.args.name, cursor) {
+            Ring::View(view) => match live(view)?.acknowledge(&self.args.name, cursor) {
                 Ok(()) => {}
                 Err(ClientError::Refused(refusal)) => {
                     return Err(Failure::other(refusal.to_string()));

@@ -398,6 +398,48 @@ fn the_python_reader_sees_the_same_messages() {
 }
 
 #[test]
+fn the_python_reader_and_the_tools_agree_on_the_golden_rings() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    for (name, messages) in [("closed.ring", 3), ("open.ring", 4)] {
+        let dir = TestDir::new();
+        fs::create_dir_all(dir.shard()).unwrap();
+        let ring = dir.shard().join("ring");
+        fs::copy(root.join("golden").join(name), &ring).unwrap();
+        let output = Command::new("python3")
+            .arg(root.join("ring_reader.py"))
+            .arg(&ring)
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        let lines = |text: &str| -> Vec<serde_json::Value> {
+            text.lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect()
+        };
+        let python = lines(&String::from_utf8(output.stdout).unwrap());
+        let (code, out, err) = consume(&dir, &["look", "--to", "stdout", "--until-empty"]);
+        assert_eq!(code, 0, "{err}");
+        let ours = lines(&out);
+        assert_eq!((python.len(), ours.len()), (messages, messages), "{name}");
+        for (python, ours) in python.iter().zip(&ours) {
+            for field in [
+                "number",
+                "ring_id",
+                "received_ns",
+                "octets",
+                "reverse_path",
+                "helo",
+            ] {
+                assert_eq!(python[field], ours[field], "{name} {field}");
+            }
+            let body = ours["message"].as_str().unwrap().as_bytes();
+            let encoded = log_cli::text::base64(body);
+            assert_eq!(python["message_base64"], encoded.as_str(), "{name}");
+        }
+    }
+}
+
+#[test]
 fn a_closed_output_ends_quietly() {
     struct Closed;
     impl Write for Closed {
