@@ -20,9 +20,10 @@ use crate::limits::MIB;
 use crate::log_cli::view::{Failure, ShardDir, View, shards};
 use crate::log_cli::{RING_DIR_DEFAULT, size};
 use crate::ringlog::backing::FileBacking;
+use crate::ringlog::consumer::{Step, Walk};
 use crate::ringlog::directory;
 use crate::ringlog::format::ConsumerName;
-use crate::ringlog::reader::{Message, MessageId, Step, Walk, Window};
+use crate::ringlog::reader::{Message, MessageId, Window};
 use crate::ringlog::recover::{OpenError, OpenOptions};
 use crate::ringlog::writer::{ConsumerError, Log, StartAt, Survive};
 use crate::sys::wait::{self, StopSignals};
@@ -769,7 +770,11 @@ impl Consumer<'_> {
                     let is_live = matches!(ring, Ring::Live(_));
                     had_server |= is_live;
                     said = false;
+                    let before = self.delivered;
                     let end = self.drain(&mut ring);
+                    if self.delivered > before {
+                        wait = RETRY_MIN;
+                    }
                     let closed = ring.close();
                     let end = end?;
                     closed?;
@@ -972,15 +977,15 @@ impl Consumer<'_> {
             }
             let pause = after.max(wait);
             let reason = outcome.reason.unwrap_or_default();
-            let id = message.id();
-            self.say(&format!(
-                "{id}: trying again in {} ms: {reason}",
-                pause.as_millis()
-            ));
+            let reason = format!("{}: {reason}", message.id());
             // The lock is not held over a wait.
             if matches!(ring, Ring::Own(_)) {
                 return Ok(Some(End::Again(reason)));
             }
+            self.say(&format!(
+                "trying again in {} ms: {reason}",
+                pause.as_millis()
+            ));
             if nap(self.stop, pause) {
                 return Ok(Some(End::Stopped));
             }

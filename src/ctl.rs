@@ -10,7 +10,7 @@ use crate::sys::fd_passing;
 use crate::sys::wait;
 use std::fmt;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -717,6 +717,29 @@ impl std::convert::From<io::Error> for ClientError {
     }
 }
 
+/// Longest path that fits into the address of a UNIX socket, bytes.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Calls `action` with a name of the socket `path` that is short enough for the address of a socket: a longer one
+/// goes through a descriptor of its directory. For binding as for connecting.
+///
+/// # Errors
+/// Those of `action` and of opening the directory; `InvalidInput` when a long path has no directory or no name.
+pub fn with_short_path<T>(
+    path: &Path,
+    action: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
+    if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
+        return action(path);
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    };
+    let directory = std::fs::File::open(parent)?;
+    let short = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    action(&Path::new(&short).join(name))
+}
+
 /// Time within which the server has to answer a request: its loop may stand behind a slow write.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
@@ -737,7 +760,7 @@ impl Client {
     /// # Errors
     /// `Io` with `NotFound` or `ConnectionRefused` when no server runs.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
-        let stream = UnixStream::connect(path)?;
+        let stream = with_short_path(path, |path| UnixStream::connect(path))?;
         Client::over(stream)
     }
 
@@ -1219,6 +1242,46 @@ mod tests {
             after_hello(request(STATUS, &[]).repeat(1_000)),
             ProtocolError::NotReading
         );
+    }
+
+    #[test]
+    fn damaged_requests_never_panic_and_output_stays_bounded() {
+        let script = script();
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for _ in 0..20_000 {
+            let mut bytes = script.clone();
+            for _ in 0..1 + random() % 4 {
+                let at = (random() % bytes.len() as u64) as usize;
+                bytes[at] = random() as u8;
+            }
+            let mut ring = ring();
+            let mut out = Vec::new();
+            let mut session = ServerSession::new();
+            // Whatever the verdict: it comes back, and the session can be closed.
+            let _ = session.receive(&bytes, &mut ring, &mut out);
+            assert!(out.len() <= OUTPUT_BYTES_MAX + 20_000);
+            session.close(&mut ring);
+            assert!(ring.rows.len() <= 2 && ring.attachments.names.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_socket_below_a_long_path_can_be_bound_and_connected_to() {
+        let dir = std::env::temp_dir().join(format!("ringmx-ctl-{}", std::process::id()));
+        let long = dir.join("d".repeat(150));
+        std::fs::create_dir_all(&long).unwrap();
+        let path = long.join("ctl");
+        let bind = |path: &Path| std::os::unix::net::UnixListener::bind(path);
+        let listener = with_short_path(&path, bind).unwrap();
+        with_short_path(&path, |path| UnixStream::connect(path)).unwrap();
+        drop(listener);
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

@@ -10,7 +10,8 @@ use serde_json::json;
 use crate::clock::{self, Clock};
 use crate::consume::target::{Maildir, Mbox, Target};
 use crate::limits::{GIB, KIB, MIB};
-use crate::ringlog::reader::{Message, MessageId, NewestFirst, Step, Walk};
+use crate::ringlog::consumer::{Step, Walk};
+use crate::ringlog::reader::{Message, MessageId, NewestFirst};
 
 pub mod text;
 pub mod view;

@@ -321,3 +321,35 @@ fn without_a_chunk_for_the_trace_field_data_and_bdat_are_refused_for_now() {
     );
     assert!(!is_open);
 }
+
+#[test]
+fn storage_is_given_back_as_soon_as_content_is_certain_to_be_refused() {
+    let ctx = context();
+    for content in [
+        &b"DATA\r\na\nb"[..],
+        b"DATA\r\n\0",
+        b"BDAT 9\r\na\nb",
+        b"BDAT 101\r\n",
+        &[b"DATA\r\n", &[b'x'; 101][..]].concat(),
+    ] {
+        let connection = after(&ctx, &with(content));
+        assert!(!connection.out.is_open(), "{}", content.escape_ascii());
+        assert!(connection.session.is_discarding());
+    }
+}
+
+#[test]
+fn an_empty_last_chunk_without_room_for_its_end_is_refused_for_now() {
+    let ctx = Context::new(ContextOptions {
+        bare_newlines: BareNewlines::Normalize,
+        ..ContextOptions::default()
+    })
+    .expect("options");
+    let mut connection = after(&ctx, &with(b"BDAT 2\r\na\r"));
+    connection.out.wire.clear();
+    connection.out.body_room = 0;
+    connection.read(b"BDAT 0 LAST\r\n");
+    assert_eq!(connection.out.wire, Reply::NoSpace.row().wire);
+    assert!(!connection.out.is_open());
+    assert_eq!(connection.session.phase(), Phase::Command);
+}

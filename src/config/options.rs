@@ -523,7 +523,7 @@ pub static OPTIONS: &[Opt] = &[
         group: Group::Limits,
         kind: Kind::Size {
             min: 64 * KIB,
-            max: 4 * GIB - 1,
+            max: 2 * GIB,
         },
         help: "largest message; if not given, less where an eighth of the ring or half the pool is less",
         set: |c, v| c.max_message = first_number(v),

@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,7 +18,7 @@ use crate::clock::{self, Calendar, MONTHS, WEEKDAYS};
 use crate::envelope::FLAG_SMTPUTF8;
 use crate::log_cli::text;
 use crate::ringlog::reader::Message;
-use crate::sys::file::{Lock, try_lock};
+use crate::sys::file::{Lock, memory_file, try_lock};
 use crate::sys::wait;
 
 /// What became of a message for one recipient.
@@ -284,7 +284,17 @@ impl Mbox {
             wait::readable(&[], Some(Duration::from_millis(50)))?;
         }
         let len = file.seek(SeekFrom::End(0))?;
-        let result = file.write_all(bytes);
+        // What a crash has cut off ends here, so that this message begins a line behind an empty one.
+        let mut end = [b'\n'; 2];
+        if len >= 2 {
+            file.read_exact_at(&mut end, len - 2)?;
+        }
+        let missing: &[u8] = match end {
+            [b'\n', b'\n'] => b"",
+            [_, b'\n'] => b"\n",
+            _ => b"\n\n",
+        };
+        let result = file.write_all(missing).and_then(|()| file.write_all(bytes));
         if result.is_err() {
             // Half a message would swallow the beginning of the next one.
             file.set_len(len)?;
@@ -429,45 +439,39 @@ impl Exec {
     }
 
     fn run(&self, message: &Message) -> io::Result<Ended> {
+        // A file and not a pipe: nobody can stop reading it half-way and leave this process waiting.
+        let mut stdin = memory_file(c"ringmx-message")?;
+        stdin.write_all(message.body())?;
+        stdin.rewind()?;
         let mut command = Command::new("/bin/sh");
         command
             .arg("-c")
             .arg(&self.command)
-            .stdin(Stdio::piped())
+            .stdin(Stdio::from(stdin))
             // A signal from the terminal stops the consumer after this message, not the command in the midst of it.
             .process_group(0);
         environment(&mut command, message);
         let mut child = command.spawn()?;
-        let mut stdin = child.stdin.take();
         let process = wait::process(child.id());
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                if let Some(mut stdin) = stdin.take() {
-                    // A command need not read its input: a broken pipe is its choice.
-                    let _ = stdin.write_all(message.body());
-                }
-            });
-            let clock = clock::Clock::new();
-            loop {
-                if let Some(status) = child.try_wait()? {
-                    return Ok(Ended::Status(status));
-                }
-                let left_ns = clock::nanos(self.run_max).saturating_sub(clock.now().0);
-                if left_ns == 0 {
-                    // The whole group: what the command started may hold the pipe open.
-                    wait::kill_group(child.id());
-                    child.kill()?;
-                    child.wait()?;
-                    return Ok(Ended::TooLong);
-                }
-                let left = Duration::from_nanos(left_ns);
-                match &process {
-                    Ok(process) => wait::readable(&[process.as_fd_ref()], Some(left))?,
-                    // Without process descriptors there is only looking again and again.
-                    Err(_) => wait::readable(&[], Some(left.min(Duration::from_millis(20))))?,
-                };
+        let clock = clock::Clock::new();
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(Ended::Status(status));
             }
-        })
+            let left_ns = clock::nanos(self.run_max).saturating_sub(clock.now().0);
+            if left_ns == 0 {
+                // The whole group, because the command may have started others.
+                wait::kill_group(child.id());
+                child.wait()?;
+                return Ok(Ended::TooLong);
+            }
+            let left = Duration::from_nanos(left_ns);
+            match &process {
+                Ok(process) => wait::readable(&[process.as_fd_ref()], Some(left))?,
+                // Without process descriptors there is only looking again and again.
+                Err(_) => wait::readable(&[], Some(left.min(Duration::from_millis(20))))?,
+            };
+        }
     }
 }
 

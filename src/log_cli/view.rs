@@ -8,13 +8,16 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::clock::{self, Clock};
 use crate::ctl::{Client, ClientError, Progress};
 use crate::limits::RECORD_HEADER_BYTES;
+use crate::ringlog::consumer::{Step, Walk};
 use crate::ringlog::format::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, SuperblockError};
-use crate::ringlog::reader::{PIECE_BYTES, Reader, Source, Step, Walk, Window};
+use crate::ringlog::reader::{PIECE_BYTES, Reader, Source, Window};
 use crate::sys::bus_error;
 use crate::sys::file::{Lock, try_lock};
 use crate::sys::mmap::RingMap;
+use crate::sys::wait;
 
 /// Exit code: anything that is none of the others.
 pub const EXIT_OTHER: i32 = 1;
@@ -247,7 +250,9 @@ fn open_ring(path: &Path) -> Result<File, Failure> {
 }
 
 /// O_NOFOLLOW: the ring is never a symbolic link.
-const NO_FOLLOW: i32 = crate::sys::wait::O_NOFOLLOW;
+const NO_FOLLOW: i32 = wait::O_NOFOLLOW;
+/// Time for which a locked ring without an answering server is waited for.
+const LOCK_WAIT: Duration = Duration::from_secs(3);
 
 /// One shard, ready to be read.
 #[derive(Debug)]
@@ -269,9 +274,23 @@ impl View {
     /// # Errors
     /// Usage, when there is no ring; other, when it is in use and nobody answers; storage.
     pub fn open(dir: &ShardDir) -> Result<View, Failure> {
-        match View::live(dir)? {
-            Some(view) => Ok(view),
-            None => View::offline(dir),
+        let clock = Clock::new();
+        loop {
+            if let Some(view) = View::live(dir)? {
+                return Ok(view);
+            }
+            if let Some(view) = View::offline(dir)? {
+                return Ok(view);
+            }
+            // A server that is starting or ending, or a consumer that reads without one.
+            if clock.now().0 > clock::nanos(LOCK_WAIT) {
+                return Err(Failure::other(format!(
+                    "the ring in '{}' is in use and its server does not answer",
+                    dir.path.display()
+                )));
+            }
+            wait::readable(&[], Some(Duration::from_millis(20)))
+                .map_err(|error| Failure::other(format!("waiting: {error}")))?;
         }
     }
 
@@ -310,19 +329,17 @@ impl View {
         Ok(Some(view))
     }
 
-    /// Reads without a server: what the checkpoint covers and what an unbroken chain behind it holds.
+    /// Reads without a server: what the checkpoint covers and what an unbroken chain behind it holds. `None` when
+    /// another process holds the ring.
     ///
     /// # Errors
     /// As [`View::open`].
-    pub fn offline(dir: &ShardDir) -> Result<View, Failure> {
+    pub fn offline(dir: &ShardDir) -> Result<Option<View>, Failure> {
         let file = open_ring(&dir.path.join("ring"))?;
         let locked = try_lock(&file, Lock::Shared)
             .map_err(|error| Failure::storage(format!("locking the ring: {error}")))?;
         if !locked {
-            return Err(Failure::other(format!(
-                "the ring in '{}' is in use and its server does not answer yet",
-                dir.path.display()
-            )));
+            return Ok(None);
         }
         let mut view = View::build(file, dir)?;
         let Superblock {
@@ -336,7 +353,7 @@ impl View {
             Some(last) => last.number + u64::from(last.kind.takes_number()),
             None => view.superblock.checkpoint_number,
         };
-        Ok(view)
+        Ok(Some(view))
     }
 
     fn build(file: File, dir: &ShardDir) -> Result<View, Failure> {

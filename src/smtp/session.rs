@@ -269,7 +269,7 @@ enum State {
     LongLine,
     /// Content after DATA, up to CRLF "." CRLF.
     Data,
-    /// The rest of a BDAT chunk, or room for its end when nothing is left of it.
+    /// The rest of a BDAT chunk, or its end when nothing is left of it.
     Chunk,
     /// The verdict on a message that is complete.
     MessageVerdict,
@@ -1062,14 +1062,17 @@ impl Session {
         Step::Took(input.len())
     }
 
-    /// Ends a chunk of which nothing is left, as soon as there is room for what its end leads to.
+    /// Ends a chunk of which nothing is left.
     fn finish_chunk(&mut self, ctx: &Context, out: &mut impl Sink) -> Step {
         if !out.has_room() {
             return Step::Blocked(Blocked::Replies);
         }
-        let may_emit = self.chunk.is_last && !self.is_discarding();
-        if may_emit && out.body_room() < WITHHELD_BYTES_MAX {
-            return Step::Blocked(Blocked::Pool);
+        // The end of the last chunk may turn a CR into CRLF. After a chunk with octets there is room for that
+        // one octet; after an empty one there may be none, and no input is left to wait with.
+        let may_emit = self.chunk.is_last && !self.chunk.is_kept && !self.is_discarding();
+        if may_emit && out.body_room() == 0 {
+            self.chunk.refusal = Some(Reply::NoSpace);
+            self.drop_message(out);
         }
         self.end_of_chunk(ctx, out);
         Step::Took(0)

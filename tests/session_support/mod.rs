@@ -79,7 +79,7 @@ pub struct Recorder {
     manner: Manner,
     random: Random,
     has_room: bool,
-    body_room: usize,
+    pub body_room: usize,
 }
 
 impl Recorder {
@@ -112,7 +112,7 @@ impl Recorder {
     fn tighten(&mut self) {
         if self.manner.tight {
             self.has_room = self.random.below(3) > 0;
-            self.body_room = self.random.below(40);
+            self.body_room = 1 + self.random.below(40);
         }
     }
 
