@@ -82,8 +82,8 @@ pub(super) struct FragmentWrite {
     fragment: Fragment,
     /// First chunk of the message, whose front is not part of the record.
     message_first: ChunkId,
-    trailer: [u8; WHOLE_BYTES],
-    trailer_len: usize,
+    whole: [u8; WHOLE_BYTES],
+    whole_len: usize,
     padding: usize,
 }
 
@@ -226,11 +226,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             given += fragment.bytes;
             progress.crc =
                 crc32c::crc32c_combine(progress.crc, fragment.crc, fragment.bytes as usize);
-            let mut trailer = [0; WHOLE_BYTES];
+            let mut whole = [0; WHOLE_BYTES];
             let mut crc = fragment.crc;
-            let trailer_len = if next.is_none() {
-                trailer = progress.slot.whole(progress.crc).encode();
-                crc = crc32c::crc32c_append(crc, &trailer);
+            let whole_len = if next.is_none() {
+                whole = progress.slot.whole(progress.crc).encode();
+                crc = crc32c::crc32c_combine(crc32c::crc32c(&whole), crc, fragment.bytes as usize);
                 WHOLE_BYTES
             } else {
                 0
@@ -244,8 +244,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 header: log.header(&slot, envelope_bytes, crc),
                 fragment,
                 message_first: large.message.first(),
-                trailer,
-                trailer_len,
+                whole,
+                whole_len,
                 padding: slot.padding,
             });
             match next {
@@ -438,6 +438,10 @@ fn push_message<'a>(parts: &mut Vec<IoSlice<'a>>, pool: &'a Pool, queued: &Queue
 
 fn push_fragment<'a>(parts: &mut Vec<IoSlice<'a>>, pool: &'a Pool, write: &'a FragmentWrite) {
     parts.push(IoSlice::new(&write.header));
+    // A LAST record's payload begins with the description of the whole.
+    if write.whole_len > 0 {
+        parts.push(IoSlice::new(&write.whole[..write.whole_len]));
+    }
     let mut id = write.fragment.first;
     loop {
         let meta = pool.meta(id);
@@ -451,9 +455,6 @@ fn push_fragment<'a>(parts: &mut Vec<IoSlice<'a>>, pool: &'a Pool, write: &'a Fr
             Some(next) if id != write.fragment.last => id = next,
             _ => break,
         }
-    }
-    if write.trailer_len > 0 {
-        parts.push(IoSlice::new(&write.trailer[..write.trailer_len]));
     }
     if write.padding > 0 {
         parts.push(IoSlice::new(&PADDING[..write.padding]));
