@@ -7,7 +7,10 @@
 pub mod base64;
 pub mod cli;
 pub mod client;
+pub mod compare;
+pub mod formats;
 pub mod hdr;
+pub mod html;
 pub mod ledger;
 pub mod live;
 pub mod message;
@@ -18,6 +21,7 @@ pub mod reply;
 pub mod report;
 pub mod rng;
 pub mod run;
+pub mod search;
 pub mod sink;
 pub mod sys;
 pub mod verdict;

@@ -127,21 +127,15 @@ impl Wire {
         }
     }
 
-    /// Returns whether the connection is there; its error if it failed.
-    pub fn connected(&mut self) -> io::Result<bool> {
+    /// Returns whether the connection is there, at its first event; its error if it failed.
+    pub fn connected(&mut self, event: &mio::event::Event) -> io::Result<bool> {
         let Stream::Tcp(stream) = &self.stream else {
             return Ok(true);
         };
-        match stream.peer_addr() {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => {
-                match stream.take_error()? {
-                    Some(error) => Err(error),
-                    None => Ok(false),
-                }
-            }
-            Err(error) => Err(error),
+        if event.is_error() || event.is_write_closed() {
+            return stream.take_error()?.map_or(Ok(true), Err);
         }
+        Ok(event.is_writable())
     }
 
     /// Makes the close of this connection a reset, which leaves no port in TIME_WAIT.

@@ -736,7 +736,7 @@ impl Worker {
         let slot = &mut self.slots[index];
         if slot.stage == Stage::Connecting {
             let wire = slot.wire.as_mut().expect("invariant: checked above");
-            match wire.connected() {
+            match wire.connected(event) {
                 Ok(false) => return,
                 Ok(true) => {}
                 Err(error) => {
