@@ -15,6 +15,7 @@ use crate::run;
 use crate::search;
 use crate::sink::{Faults, Running};
 use crate::sys;
+use crate::tls::{Security, TlsOptions};
 use crate::verdict::{self, State};
 use crate::verify::{self, Store};
 use crate::wire::{Address, Sources, Target};
@@ -87,6 +88,11 @@ How
   --messages-per-connection N or N-M    [all]
   --helo NAME               [loadgen.example]
   --lmtp                    LHLO, a reply for each recipient
+  --auth plain:USER:PASSWORD or login:USER:PASSWORD
+  --tls off|starttls|implicit    [off]; needs --tls-ca FILE (PEM) or --tls-insecure
+  --tls-name NAME           the server's name [the host of TARGET]
+  --tls-no-resumption       a full handshake each time
+  --xclient ATTRIBUTES      such as 'ADDR=192.0.2.1 NAME=client.example'
   --quit wait|reset|none    how connections end [wait]
   --source NET              connect from these addresses, such as 127.0.0.0/8
   --congestion NAME         TCP congestion control, such as reno or cubic
@@ -349,6 +355,7 @@ pub struct Options {
     ledger: Option<PathBuf>,
     json: Option<PathBuf>,
     html: Option<PathBuf>,
+    tls: TlsOptions,
     ceiling: Option<f64>,
     fail_if: Vec<Threshold>,
     run_id: Option<u64>,
@@ -519,6 +526,7 @@ impl Options {
             ledger: None,
             json: None,
             html: None,
+            tls: TlsOptions::default(),
             ceiling: None,
             fail_if: Vec::new(),
             run_id: None,
@@ -555,6 +563,8 @@ impl Options {
             "i-own-this-target" => self.owned = true,
             "quiet" => self.quiet = true,
             "dry-run" => self.dry_run = true,
+            "tls-insecure" => self.tls.insecure = true,
+            "tls-no-resumption" => self.tls.no_resumption = true,
             _ => {
                 let text = parser.value()?.string()?;
                 return self.valued(flag, &text);
@@ -644,6 +654,17 @@ impl Options {
                     password,
                 });
             }
+            "tls" => {
+                plan.tls = match text {
+                    "off" => TlsMode::Off,
+                    "starttls" => TlsMode::StartTls,
+                    "implicit" => TlsMode::Implicit,
+                    _ => return Err(usage("--tls takes off, starttls or implicit")),
+                }
+            }
+            "tls-ca" => self.tls.ca = Some(text.into()),
+            "tls-name" => self.tls.name = Some(text.to_owned()),
+            "xclient" => plan.xclient = Some(text.to_owned()),
             "source" => self.sources = Some(bad(Sources::parse(text), flag, text)?),
             "congestion" => self.congestion = Some(text.to_owned()),
             "connect-attempts" => self.tuning.attempts_max = bad(text.parse().ok(), flag, text)?,
@@ -711,6 +732,7 @@ impl Options {
 struct Prepared {
     address: Address,
     greeting: probe::Greeting,
+    security: Option<Security>,
     ledger: Option<Ledger>,
     argv: Vec<String>,
 }
@@ -744,6 +766,10 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
             options.plan.sessions
         )));
     }
+    let security = match options.plan.tls {
+        TlsMode::Off => None,
+        _ => Some(Security::new(&options.tls, &options.target).map_err(usage)?),
+    };
     let greeting = if options.preflight && !options.dry_run {
         probe::ask(&address, &options.plan)
             .map_err(|error| usage(format!("target {address} can't be used: {error}")))?
@@ -767,6 +793,7 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
     Ok(Prepared {
         address,
         greeting,
+        security,
         ledger,
         argv,
     })
@@ -783,6 +810,7 @@ fn execute(
         address: prepared.address.clone(),
         sources: options.sources,
         congestion: options.congestion.clone(),
+        security: prepared.security.clone(),
     });
     let mut display = Display::new(options.quiet, &prepared.address.to_string(), plan);
     let done = run::run(
@@ -1329,6 +1357,7 @@ fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
             address: Address::Tcp(sink.address),
             sources: Sources::parse("127.0.0.0/8"),
             congestion: None,
+            security: None,
         });
         let tuning = Options::new().tuning;
         let load = Arc::new(Workload::new(plan));

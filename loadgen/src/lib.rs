@@ -24,6 +24,7 @@ pub mod run;
 pub mod search;
 pub mod sink;
 pub mod sys;
+pub mod tls;
 pub mod verdict;
 pub mod verify;
 pub mod wire;
