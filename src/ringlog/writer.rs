@@ -400,7 +400,12 @@ impl<B: Backing> Log<B> {
         &self.backing
     }
 
-    /// Gives the storage back without closing the log: as if the process ended here.
+    /// See [`Backing::take_write_ns`].
+    pub fn take_write_ns(&mut self) -> u64 {
+        self.backing.take_write_ns()
+    }
+
+    /// Gives the storage back.
     pub fn into_backing(self) -> B {
         self.backing
     }
