@@ -1,9 +1,10 @@
 //! Finding the highest rate a target sustains: doubling, bisection, confirmation, then a table of
 //! 80, 100 and 120 per cent of what was found.
 //!
-//! Promises: a step counts as passed only if its verdict is VALID and it met every limit; when the
+//! Promises: a step counts as passed only if it kept its rate and met every limit; when the
 //! generator saturates before the target, the answer says "at least"; the number of steps is
-//! bounded.
+//! bounded. A step that passed although the generator was short of CPU did pass: its lateness is
+//! part of the response time and can only make the target look worse.
 
 use crate::plan::Plan;
 use crate::report::{grouped, time};
@@ -72,7 +73,7 @@ impl Step {
             max_ns,
             errors,
             state,
-            pass: state == State::Valid
+            pass: !matches!(state, State::Invalid | State::TargetSaturated)
                 && kept
                 && p99_ns <= limits.p99_ns
                 && errors <= limits.errors,
@@ -334,6 +335,29 @@ mod tests {
                 .collect();
             assert_eq!(parts, ["120 %", "100 %", "80 %"]);
         }
+    }
+
+    #[test]
+    fn a_step_that_met_its_limits_passed_even_with_a_late_generator() {
+        let report = json!({
+            "totals": { "accepted": 100, "attempted": 100, "window_accepted": 100,
+                "window_offered": 100, "accepted_per_s": 10.0 },
+            "latency": { "response": { "p50_ns": 1, "max_ns": 5_000_000 } },
+        });
+        let limits = Limits {
+            p99_ns: 5_000_000,
+            errors: 0.0,
+        };
+        let pass = |state, limits: &Limits| Step::judge(10.0, &report, state, limits).pass;
+        assert!(pass(State::Valid, &limits) && pass(State::GeneratorSaturated, &limits));
+        assert!(!pass(State::TargetSaturated, &limits));
+        assert!(!pass(
+            State::Valid,
+            &Limits {
+                p99_ns: 4_999_999,
+                ..limits
+            }
+        ));
     }
 
     #[test]

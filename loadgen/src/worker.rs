@@ -202,6 +202,8 @@ pub struct Worker {
     draining: bool,
     stop_ns: u64,
     ledger_error: Option<io::Error>,
+    /// Time spent in polls that found nothing, when spinning.
+    idle_ns: u64,
 }
 
 impl Worker {
@@ -296,6 +298,7 @@ impl Worker {
             draining: false,
             stop_ns,
             ledger_error: None,
+            idle_ns: 0,
         })
     }
 
@@ -330,8 +333,10 @@ impl Worker {
                     continue;
                 }
             }
-            let sample =
-                |queue: &RunQueue| (now, sys::thread_cpu_ns(), queue.waited_ns().unwrap_or(0));
+            let idle_ns = self.idle_ns;
+            // Spinning is no work.
+            let busy_ns = || sys::thread_cpu_ns().saturating_sub(idle_ns);
+            let sample = |queue: &RunQueue| (now, busy_ns(), queue.waited_ns().unwrap_or(0));
             if at_start.is_none() && self.started && now >= self.load.plan.warmup_ns {
                 at_start = Some(sample(&queue));
             }
@@ -364,6 +369,9 @@ impl Worker {
                 other => other?,
             }
             let woke = self.clock();
+            if self.tuning.spin && events.is_empty() {
+                self.idle_ns += woke - now;
+            }
             for event in &events {
                 if event.token() == TIMER {
                     self.timer.clear();
