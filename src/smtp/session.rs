@@ -254,7 +254,7 @@ pub struct Session {
 }
 
 /// A HELO name up to this long is kept without an allocation, bytes.
-pub const HELO_INLINE_BYTES: usize = 46;
+pub const HELO_INLINE_BYTES: usize = 30;
 
 /// What the session waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
