@@ -150,7 +150,8 @@ def swaks(server, path, file):
     command += ["--from", SENDER, "--to", RECIPIENT, "--data", "@" + file]
     run(command)
     run([*command, "--pipeline"])
-    return [crlf(LINES)] * 2
+    # swaks sends CRLF "." CRLF even behind a whole line: one more empty line.
+    return [crlf(LINES) + b"\r\n"] * 2
 
 
 def python_smtplib(server, _path, _file):
@@ -180,13 +181,14 @@ def smtp_source(server, path, file):
     command = [path, "-s", "3", "-m", "30", "-f", SENDER, "-t", RECIPIENT, "-F", file]
     run([*command, "-d", f"inet:127.0.0.1:{server.port}"])
     run([*command, f"inet:127.0.0.1:{server.port}"])
-    return [crlf(LINES)] * 60
+    # smtp-source too sends CRLF "." CRLF behind the last line.
+    return [crlf(LINES) + b"\r\n"] * 60
 
 
-def ringmx_send(server, path, file):
+def ringmx_send(server, path, _file):
     command = [path, "send", "--server", f"127.0.0.1:{server.port}", "--from", SENDER]
-    command += ["--to", RECIPIENT, "--file", file]
-    run(command)
+    command += ["--to", RECIPIENT]
+    run(command, LINES)
     return [crlf(LINES)]
 
 
