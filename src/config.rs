@@ -11,11 +11,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::choice::choices;
 use crate::limits::{
     DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, KIB, MESSAGE_BYTES_MAX_DEFAULT,
     MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, POOL_BYTES_DEFAULT, RECIPIENTS_MAX_DEFAULT,
     RING_BYTES_DEFAULT, RING_BYTES_STEP, SESSIONS_MAX_DEFAULT,
 };
+pub use crate::logger::{LogFormat, LogLevel};
 use options::{Kind, LATER, OPTIONS, Opt, Setting};
 use units::{quoted, size_text};
 
@@ -27,34 +29,6 @@ const LISTEN_MAX: usize = 16;
 const RECIPIENTS_ASKED_BY_RFC: u32 = 100;
 /// RFC 5321 4.5.3.2.7: a server waits at least this long for a command.
 const COMMAND_TIMEOUT_ASKED_BY_RFC: Duration = Duration::from_secs(300);
-
-macro_rules! choices {
-    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $word:literal,)* }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($(#[$vmeta])* $variant,)* }
-
-        impl $name {
-            /// All values in the order of [`Self::NAMES`].
-            pub const ALL: [$name; choices!(@count $($variant)*)] = [$($name::$variant,)*];
-            /// Words an operator writes.
-            pub const NAMES: [&'static str; choices!(@count $($variant)*)] = [$($word,)*];
-
-            /// Word of this value.
-            pub fn name(self) -> &'static str {
-                match self { $($name::$variant => $word,)* }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.name())
-            }
-        }
-    };
-    (@count) => { 0 };
-    (@count $head:ident $($tail:ident)*) => { 1 + choices!(@count $($tail)*) };
-}
 
 choices! {
     /// What a message survives once its 250 was sent.
@@ -121,34 +95,6 @@ choices! {
         Exit = "exit",
         /// Goes on answering 421.
         Stay = "stay",
-    }
-}
-
-choices! {
-    /// Form of the log lines.
-    #[derive(Default)]
-    LogFormat {
-        /// `key=value` pairs.
-        #[default]
-        Text = "text",
-        /// One JSON object a line.
-        Json = "json",
-    }
-}
-
-choices! {
-    /// Importance of a log line, most important first.
-    #[derive(PartialOrd, Ord, Default)]
-    LogLevel {
-        /// Mail cannot be taken, or was damaged.
-        Error = "error",
-        /// Something needs attention.
-        Warning = "warning",
-        /// What happened to a client or to the server.
-        #[default]
-        Info = "info",
-        /// For finding faults.
-        Debug = "debug",
     }
 }
 

@@ -64,6 +64,8 @@ pub struct Flags {
     pub input_is_partial: bool,
     /// The session is over; the connection closes when its replies have left.
     pub closing: bool,
+    /// The first reply has left.
+    pub greeted: bool,
     /// The session ended by QUIT: nothing more is expected from the client.
     pub quit: bool,
     /// The outgoing direction is ended; what still comes is thrown away.

@@ -362,15 +362,18 @@ pub fn consumer_rows(view: &mut View) -> Result<Vec<ConsumerRow>, ClientError> {
     let row = |(name, cursor, attached): (String, Cursor, Option<bool>)| {
         let oldest = view.reader.header(cursor.done_pos, window.end);
         let oldest = oldest.ok().and_then(Result::ok);
-        let lag = |number: u64| next_number.saturating_sub(number);
+        let lag_messages = oldest.map_or(0, |header| next_number.saturating_sub(header.number));
         ConsumerRow {
             name,
             shard,
             cursor,
             attached,
             lag_bytes: window.end.saturating_sub(cursor.scan_pos),
-            lag_messages: oldest.map_or(0, |header| lag(header.number)),
-            oldest_ns: oldest.map(|header| header.received_ns),
+            lag_messages,
+            // Records that are no messages may stand behind the cursor.
+            oldest_ns: oldest
+                .filter(|_| lag_messages > 0)
+                .map(|header| header.received_ns),
         }
     };
     Ok(rows.into_iter().map(row).collect())
@@ -483,7 +486,7 @@ fn consumers(args: &ConsumersArguments) -> Result<String, Failure> {
         ConsumersCommand::Drop(name) => {
             let dir = shard_dir(&dirs, args.shard.unwrap_or(0))?;
             change(dir, |ring| match ring {
-                Ring::Live(view) => Ok(live(view)?.drop_consumer(name)?),
+                Ring::View(view) => Ok(live(view)?.drop_consumer(name)?),
                 Ring::Own(own) => Ok(own.log.drop_consumer(&consumer_name(name)?)?),
             })?;
             Ok(format!("{name} is dropped\n"))
@@ -491,7 +494,7 @@ fn consumers(args: &ConsumersArguments) -> Result<String, Failure> {
         ConsumersCommand::Seek(name, begin) => {
             let dir = shard_dir(&dirs, args.shard.unwrap_or(0))?;
             change(dir, |ring| match ring {
-                Ring::Live(view) => {
+                Ring::View(view) => {
                     let from = resolve(view, *begin)?;
                     Ok(live(view)?.seek(name, from)?)
                 }
@@ -543,8 +546,8 @@ fn live(view: &mut View) -> Result<&mut ctl::Client, Failure> {
 /// How a ring can be changed now.
 #[derive(Debug)]
 enum Ring {
-    /// Through its server.
-    Live(Box<View>),
+    /// Through its server; for those who only look on, also without one.
+    View(Box<View>),
     /// By this process, which holds the lock.
     Own(Box<OwnRing>),
 }
@@ -553,21 +556,21 @@ impl Ring {
     /// Through the server if one runs, else with the lock; `None` when it is locked and nobody answers.
     fn open(dir: &ShardDir) -> Result<Option<Ring>, Failure> {
         if let Some(view) = View::live(dir)? {
-            return Ok(Some(Ring::Live(Box::new(view))));
+            return Ok(Some(Ring::View(Box::new(view))));
         }
         Ok(OwnRing::open(dir)?.map(|own| Ring::Own(Box::new(own))))
     }
 
     fn view(&mut self) -> &mut View {
         match self {
-            Ring::Live(view) => view,
+            Ring::View(view) => view,
             Ring::Own(own) => &mut own.view,
         }
     }
 
     fn close(self) -> Result<(), Failure> {
         match self {
-            Ring::Live(_) => Ok(()),
+            Ring::View(_) => Ok(()),
             Ring::Own(own) => own.close(),
         }
     }
@@ -762,13 +765,17 @@ impl Consumer<'_> {
             // Once connected, a server that goes is waited for: taking its lock would keep it from starting.
             let without_server = !drained && (!had_server || self.args.until_empty);
             let ring = match without_server {
+                // Who only looks on changes nothing, and needs no lock for itself.
+                true if self.target.is_tap() => match View::live(self.dir)? {
+                    Some(view) => Some(Ring::View(Box::new(view))),
+                    None => View::offline(self.dir)?.map(|view| Ring::View(Box::new(view))),
+                },
                 true => Ring::open(self.dir)?,
-                false => View::live(self.dir)?.map(|view| Ring::Live(Box::new(view))),
+                false => View::live(self.dir)?.map(|view| Ring::View(Box::new(view))),
             };
             let pause = match ring {
                 Some(mut ring) => {
-                    let is_live = matches!(ring, Ring::Live(_));
-                    had_server |= is_live;
+                    had_server |= ring.view().is_live();
                     said = false;
                     let before = self.delivered;
                     let end = self.drain(&mut ring);
@@ -836,7 +843,7 @@ impl Consumer<'_> {
             false => None,
         };
         match ring {
-            Ring::Live(view) => Ok(live(view)?.register(&self.args.name, create)?),
+            Ring::View(view) => Ok(live(view)?.register(&self.args.name, create)?),
             Ring::Own(own) => {
                 let name = consumer_name(&self.args.name)?;
                 let found = own.log.consumer(&name).copied();
@@ -928,7 +935,7 @@ impl Consumer<'_> {
                     Ok(_) => {}
                     Err(_) => return Ok(End::Gone),
                 }
-                if matches!(ring, Ring::Own(_)) {
+                if !ring.view().is_live() {
                     return Ok(End::Empty);
                 }
                 if let Some(end) = self.wait_for_more(ring)? {
@@ -1035,7 +1042,7 @@ impl Consumer<'_> {
             return Ok(None);
         }
         match ring {
-            Ring::Live(view) => match live(view)?.acknowledge(&self.args.name, cursor) {
+            Ring::View(view) => match live(view)?.acknowledge(&self.args.name, cursor) {
                 Ok(()) => {}
                 Err(ClientError::Refused(refusal)) => {
                     return Err(Failure::other(refusal.to_string()));
@@ -1060,5 +1067,67 @@ fn cursor_of(walk: &Walk) -> Cursor {
     Cursor {
         scan_pos: walk.scan_position(),
         done_pos: walk.position(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn arguments_of_consume_are_read_and_mistakes_named() {
+        let args = parse(&words(
+            "archive --to maildir:/var/mail/a --ring=/r --create --from 0-7 --until-empty",
+        ));
+        let expected = ConsumeArguments {
+            help: false,
+            name: "archive".to_owned(),
+            to: TargetName::Maildir("/var/mail/a".into()),
+            ring: "/r".into(),
+            shard: 0,
+            create: true,
+            from: Some(Begin::Number(7)),
+            until_empty: true,
+            failures: None,
+        };
+        assert_eq!(args, Ok(expected));
+        let fails = |text: &str| parse(&words(text)).unwrap_err();
+        assert_eq!(fails("--to stdout"), "ringmx consume takes one NAME");
+        assert_eq!(fails("a"), "ringmx consume needs --to TARGET");
+        assert_eq!(
+            fails("a --to ftp:x"),
+            "'ftp:x' is no target: maildir:DIR, mbox:FILE, exec:COMMAND or stdout"
+        );
+        assert_eq!(
+            fails("a --to mbox:x --from oldest"),
+            "--from belongs to --create ('ringmx consumers seek' moves a consumer)"
+        );
+        assert_eq!(
+            fails("a --to mbox:x --create --from 1-7"),
+            "--from '1-7': oldest, newest, or an id of shard 0"
+        );
+        assert_eq!(fails("a --to"), "--to needs a value");
+        assert_eq!(fails("a --fast"), "ringmx consume has no option '--fast'");
+        assert!(fails("../a --to stdout").starts_with("'../a': not a name for a consumer"));
+    }
+
+    #[test]
+    fn arguments_of_consumers_are_read_and_mistakes_named() {
+        let args = |text: &str| parse_consumers(&words(text)).map(|args| args.command);
+        assert_eq!(args("list --json"), Ok(ConsumersCommand::List));
+        assert_eq!(
+            args("seek a newest"),
+            Ok(ConsumersCommand::Seek("a".to_owned(), Begin::Newest))
+        );
+        assert_eq!(args("drop a"), Ok(ConsumersCommand::Drop("a".to_owned())));
+        assert_eq!(args("--help"), Ok(ConsumersCommand::Help));
+        assert_eq!(
+            args("drop"),
+            Err("ringmx consumers takes list, drop NAME, or seek NAME PLACE".to_owned())
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! Up: descriptor limit, sockets, ring (created or recovered), control socket, sync thread, loop. Whatever can't
 //! be had ends the start with one sentence and an exit code, and nothing is touched that was there before.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,9 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::cli::{EXIT_CUT, EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, EXIT_USAGE, complain, print};
 use crate::clock::Clock;
+use crate::config::units;
 use crate::config::{Config, Full, OnStorageFailure, RingWrite, Survive};
 use crate::http::NEWEST_MAX;
 use crate::limits::{GIB, KIB, MIB};
@@ -22,7 +24,7 @@ use crate::net::listener;
 use crate::net::reactor::{self, Outcome, Reactor, Side, Wake};
 use crate::ringlog::backing::{FileBacking, WriteMethod};
 use crate::ringlog::commit::SyncThread;
-use crate::ringlog::directory::{self, CTL_FILE, CreateOptions};
+use crate::ringlog::directory::{self, CTL_FILE, CreateOptions, RING_FILE};
 use crate::ringlog::reader::{NewestFirst, Reader, Source, Window};
 use crate::ringlog::recover::{OpenError, OpenOptions, Recovery};
 use crate::ringlog::writer::{FullPolicy, Log};
@@ -34,17 +36,6 @@ use crate::smtp::sink::Verb;
 use crate::status::{About, Summary};
 use crate::sys::descriptors;
 use crate::sys::signal::Signals;
-
-/// Exit code: everything ended in order.
-pub const EXIT_OK: i32 = 0;
-/// Exit code: anything that has no code of its own.
-pub const EXIT_OTHER: i32 = 1;
-/// Exit code: usage or configuration.
-pub const EXIT_USAGE: i32 = 2;
-/// Exit code: drained, and sessions were cut.
-pub const EXIT_CUT: i32 = 3;
-/// Exit code: storage failed or can't be used (sysexits EX_IOERR).
-pub const EXIT_STORAGE: i32 = 74;
 
 /// Bytes of one session's entry in the slab and in the timer wheel, a HELO name of its own included.
 const SESSION_BYTES: u64 = 768;
@@ -81,7 +72,7 @@ pub fn serve(config: Config) -> i32 {
     match run(&config) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("ringmx: {}", error.text);
+            complain(&format!("ringmx: {}\n", error.text));
             error.code
         }
     }
@@ -90,14 +81,14 @@ pub fn serve(config: Config) -> i32 {
 fn run(config: &Config) -> Result<i32, StartError> {
     let clock = Clock::new();
     let mut logger = Logger::start(io::stderr(), config.log_format, config.log_level, clock)
-        .map_err(|error| start_error(EXIT_OTHER, format!("the log thread: {error}")))?;
+        .map_err(|error| start_error(EXIT_FAILURE, format!("the log thread: {error}")))?;
     raise_descriptor_limit(config, &mut logger, &clock);
     let sockets = bind_all(config)?;
     let listen: Vec<SocketAddr> = sockets.iter().map(|(_, address)| *address).collect();
     let http = bind_http(config)?;
     let signals = Signals::install()
-        .map_err(|error| start_error(EXIT_OTHER, format!("signal handlers: {error}")))?;
-    let wake = Wake::new().map_err(|error| start_error(EXIT_OTHER, format!("epoll: {error}")))?;
+        .map_err(|error| start_error(EXIT_FAILURE, format!("signal handlers: {error}")))?;
+    let wake = Wake::new().map_err(|error| start_error(EXIT_FAILURE, format!("epoll: {error}")))?;
     let opened = if config.discard {
         None
     } else {
@@ -155,6 +146,8 @@ fn run(config: &Config) -> Result<i32, StartError> {
         clock.now(),
     );
     let side = Side {
+        smtp: sockets.into_iter().map(|(socket, _)| socket).collect(),
+        signals,
         http: http.map(|(socket, _)| socket),
         find_newest: match &ring {
             Some(ring) => Some(find_newest(ring).map_err(|error| {
@@ -174,12 +167,12 @@ fn run(config: &Config) -> Result<i32, StartError> {
             OnStorageFailure::Stay => None,
         },
     };
-    let sockets = sockets.into_iter().map(|(socket, _)| socket).collect();
-    let mut reactor = Reactor::new(wake, clock, server, sockets, side, signals, options, about)
-        .map_err(|error| start_error(EXIT_OTHER, format!("the event loop: {error}")))?;
+
+    let mut reactor = Reactor::new(wake, clock, server, side, options, about)
+        .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
     let outcome = reactor
         .run()
-        .map_err(|error| start_error(EXIT_OTHER, format!("the event loop: {error}")))?;
+        .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
     if !config.discard {
         let _ = std::fs::remove_file(shard_dir(&config.ring).join(CTL_FILE));
     }
@@ -260,7 +253,7 @@ fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
     for &address in &config.listen {
         let socket = listener::bind(address).map_err(|error| {
             start_error(
-                EXIT_OTHER,
+                EXIT_FAILURE,
                 format!("can't listen on {address}: {}", reason(&error)),
             )
         })?;
@@ -280,14 +273,14 @@ fn bind_http(config: &Config) -> Result<Option<Bound>, StartError> {
             Ok(Some((socket, actual)))
         }
         Err(error) if config.is_given("http") => Err(start_error(
-            EXIT_OTHER,
+            EXIT_FAILURE,
             format!("can't listen on {address} for HTTP: {}", reason(&error)),
         )),
         Err(error) => {
-            eprintln!(
-                "ringmx: warning: no status pages: {address}: {} (--http HOST:PORT chooses another address)",
+            complain(&format!(
+                "ringmx: warning: no status pages: {address}: {} (--http HOST:PORT chooses another address)\n",
                 reason(&error)
-            );
+            ));
             Ok(None)
         }
     }
@@ -361,12 +354,13 @@ fn open_storage(config: &Config, clock: &Clock, wake: &Wake) -> Result<Opened, S
         Box::new(log.backing().flusher().map_err(handle)?),
         wake.handle(),
     )
-    .map_err(|error| start_error(EXIT_OTHER, format!("the sync thread: {error}")))?;
+    .map_err(|error| start_error(EXIT_FAILURE, format!("the sync thread: {error}")))?;
     let ring = read_only(&log).map_err(handle)?;
     let ctl = bind_ctl(&dir.join(CTL_FILE), !config.group.is_empty()).map_err(|error| {
         let text = format!("{}: {}", dir.join(CTL_FILE).display(), reason(&error));
-        start_error(EXIT_OTHER, text)
+        start_error(EXIT_FAILURE, text)
     })?;
+    share_with_group(config, &dir)?;
     Ok(Opened {
         storage: Storage { log, committer },
         recovery,
@@ -375,10 +369,39 @@ fn open_storage(config: &Config, clock: &Clock, wake: &Wake) -> Result<Opened, S
     })
 }
 
+/// Gives directories, ring and control socket to the group that may read them.
+fn share_with_group(config: &Config, dir: &Path) -> Result<(), StartError> {
+    if config.group.is_empty() {
+        return Ok(());
+    }
+    let number = crate::sys::group::number_of(&config.group)
+        .map_err(|error| start_error(EXIT_FAILURE, format!("the group database: {error}")))?
+        .ok_or_else(|| {
+            start_error(
+                EXIT_USAGE,
+                format!("group: there is no group '{}'", config.group),
+            )
+        })?;
+    for path in [&config.ring, dir, &dir.join(RING_FILE), &dir.join(CTL_FILE)] {
+        match std::os::unix::fs::chown(path, None, Some(number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let text = format!(
+                    "giving {} to group {}: {error}",
+                    path.display(),
+                    config.group
+                );
+                return Err(start_error(EXIT_FAILURE, text));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn open_error_code(error: &OpenError) -> i32 {
     match error {
         OpenError::ConsumersRegistered { .. } | OpenError::ConsumerRequired => EXIT_USAGE,
-        OpenError::InUse => EXIT_OTHER,
+        OpenError::InUse => EXIT_FAILURE,
         _ => EXIT_STORAGE,
     }
 }
@@ -397,18 +420,18 @@ fn create(dir: &Path, config: &Config, clock: &Clock) -> Result<(), OpenError> {
         dir.display()
     );
     if !terminal {
-        eprintln!("{what} ...");
+        complain(&format!("{what} ...\n"));
     }
     let mut shown = 101;
     let result = directory::create_ring(dir, &options, &mut |written, all| {
         let percent = written * 100 / all.max(1);
         if terminal && percent != shown {
             shown = percent;
-            eprint!("\r{what} ... {percent} %");
+            complain(&format!("\r{what} ... {percent} %"));
         }
     });
     if terminal {
-        eprintln!();
+        complain("\n");
     }
     result
 }
@@ -540,12 +563,6 @@ fn ring_option(config: &Config) -> String {
     }
 }
 
-fn print(text: &str) {
-    let mut out = io::stdout().lock();
-    // Whoever closed standard output does not want to know.
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
 /// The first lines: what the server does, what it may use, and what to try next.
 fn print_start(
     config: &Config,
@@ -555,7 +572,7 @@ fn print_start(
 ) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     for warning in config.warnings(cores) {
-        eprintln!("ringmx: warning: {warning}");
+        complain(&format!("ringmx: warning: {warning}\n"));
     }
     let mut text = format!("ringmx {} on {}\n", env!("CARGO_PKG_VERSION"), join(listen));
     match opened {
@@ -579,7 +596,7 @@ fn print_start(
             if config.survive == Survive::Power
                 && let Some(warning) = file_system_warning(log)
             {
-                eprintln!("ringmx: warning: {warning}");
+                complain(&format!("ringmx: warning: {warning}\n"));
             }
         }
     }
@@ -639,7 +656,7 @@ fn retention(config: &Config, log: &Log<FileBacking>) -> String {
         ),
     };
     if let Some(age) = config.keep_for {
-        text += &format!("; removed after {} s", age.as_secs());
+        text += &format!("; mail older than {} is removed", units::duration_text(age));
     }
     text
 }

@@ -9,8 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use crate::cli::{complain, print};
-use crate::daemon::{EXIT_OK, EXIT_OTHER, EXIT_USAGE};
+use crate::cli::{EXIT_FAILURE, EXIT_OK, EXIT_USAGE, complain, print};
 use crate::log_cli::view::{ShardDir, View};
 use crate::ringlog::reader::{Step, Walk};
 use crate::sys::signal;
@@ -54,10 +53,10 @@ pub fn run(args: &[String]) -> i32 {
     let _ = std::fs::remove_dir_all(&dir);
     match result {
         Ok(true) => EXIT_OK,
-        Ok(false) => EXIT_OTHER,
+        Ok(false) => EXIT_FAILURE,
         Err(error) => {
             complain(&format!("ringmx: demo: {error}\n"));
-            EXIT_OTHER
+            EXIT_FAILURE
         }
     }
 }

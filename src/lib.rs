@@ -5,9 +5,11 @@
 
 // L0: vocabulary and containers, no I/O.
 pub mod buffer;
+mod choice;
 pub mod clock;
 pub mod envelope;
 pub mod limits;
+pub mod logger;
 pub mod message;
 pub mod metrics;
 pub mod timer_wheel;
@@ -32,6 +34,5 @@ pub mod consume;
 pub mod daemon;
 pub mod demo;
 pub mod log_cli;
-pub mod logger;
 pub mod ring_cli;
 pub mod send;

@@ -731,6 +731,7 @@ fn without_brackets(id: &[u8]) -> &[u8] {
 /// Nanoseconds since 1970 of `2026-11-23T08:00:00Z`, `2026-11-23`, or of an age such as `90s`, `10m`, `2h`, `7d`.
 fn parse_time(text: &str, now_ns: u64) -> Option<u64> {
     const SECOND_NS: u64 = 1_000_000_000;
+    // None in the middle of a character, and then it is no time either.
     if let Some((count, unit)) = text.split_at_checked(text.len().checked_sub(1)?)
         && let Ok(count) = count.parse::<u64>()
     {
@@ -862,9 +863,105 @@ fn info_text(document: &serde_json::Value) -> String {
 pub fn size(bytes: u64) -> String {
     for (unit, name) in [(GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")] {
         if bytes >= unit {
-            let tenths = bytes / (unit / 10).max(1);
-            return format!("{}.{} {name}", tenths / 10, tenths % 10);
+            let tenths = (u128::from(bytes) * 10 / u128::from(unit)).to_string();
+            let (whole, tenth) = tenths.split_at(tenths.len() - 1);
+            return format!("{whole}.{tenth} {name}");
         }
     }
     format!("{bytes} bytes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn arguments_are_read_and_mistakes_named() {
+        let alone = parse(&[]).unwrap();
+        assert_eq!((alone.command, alone.limit), (LogCommand::Ls, Some(20)));
+        let args = parse(&words("cat 0-1 --raw --ring=/r")).unwrap();
+        assert_eq!(args.command, LogCommand::Cat(Some("0-1".to_owned())));
+        assert!(args.raw && args.ring.as_os_str() == "/r");
+        let args = parse(&words("export --eml out")).unwrap();
+        assert_eq!(
+            args.command,
+            LogCommand::Export(ExportTo::Eml("out".into()))
+        );
+        let fails = |text: &str| parse(&words(text)).unwrap_err();
+        assert_eq!(
+            fails("show"),
+            "'show' is nothing that ringmx log does: info, ls, cat, follow, verify, export"
+        );
+        assert_eq!(
+            fails("cat"),
+            "ringmx log cat takes one ID, or --message-id ID"
+        );
+        assert_eq!(
+            fails("export"),
+            "ringmx log export takes one of --maildir DIR, --mbox FILE, --eml DIR"
+        );
+        assert_eq!(
+            fails("ls --raw"),
+            "--raw belongs to ringmx log cat, without --json"
+        );
+        assert_eq!(
+            fails("--limit 0"),
+            "--limit '0': a number from 1 to 1000000"
+        );
+        assert_eq!(fails("ls --colour"), "ringmx log has no option '--colour'");
+    }
+
+    #[test]
+    fn times_are_dates_and_ages_and_nothing_else() {
+        let now_ns = 1_795_395_723_000_000_000;
+        let at = |text: &str| parse_time(text, now_ns);
+        assert_eq!(at("2026-11-23T01:02:03Z"), Some(now_ns));
+        assert_eq!(at("2026-11-23T01:02:03.5Z"), Some(now_ns + 500_000_000));
+        assert_eq!(at("1970-01-01"), Some(0));
+        assert_eq!(at("2000-02-29T00:00:00Z"), Some(951_782_400_000_000_000));
+        assert_eq!(at("10m"), Some(now_ns - 600_000_000_000));
+        assert_eq!(at("7d"), Some(now_ns - 7 * 86_400_000_000_000));
+        for bad in [
+            "",
+            "x",
+            "10",
+            "m",
+            "10y",
+            "2026-02-29",
+            "2026-13-01",
+            "2026-00-01",
+            "2026-01-00",
+            "2026-11-23T01:02:03",
+            "2026-11-23T24:00:00Z",
+            "2026-11-23T01:02:03.0000000000Z",
+            "99999999999999999999d",
+            "18446744073709551615d",
+            "\u{e9}",
+        ] {
+            assert_eq!(at(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_match_whole_or_by_domain() {
+        assert!(address_matches("A@b.example", b"a@B.example"));
+        assert!(address_matches("<a@b.example>", b"a@b.example"));
+        assert!(address_matches("@b.example", b"a@b.example"));
+        assert!(address_matches("", b""), "the null reverse-path");
+        assert!(!address_matches("@b.example", b"a@x.b.example"));
+        assert!(!address_matches("b.example", b"a@b.example"));
+    }
+
+    #[test]
+    fn sizes_are_rounded_down_to_a_tenth() {
+        assert_eq!(size(0), "0 bytes");
+        assert_eq!(size(1_023), "1023 bytes");
+        assert_eq!(size(1_024), "1.0 KiB");
+        assert_eq!(size(1_024 * 1_024 * 3 / 2), "1.5 MiB");
+        assert_eq!(size(GIB - 1), "1023.9 MiB");
+    }
 }

@@ -10,8 +10,36 @@ use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
+use crate::choice::choices;
 use crate::clock::{Clock, Instant, rfc3339};
-use crate::config::{LogFormat, LogLevel};
+
+choices! {
+    /// Form of the log lines.
+    #[derive(Default)]
+    LogFormat {
+        /// `key=value` pairs.
+        #[default]
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+choices! {
+    /// Importance of a log line, most important first.
+    #[derive(PartialOrd, Ord, Default)]
+    LogLevel {
+        /// Mail cannot be taken, or was damaged.
+        Error = "error",
+        /// Something needs attention.
+        Warning = "warning",
+        /// What happened to a client or to the server.
+        #[default]
+        Info = "info",
+        /// For finding faults.
+        Debug = "debug",
+    }
+}
 
 /// Lines that may wait for the writer thread; more are dropped and counted.
 pub const LINES_WAITING_MAX: usize = 1_024;

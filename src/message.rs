@@ -97,6 +97,11 @@ impl Message {
         self.payload_bytes
     }
 
+    /// Octets of the message as it is stored, the trace field included.
+    pub fn octets(&self) -> u64 {
+        self.body_bytes + u64::from(self.trace_len)
+    }
+
     /// Length of the envelope, bytes.
     pub fn envelope_bytes(&self) -> u32 {
         self.envelope_bytes

@@ -5,10 +5,9 @@ use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::cli::{complain, print};
+use crate::cli::{EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, EXIT_USAGE, complain, print};
 use crate::clock::Clock;
 use crate::config::units;
-use crate::daemon::{EXIT_OK, EXIT_OTHER, EXIT_STORAGE, EXIT_USAGE};
 use crate::limits::{KIB, MIB, RING_BYTES_DEFAULT, RING_BYTES_MIN, RING_BYTES_STEP};
 use crate::log_cli::RING_DIR_DEFAULT;
 use crate::ringlog::backing::{Backing, FileBacking, WriteMethod, fill_with_zeros};
@@ -95,7 +94,7 @@ fn create(ring: &Path, size: u64) -> i32 {
         Err(error) => {
             complain(&format!("ringmx: ring: {}: {error}\n", dir.display()));
             match error {
-                OpenError::Exists | OpenError::InUse => EXIT_OTHER,
+                OpenError::Exists | OpenError::InUse => EXIT_FAILURE,
                 _ => EXIT_STORAGE,
             }
         }

@@ -19,6 +19,7 @@ mod storage;
 use core::net::SocketAddr;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use slab::Slab;
@@ -34,7 +35,7 @@ use crate::ctl::Attachments;
 use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX};
 use crate::logger::{Class, Logger, Value};
 use crate::message::Message;
-use crate::metrics::{CloseCause, Metrics};
+use crate::metrics::{self, CloseCause, Metrics};
 use crate::ringlog::backing::Backing;
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Context, Phase, Session};
@@ -134,6 +135,9 @@ pub struct Shared<B: Backing, C> {
     failed_at: Option<Instant>,
     sync_since: Option<Instant>,
     pool_low: bool,
+    ring_full: bool,
+    /// Replies queued in this turn, for the histogram of command times.
+    turn_replies: u64,
     now: Instant,
     wall_ns: u64,
 }
@@ -181,22 +185,37 @@ impl<B: Backing, C> Shared<B, C> {
         let free = self.pool.free_bytes();
         // High-water mark with 5 % hysteresis, beyond what is reserved for messages that already grow.
         let spared = self.pool.reserve_bytes();
-        if self.pool_low {
-            self.pool_low = free < spared + total / 10;
-        } else {
-            self.pool_low = free < spared + total / 20;
+        let was_low = self.pool_low;
+        self.pool_low = free < spared + if was_low { total / 10 } else { total / 20 };
+        if self.pool_low && !was_low {
+            let fields = [
+                ("free_bytes", Value::Number(free)),
+                ("pool_bytes", Value::Number(total)),
+            ];
+            self.logger.line(Class::PoolLow, &fields, self.now);
         }
         if self.pool_low {
             self.metrics.pool_low_events += 1;
             return false;
         }
-        match &self.storage {
-            Some(storage) => {
-                storage.log.accepting()
-                    && size.saturating_add(ENVELOPE_BYTES_MAX as u64) <= storage.log.free_bytes()
-            }
-            None => true,
+        let Some(storage) = &self.storage else {
+            return true;
+        };
+        let was_full = self.ring_full;
+        self.ring_full = !storage.log.accepting();
+        if self.ring_full && !was_full {
+            let holder = storage.log.holder();
+            let fields = [
+                (
+                    "held_by",
+                    Value::Str(holder.map_or("", |consumer| consumer.name.as_str())),
+                ),
+                ("free_bytes", Value::Number(storage.log.free_bytes())),
+            ];
+            self.logger.line(Class::RingFull, &fields, self.now);
         }
+        !self.ring_full
+            && size.saturating_add(ENVELOPE_BYTES_MAX as u64) <= storage.log.free_bytes()
     }
 
     /// How the server stands.
@@ -225,6 +244,29 @@ impl<B: Backing, C> Shared<B, C> {
             ("reason", Value::Str(row.name)),
         ];
         self.logger.line(Class::Refused, &fields, self.now);
+    }
+
+    /// Replies queued since the last call.
+    pub fn take_turn_replies(&mut self) -> u64 {
+        std::mem::take(&mut self.turn_replies)
+    }
+
+    fn log_end(&mut self, io: &Io) {
+        let class = match io.cause {
+            CloseCause::Quit | CloseCause::PeerClosed | CloseCause::Draining => Class::Closed,
+            _ => Class::Cut,
+        };
+        if self.logger.is_enabled(class) {
+            let fields = [
+                ("client", Value::Addr(io.peer)),
+                ("reason", Value::Str(CloseCause::NAMES[io.cause as usize])),
+                (
+                    "open_ms",
+                    Value::Number(self.now.since_ns(io.accepted_at) / 1_000_000),
+                ),
+            ];
+            self.logger.line(class, &fields, self.now);
+        }
     }
 
     fn stop_growing(&mut self, io: &mut Io, key: u32) {
@@ -309,6 +351,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 failed_at: None,
                 sync_since: None,
                 pool_low: false,
+                ring_full: false,
+                turn_replies: 0,
                 now,
                 wall_ns: 0,
                 options,
@@ -373,6 +417,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             io: Io::new(peer, listener, self.generation, now),
         });
         self.shared.metrics.connections_accepted += 1;
+        if self.shared.logger.is_enabled(Class::Connected) {
+            self.shared
+                .logger
+                .line(Class::Connected, &[("client", Value::Addr(peer))], now);
+        }
         self.wheel.link(key, now.after(self.timer_step));
         let mut out = Out {
             io: &mut conn.io,
@@ -400,7 +449,37 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             }
         }
         if readable || hung_up {
-            self.drive(token);
+            self.drive_guarded(token);
+        }
+    }
+
+    /// Drives one connection; a panic in it costs that session, not the process. A panic elsewhere, in the
+    /// commit above all, still ends the process: what the log promises must not depend on broken state.
+    fn drive_guarded(&mut self, token: Token) {
+        let driven = catch_unwind(AssertUnwindSafe(|| self.drive(token)));
+        if driven.is_ok() {
+            return;
+        }
+        let shared = &mut self.shared;
+        if shared.scratch.is_empty() {
+            shared.scratch = vec![0; SCRATCH_BYTES].into_boxed_slice();
+        }
+        shared.metrics.session_panics += 1;
+        let Some(conn) = live(&mut self.conns, token) else {
+            return;
+        };
+        let fields = [("client", Value::Addr(conn.io.peer))];
+        shared
+            .logger
+            .line(Class::SessionPanicked, &fields, shared.now);
+        conn.io.cause = CloseCause::Panicked;
+        conn.io.flags.closing = true;
+        conn.io.phase_at = shared.now;
+        let wire = Reply::ShuttingDown.row().wire;
+        conn.io.push_reply(&mut shared.pool, wire);
+        if !conn.io.flags.queued_to_flush {
+            conn.io.flags.queued_to_flush = true;
+            shared.flush.push(token);
         }
     }
 
@@ -434,6 +513,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 break;
             }
             let direct = conn.io.input.is_none()
+                && conn.io.has_room()
                 && conn.session.can_receive_in_place()
                 && conn
                     .io
@@ -545,6 +625,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         conn.io.release(&mut self.shared.pool);
         self.wheel.unlink(key);
         self.shared.metrics.closed(conn.io.cause);
+        self.shared.log_end(&conn.io);
     }
 
     /// Ends a turn: run queue, timers, the write of the log, the next sync, the replies.
@@ -576,7 +657,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 continue;
             };
             conn.io.flags.queued_to_run = false;
-            self.drive(token);
+            self.drive_guarded(token);
         }
     }
 
@@ -740,7 +821,16 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         let Some(storage) = &mut self.shared.storage else {
             return;
         };
-        self.shared.metrics.overwritten_unread = storage.log.status().overwritten_unread;
+        let status = storage.log.status();
+        let metrics = &mut self.shared.metrics;
+        metrics.ring_bytes_written = status.written_bytes;
+        if status.overwritten_unread > 0 && metrics.overwritten_unread == 0 {
+            let fields = [("messages", Value::Number(status.overwritten_unread))];
+            self.shared
+                .logger
+                .line(Class::Overwritten, &fields, self.shared.now);
+        }
+        metrics.overwritten_unread = status.overwritten_unread;
         if let Err(failed) = storage.log.idle_tick() {
             self.fail_storage(failed);
         }
@@ -1043,6 +1133,11 @@ fn flush_one<S: Stream, B: Backing, C>(
         }
     };
     if sent > 0 {
+        if !conn.io.flags.greeted {
+            conn.io.flags.greeted = true;
+            let waited_ns = shared.now.since_ns(conn.io.accepted_at);
+            shared.metrics.record(metrics::Phase::Greeting, waited_ns);
+        }
         conn.io.active_at = shared.now;
         shared.metrics.bytes_out += sent as u64;
         conn.io.sent(&mut shared.pool, sent);

@@ -398,6 +398,48 @@ fn the_python_reader_sees_the_same_messages() {
 }
 
 #[test]
+fn the_python_reader_and_the_tools_agree_on_the_golden_rings() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    for (name, messages) in [("closed.ring", 3), ("open.ring", 4)] {
+        let dir = TestDir::new();
+        fs::create_dir_all(dir.shard()).unwrap();
+        let ring = dir.shard().join("ring");
+        fs::copy(root.join("golden").join(name), &ring).unwrap();
+        let output = Command::new("python3")
+            .arg(root.join("ring_reader.py"))
+            .arg(&ring)
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        let lines = |text: &str| -> Vec<serde_json::Value> {
+            text.lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect()
+        };
+        let python = lines(&String::from_utf8(output.stdout).unwrap());
+        let (code, out, err) = consume(&dir, &["look", "--to", "stdout", "--until-empty"]);
+        assert_eq!(code, 0, "{err}");
+        let ours = lines(&out);
+        assert_eq!((python.len(), ours.len()), (messages, messages), "{name}");
+        for (python, ours) in python.iter().zip(&ours) {
+            for field in [
+                "number",
+                "ring_id",
+                "received_ns",
+                "octets",
+                "reverse_path",
+                "helo",
+            ] {
+                assert_eq!(python[field], ours[field], "{name} {field}");
+            }
+            let body = ours["message"].as_str().unwrap().as_bytes();
+            let encoded = log_cli::text::base64(body);
+            assert_eq!(python["message_base64"], encoded.as_str(), "{name}");
+        }
+    }
+}
+
+#[test]
 fn a_closed_output_ends_quietly() {
     struct Closed;
     impl Write for Closed {
@@ -648,6 +690,14 @@ impl TestServer {
         number
     }
 
+    /// Whether there are consumers, and all of them have all messages.
+    fn everything_is_acknowledged(&self) -> bool {
+        let served = self.log.lock().unwrap();
+        let durable = served.log.durable();
+        let mut consumers = served.log.consumers().peekable();
+        consumers.peek().is_some() && consumers.all(|consumer| consumer.done_pos == durable)
+    }
+
     /// Ends; the log is closed in order.
     fn stop(mut self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -810,6 +860,33 @@ fn a_reader_that_the_writer_laps_sees_only_whole_messages_and_is_told_the_gaps()
     server.stop();
 }
 
+#[test]
+fn a_ring_that_is_cut_short_under_a_reader_ends_it_with_a_sentence() {
+    const NAME: &str = "a_ring_that_is_cut_short_under_a_reader_ends_it_with_a_sentence";
+    if let Ok(path) = std::env::var("RINGMX_TEST_CUT") {
+        let path = PathBuf::from(path);
+        let ring = path.join("ring");
+        let mut view = View::open(&ShardDir { shard: 0, path }).unwrap();
+        let file = File::options().write(true).open(ring).unwrap();
+        file.set_len(DATA_OFFSET).unwrap();
+        let _ = view.step(&mut Walk::new(0));
+        std::process::exit(1);
+    }
+    let dir = TestDir::new();
+    sample(&dir);
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", NAME, "--nocapture"])
+        .env("RINGMX_TEST_CUT", dir.shard())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(74));
+    assert!(
+        output
+            .stderr
+            .ends_with(b"ringmx: the ring file was cut short or cannot be read from its disk\n")
+    );
+}
+
 /// Starts this test program again as `ringmx consume`: signals are for a process of its own.
 fn consumer_process(args: &[&str]) -> std::process::Child {
     Command::new(std::env::current_exe().unwrap())
@@ -849,7 +926,9 @@ fn a_running_consumer_and_follow_get_what_comes_and_survive_a_restart_of_the_ser
         for number in 1..=5 {
             assert_eq!(server.append("s@from.example", &body(number)), number);
         }
-        wait_until(|| path.join("new").exists() && maildir_len(&path) == 5);
+        // Acknowledged as well: what is only delivered would be delivered again.
+        wait_until(|| server.everything_is_acknowledged());
+        assert_eq!(maildir_len(&path), 5);
         let (code, out, err) = follow.join().unwrap();
         let lines = String::from_utf8(out).unwrap();
         assert_eq!((code, lines.lines().count(), err.as_str()), (0, 3, ""));
@@ -859,7 +938,8 @@ fn a_running_consumer_and_follow_get_what_comes_and_survive_a_restart_of_the_ser
         for number in 6..=8 {
             server.append("s@from.example", &body(number));
         }
-        wait_until(|| maildir_len(&path) == 8);
+        wait_until(|| server.everything_is_acknowledged());
+        assert_eq!(maildir_len(&path), 8);
         let terminated = Command::new("kill")
             .args(["-TERM", &child.id().to_string()])
             .status();

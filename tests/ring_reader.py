@@ -122,6 +122,8 @@ class Ring:
                     position += 64
                 continue
             previous, position = record, record["end"]
+            if parts and parts[0]["epoch"] < record["epoch"]:
+                parts = None
             kind, payload = record["kind"], record["payload"]
             if kind == MESSAGE:
                 yield record, payload

@@ -1,6 +1,10 @@
 //! The command line: arguments to plan, plan to run, run to report and exit code.
 
+use crate::compare;
+use crate::formats;
+use crate::html;
 use crate::ledger::Ledger;
+use crate::live::Display;
 use crate::plan::{
     Addresses, Auth, Count, Mode, Pipelining, Plan, Protocol, Quit, Sizes, TlsMode, Workload,
 };
@@ -8,8 +12,10 @@ use crate::probe;
 use crate::report::{self, Facts};
 use crate::rng;
 use crate::run;
+use crate::search;
 use crate::sink::{Faults, Running};
 use crate::sys;
+use crate::tls::{Security, TlsOptions};
 use crate::verdict::{self, State};
 use crate::verify::{self, Store};
 use crate::wire::{Address, Sources, Target};
@@ -43,6 +49,11 @@ smtp-loadgen: an SMTP load generator that says whether it was you or the target
   smtp-loadgen verify --ledger FILE (--maildir DIR | --mbox FILE | --eml DIR | --ring DIR)
                                          compare acknowledged messages with a store
 
+  smtp-loadgen find-max TARGET [options] find the highest rate within --max-p99 and --max-errors
+  smtp-loadgen sweep TARGET --rates R,R,...    one run at each rate, one table
+  smtp-loadgen ab --a TARGET --b TARGET  two targets in turns, ratio of each round
+  smtp-loadgen compare A.json B.json     two reports, difference or none
+  smtp-loadgen report FILE [--format text|csv|prometheus|html]
   smtp-loadgen selftest                  what this machine can send to a sink that does nothing
   smtp-loadgen sink [ADDR] [options]     be that sink, on 127.0.0.1 and a free port by default
 
@@ -77,6 +88,11 @@ How
   --messages-per-connection N or N-M    [all]
   --helo NAME               [loadgen.example]
   --lmtp                    LHLO, a reply for each recipient
+  --auth plain:USER:PASSWORD or login:USER:PASSWORD
+  --tls off|starttls|implicit    [off]; needs --tls-ca FILE (PEM) or --tls-insecure
+  --tls-name NAME           the server's name [the host of TARGET]
+  --tls-no-resumption       a full handshake each time
+  --xclient ATTRIBUTES      such as 'ADDR=192.0.2.1 NAME=client.example'
   --quit wait|reset|none    how connections end [wait]
   --source NET              connect from these addresses, such as 127.0.0.0/8
   --congestion NAME         TCP congestion control, such as reno or cubic
@@ -90,10 +106,15 @@ How
 Result
   --ledger FILE             append a line for each 250
   --json FILE               the report as JSON
+  --html FILE               the report as one page with pictures
+  --ceiling R               what selftest reached here, to state the share of it that was used
   --fail-if EXPR            exit 1 when EXPR holds: p99>50ms, error_rate>0.1%, rate<9900,
                             unsent>0; repeat for more
   --quiet                   only the report
   --dry-run                 print plan and first message, send nothing
+
+find-max: --max-p99 TIME [50ms], --max-errors N% [0.1%], --start-rate R [1000]; --duration is
+  the length of a step [10s].  ab: --rounds N [5].  compare: --force despite different plans
 
 sink: --eml DIR keeps messages; --lose, --duplicate, --corrupt, --reset, --defer, --reject,
   --shut N do that to every Nth message; --duration TIME ends it [1h]
@@ -152,6 +173,11 @@ fn command(argv: Vec<String>) -> Result<u8, Stop> {
         Some(Value(word)) => match word.string()?.as_str() {
             "run" => run_command(parser, argv),
             "verify" => verify_command(parser),
+            "report" => report_command(parser),
+            "compare" => compare_command(parser),
+            "find-max" => find_max_command(parser, argv),
+            "sweep" => sweep_command(parser, argv),
+            "ab" => ab_command(parser, argv),
             "sink" => sink_command(parser),
             "selftest" => selftest_command(parser),
             "help" => help(),
@@ -328,6 +354,9 @@ pub struct Options {
     dry_run: bool,
     ledger: Option<PathBuf>,
     json: Option<PathBuf>,
+    html: Option<PathBuf>,
+    tls: TlsOptions,
+    ceiling: Option<f64>,
     fail_if: Vec<Threshold>,
     run_id: Option<u64>,
     rate: Option<f64>,
@@ -496,6 +525,9 @@ impl Options {
             dry_run: false,
             ledger: None,
             json: None,
+            html: None,
+            tls: TlsOptions::default(),
+            ceiling: None,
             fail_if: Vec::new(),
             run_id: None,
             rate: None,
@@ -531,6 +563,8 @@ impl Options {
             "i-own-this-target" => self.owned = true,
             "quiet" => self.quiet = true,
             "dry-run" => self.dry_run = true,
+            "tls-insecure" => self.tls.insecure = true,
+            "tls-no-resumption" => self.tls.no_resumption = true,
             _ => {
                 let text = parser.value()?.string()?;
                 return self.valued(flag, &text);
@@ -620,6 +654,17 @@ impl Options {
                     password,
                 });
             }
+            "tls" => {
+                plan.tls = match text {
+                    "off" => TlsMode::Off,
+                    "starttls" => TlsMode::StartTls,
+                    "implicit" => TlsMode::Implicit,
+                    _ => return Err(usage("--tls takes off, starttls or implicit")),
+                }
+            }
+            "tls-ca" => self.tls.ca = Some(text.into()),
+            "tls-name" => self.tls.name = Some(text.to_owned()),
+            "xclient" => plan.xclient = Some(text.to_owned()),
             "source" => self.sources = Some(bad(Sources::parse(text), flag, text)?),
             "congestion" => self.congestion = Some(text.to_owned()),
             "connect-attempts" => self.tuning.attempts_max = bad(text.parse().ok(), flag, text)?,
@@ -631,6 +676,11 @@ impl Options {
             }
             "ledger" => self.ledger = Some(text.into()),
             "json" => self.json = Some(text.into()),
+            "html" => self.html = Some(text.into()),
+            "ceiling" => {
+                let ceiling = text.parse::<f64>().ok().filter(|ceiling| *ceiling > 0.0);
+                self.ceiling = Some(bad(ceiling, flag, text)?);
+            }
             "fail-if" => self.fail_if.push(bad(Threshold::parse(text), flag, text)?),
             _ => {
                 return Err(usage(format!(
@@ -678,8 +728,17 @@ impl Options {
     }
 }
 
-fn run_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
-    let options = Options::parse(&mut parser)?;
+/// A checked target, ready to be loaded any number of times.
+struct Prepared {
+    address: Address,
+    greeting: probe::Greeting,
+    security: Option<Security>,
+    ledger: Option<Ledger>,
+    argv: Vec<String>,
+}
+
+/// Refuses what could hurt strangers or can't work, and greets the target.
+fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
     let address = parse_address(&options.target)?;
     if !options.owned {
         if !is_private(&address) {
@@ -700,9 +759,6 @@ fn run_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop
             )));
         }
     }
-    if options.dry_run {
-        return dry_run(&options);
-    }
     let files = sys::raise_descriptor_limit();
     if u64::from(options.plan.sessions) + 32 > files {
         return Err(usage(format!(
@@ -710,15 +766,19 @@ fn run_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop
             options.plan.sessions
         )));
     }
-    let greeting = match (&address, options.preflight) {
-        (address, true) => probe::ask(address, &options.plan)
-            .map_err(|error| usage(format!("target {address} can't be used: {error}")))?,
-        _ => probe::Greeting::default(),
+    let security = match options.plan.tls {
+        TlsMode::Off => None,
+        _ => Some(Security::new(&options.tls, &options.target).map_err(usage)?),
+    };
+    let greeting = if options.preflight && !options.dry_run {
+        probe::ask(&address, &options.plan)
+            .map_err(|error| usage(format!("target {address} can't be used: {error}")))?
+    } else {
+        probe::Greeting::default()
     };
     sys::catch_interrupts();
     let ledger = match &options.ledger {
-        None => None,
-        Some(path) => {
+        Some(path) if !options.dry_run => {
             let heading = format!(
                 "run={:016x} seed={} plan={:016x} target={address}",
                 options.plan.run,
@@ -728,20 +788,37 @@ fn run_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop
             let made = Ledger::create(path, &heading);
             Some(made.map_err(|error| usage(format!("ledger {}: {error}", path.display())))?)
         }
+        _ => None,
     };
-    let load = Arc::new(Workload::new(options.plan.clone()));
+    Ok(Prepared {
+        address,
+        greeting,
+        security,
+        ledger,
+        argv,
+    })
+}
+
+/// Runs `plan` once and reports on it.
+fn execute(
+    options: &Options,
+    prepared: &Prepared,
+    plan: &Plan,
+) -> Result<(Value, verdict::Verdict, bool), Stop> {
+    let load = Arc::new(Workload::new(plan.clone()));
     let target = Arc::new(Target {
-        address: address.clone(),
+        address: prepared.address.clone(),
         sources: options.sources,
         congestion: options.congestion.clone(),
+        security: prepared.security.clone(),
     });
-    let mut display = crate::live::Display::new(options.quiet, &address.to_string(), &options.plan);
+    let mut display = Display::new(options.quiet, &prepared.address.to_string(), plan);
     let done = run::run(
         load,
         target,
         &options.tuning,
         options.threads,
-        ledger.as_ref(),
+        prepared.ledger.as_ref(),
         |shared, elapsed| display.tick(shared, elapsed),
     );
     display.clear();
@@ -749,33 +826,351 @@ fn run_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop
         code: INVALID,
         text: format!("run failed: {error}"),
     })?;
-    let open = matches!(options.plan.mode, Mode::Open { .. });
+    let open = matches!(plan.mode, Mode::Open { .. });
     let verdict = verdict::judge(&done.recorder, open);
     let facts = Facts {
-        plan: &options.plan,
-        target: address.to_string(),
-        banner: greeting.banner,
-        ehlo: greeting.ehlo,
-        argv,
+        plan,
+        target: prepared.address.to_string(),
+        banner: prepared.greeting.banner.clone(),
+        ehlo: prepared.greeting.ehlo.clone(),
+        argv: prepared.argv.clone(),
         threads: options.threads,
         interrupted: done.interrupted,
         ledger: options
             .ledger
             .as_ref()
             .map(|path| path.display().to_string()),
-        ceiling: None,
+        ceiling: options.ceiling,
     };
-    let mut report = report::run(&facts, &done.recorder, &verdict);
+    let report = report::run(&facts, &done.recorder, &verdict);
+    Ok((report, verdict, done.interrupted))
+}
+
+fn run_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
+    let options = Options::parse(&mut parser)?;
+    let prepared = prepare(&options, argv)?;
+    if options.dry_run {
+        return dry_run(&options);
+    }
+    let (mut report, verdict, interrupted) = execute(&options, &prepared, &options.plan)?;
     let passed = apply_thresholds(&mut report, &options.fail_if);
     print!("{}", report::text(&report));
-    if let Some(path) = &options.json {
-        write_json(path, &report)?;
-    }
+    write_reports(&options, &report)?;
     Ok(match verdict.state {
-        _ if done.interrupted => INTERRUPTED,
+        _ if interrupted => INTERRUPTED,
         State::Valid if passed => OK,
         State::Valid => THRESHOLD,
         _ => INVALID,
+    })
+}
+
+fn write_reports(options: &Options, report: &Value) -> Result<(), Stop> {
+    if let Some(path) = &options.json {
+        write_json(path, report)?;
+    }
+    if let Some(path) = &options.html {
+        write_file(path, &html::page(report))?;
+    }
+    Ok(())
+}
+
+fn read_report(path: &Path) -> Result<Value, Stop> {
+    let report: Value = serde_json::from_str(&read_text(path)?)
+        .map_err(|error| usage(format!("{}: {error}", path.display())))?;
+    match report["schema"].as_str() {
+        Some(report::SCHEMA | search::SCHEMA) => Ok(report),
+        other => Err(usage(format!(
+            "{}: schema {} is not one this version reads",
+            path.display(),
+            other.unwrap_or("(none)")
+        ))),
+    }
+}
+
+fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
+    let (mut file, mut format) = (None, "text".to_owned());
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Value(path) if file.is_none() => file = Some(PathBuf::from(path)),
+            Long("format") => format = parser.value()?.string()?,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let report = read_report(&file.ok_or_else(|| usage("report needs a FILE"))?)?;
+    let text = match format.as_str() {
+        "text" if report["schema"] == search::SCHEMA => search::text(&report),
+        "text" => report::text(&report),
+        "csv" => formats::csv(&report),
+        "prometheus" => formats::prometheus(&report),
+        "html" => html::page(&report),
+        other => {
+            return Err(usage(format!(
+                "no format `{other}`: text, csv, prometheus or html"
+            )));
+        }
+    };
+    print!("{text}");
+    Ok(OK)
+}
+
+fn compare_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
+    let (mut files, mut force) = (Vec::new(), false);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Value(path) if files.len() < 2 => files.push(PathBuf::from(path)),
+            Long("force") => force = true,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let [a, b] = &files[..] else {
+        return Err(usage("compare needs two report files"));
+    };
+    let text = compare::text(&read_report(a)?, &read_report(b)?, force).map_err(usage)?;
+    print!("{text}");
+    Ok(OK)
+}
+
+/// Keeps what is peculiar to `find-max`, `sweep` and `ab` apart from the options of a run.
+#[derive(Default)]
+struct SearchOptions {
+    max_p99_ns: Option<u64>,
+    max_errors: Option<f64>,
+    rates: Vec<f64>,
+    start: Option<f64>,
+    rounds: u32,
+    a: Option<String>,
+    b: Option<String>,
+}
+
+impl SearchOptions {
+    /// Takes its own flags and leaves the others to `options`.
+    fn parse(parser: &mut lexopt::Parser, options: &mut Options) -> Result<Self, Stop> {
+        let mut search = Self {
+            rounds: 5,
+            ..Self::default()
+        };
+        while let Some(argument) = parser.next()? {
+            let flag = match argument {
+                Value(word) if options.target.is_empty() => {
+                    options.target = word.string()?;
+                    continue;
+                }
+                Long(flag) => flag.to_owned(),
+                other => return Err(other.unexpected().into()),
+            };
+            if ![
+                "max-p99",
+                "max-errors",
+                "rates",
+                "start-rate",
+                "rounds",
+                "a",
+                "b",
+            ]
+            .contains(&flag.as_str())
+            {
+                options.flag(&flag, parser)?;
+                continue;
+            }
+            let text = parser.value()?.string()?;
+            match flag.as_str() {
+                "max-p99" => search.max_p99_ns = Some(bad(parse_time(&text), &flag, &text)?),
+                "max-errors" => {
+                    let share = text
+                        .strip_suffix('%')
+                        .and_then(|text| text.parse::<f64>().ok());
+                    search.max_errors = Some(bad(share, &flag, &text)? / 100.0);
+                }
+                "rates" => {
+                    let rates: Option<Vec<f64>> = text
+                        .split(',')
+                        .map(|rate| rate.parse().ok().filter(|r| *r > 0.0))
+                        .collect();
+                    search.rates = bad(rates, &flag, &text)?;
+                }
+                "start-rate" => {
+                    let rate = text.parse().ok().filter(|rate| *rate > 0.0);
+                    search.start = Some(bad(rate, &flag, &text)?);
+                }
+                "rounds" => {
+                    let rounds = text
+                        .parse()
+                        .ok()
+                        .filter(|rounds| (1..=100).contains(rounds));
+                    search.rounds = bad(rounds, &flag, &text)?;
+                }
+                "a" => search.a = Some(text),
+                _ => search.b = Some(text),
+            }
+        }
+        Ok(search)
+    }
+}
+
+/// Runs one step at `rate` and describes it.
+fn step(
+    options: &Options,
+    prepared: &Prepared,
+    rate: f64,
+    number: u64,
+) -> Result<(Value, State, bool), Stop> {
+    let mut plan = options.plan.clone();
+    let (poisson, by_connection) = (options.poisson, options.by_connection);
+    plan.mode = Mode::Open {
+        rate,
+        poisson,
+        by_connection,
+    };
+    plan.run = rng::mix(plan.run ^ number);
+    let (report, verdict, interrupted) = execute(options, prepared, &plan)?;
+    Ok((report, verdict.state, interrupted))
+}
+
+fn find_max_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
+    let mut options = Options::new();
+    let search = SearchOptions::parse(&mut parser, &mut options)?;
+    options.plan.duration_ns.get_or_insert(10_000_000_000);
+    if options.plan.sessions == 0 {
+        options.plan.sessions = 100;
+    }
+    if options.plan.warmup_ns == 0 {
+        options.plan.warmup_ns = 1_000_000_000;
+    }
+    options.plan.drain_ns = options.plan.drain_ns.min(3_000_000_000);
+    let options = options.complete()?;
+    let prepared = prepare(&options, argv)?;
+    let limits = search::Limits {
+        p99_ns: search.max_p99_ns.unwrap_or(50_000_000),
+        errors: search.max_errors.unwrap_or(0.001),
+    };
+    let mut number = 0;
+    let quiet = options.quiet;
+    let mut ask = |rate: f64| -> Result<search::Step, Stop> {
+        number += 1;
+        let (report, state, interrupted) = step(&options, &prepared, rate, number)?;
+        let step = search::Step::judge(rate, &report, state, &limits);
+        if !quiet {
+            eprintln!("{}", step.line());
+        }
+        if interrupted {
+            return Err(Stop {
+                code: INTERRUPTED,
+                text: "interrupted".into(),
+            });
+        }
+        Ok(step)
+    };
+    let found = search::find_max(search.start.unwrap_or(1000.0), &mut ask)?;
+    let report = search::report(
+        &found,
+        &limits,
+        &prepared.address.to_string(),
+        &options.plan,
+    );
+    print!("{}", search::text(&report));
+    write_reports(&options, &report)?;
+    Ok(if found.rate > 0.0 { OK } else { INVALID })
+}
+
+fn sweep_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
+    let mut options = Options::new();
+    let search = SearchOptions::parse(&mut parser, &mut options)?;
+    if search.rates.is_empty() {
+        return Err(usage("sweep needs --rates R,R,..."));
+    }
+    if options.plan.sessions == 0 {
+        options.plan.sessions = 100;
+    }
+    let options = options.complete()?;
+    let prepared = prepare(&options, argv)?;
+    let limits = search::Limits {
+        p99_ns: search.max_p99_ns.unwrap_or(u64::MAX),
+        errors: search.max_errors.unwrap_or(0.001),
+    };
+    let mut steps = Vec::new();
+    for (number, rate) in search.rates.iter().enumerate() {
+        let (report, state, interrupted) = step(&options, &prepared, *rate, number as u64)?;
+        let step = search::Step::judge(*rate, &report, state, &limits);
+        if !options.quiet {
+            eprintln!("{}", step.line());
+        }
+        steps.push(step);
+        if interrupted {
+            break;
+        }
+    }
+    let found = search::Found::of_sweep(steps);
+    let report = search::report(
+        &found,
+        &limits,
+        &prepared.address.to_string(),
+        &options.plan,
+    );
+    print!("{}", search::text(&report));
+    write_reports(&options, &report)?;
+    Ok(OK)
+}
+
+fn ab_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
+    let mut options = Options::new();
+    let search = SearchOptions::parse(&mut parser, &mut options)?;
+    let (Some(a), Some(b)) = (search.a, search.b) else {
+        return Err(usage("ab needs --a TARGET and --b TARGET"));
+    };
+    options.target = a.clone();
+    let mut options = options.complete()?;
+    let first = prepare(&options, argv.clone())?;
+    options.target = b.clone();
+    let second = prepare(&options, argv)?;
+    let mut rounds = Vec::new();
+    println!(
+        "{:>5} {:>12} {:>12} {:>8}  p99 ratio",
+        "round", "a msg/s", "b msg/s", "b / a"
+    );
+    for round in 0..search.rounds {
+        let mut plan = options.plan.clone();
+        plan.run = rng::mix(plan.run ^ u64::from(round));
+        // Who goes first changes each round, so that drift does not favour one.
+        let flip = round % 2 == 1;
+        let (one, two) = if flip {
+            (&second, &first)
+        } else {
+            (&first, &second)
+        };
+        let (report_one, verdict_one, stop_one) = execute(&options, one, &plan)?;
+        let (report_two, verdict_two, stop_two) = execute(&options, two, &plan)?;
+        let (ra, rb) = if flip {
+            (report_two, report_one)
+        } else {
+            (report_one, report_two)
+        };
+        let round_row = compare::Round::new(&ra, &rb);
+        println!("{}", round_row.line(round + 1));
+        for verdict in [verdict_one, verdict_two] {
+            if verdict.state != State::Valid {
+                println!(
+                    "      {}: {}",
+                    verdict.state.name(),
+                    verdict.reasons.join("; ")
+                );
+            }
+        }
+        rounds.push(round_row);
+        if stop_one || stop_two {
+            return Ok(INTERRUPTED);
+        }
+    }
+    print!("{}", compare::rounds_text(&rounds));
+    if let Some(path) = &options.json {
+        write_json(path, &compare::rounds_json(&a, &b, &rounds))?;
+    }
+    Ok(OK)
+}
+
+fn write_file(path: &Path, text: &str) -> Result<(), Stop> {
+    std::fs::write(path, text).map_err(|error| Stop {
+        code: INVALID,
+        text: format!("{}: {error}", path.display()),
     })
 }
 
@@ -962,6 +1357,7 @@ fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
             address: Address::Tcp(sink.address),
             sources: Sources::parse("127.0.0.0/8"),
             congestion: None,
+            security: None,
         });
         let tuning = Options::new().tuning;
         let load = Arc::new(Workload::new(plan));

@@ -1,9 +1,11 @@
-//! The connection below a session: TCP or UNIX socket.
+//! The connection below a session: TCP or UNIX socket, plain or under TLS.
 
 use crate::client::{Desk, Outgoing};
 use crate::sys;
+use crate::tls::Security;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
+use rustls::ClientConnection;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -74,6 +76,8 @@ pub struct Target {
     pub sources: Option<Sources>,
     /// TCP congestion control to ask for.
     pub congestion: Option<String>,
+    /// How to secure connections, if the plan says so.
+    pub security: Option<Security>,
 }
 
 enum Stream {
@@ -84,6 +88,7 @@ enum Stream {
 /// One connection.
 pub struct Wire {
     stream: Stream,
+    tls: Option<Box<ClientConnection>>,
 }
 
 impl Wire {
@@ -93,6 +98,7 @@ impl Wire {
             Address::Unix(path) => {
                 return Ok(Self {
                     stream: Stream::Unix(UnixStream::connect(path)?),
+                    tls: None,
                 });
             }
             Address::Tcp(addr) => *addr,
@@ -115,6 +121,7 @@ impl Wire {
         }
         Ok(Self {
             stream: Stream::Tcp(TcpStream::from_std(socket.into())),
+            tls: None,
         })
     }
 
@@ -127,21 +134,15 @@ impl Wire {
         }
     }
 
-    /// Returns whether the connection is there; its error if it failed.
-    pub fn connected(&mut self) -> io::Result<bool> {
+    /// Returns whether the connection is there, at its first event; its error if it failed.
+    pub fn connected(&mut self, event: &mio::event::Event) -> io::Result<bool> {
         let Stream::Tcp(stream) = &self.stream else {
             return Ok(true);
         };
-        match stream.peer_addr() {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => {
-                match stream.take_error()? {
-                    Some(error) => Err(error),
-                    None => Ok(false),
-                }
-            }
-            Err(error) => Err(error),
+        if event.is_error() || event.is_write_closed() {
+            return stream.take_error()?.map_or(Ok(true), Err);
         }
+        Ok(event.is_writable())
     }
 
     /// Makes the close of this connection a reset, which leaves no port in TIME_WAIT.
@@ -151,26 +152,49 @@ impl Wire {
         }
     }
 
-    /// Goes on with the TLS handshake; returns whether it is done.
-    pub fn handshake(&mut self, _target: &Target) -> io::Result<bool> {
-        Ok(true)
+    /// Starts the TLS handshake, or looks how it goes; returns whether it is done. Its bytes move
+    /// with `read` and `write`.
+    ///
+    /// **Errors**: the plan has no TLS, or rustls refuses the name.
+    pub fn handshake(&mut self, target: &Target) -> io::Result<bool> {
+        if let Some(tls) = &self.tls {
+            return Ok(!tls.is_handshaking());
+        }
+        let security = target
+            .security
+            .as_ref()
+            .ok_or_else(|| io::Error::other("TLS is off"))?;
+        self.tls = Some(Box::new(security.connection()?));
+        Ok(false)
     }
 
-    /// Whether bytes wait that no event will announce.
+    /// Whether bytes may wait that no event will announce: rustls holds whole records.
     pub fn holds_input(&self) -> bool {
-        false
+        self.tls.is_some()
     }
 
     /// Whether bytes wait to be sent besides the session's own.
     pub fn holds_output(&self) -> bool {
-        false
+        self.tls.as_ref().is_some_and(|tls| tls.wants_write())
     }
 
     /// Reads once.
     pub fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => stream.read(buf),
-            Stream::Unix(stream) => stream.read(buf),
+        let Some(tls) = &mut self.tls else {
+            return self.stream.read(buf);
+        };
+        loop {
+            match tls.reader().read(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // A server that closes without close_notify has closed all the same.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                other => return other,
+            }
+            if tls.read_tls(&mut self.stream)? == 0 {
+                return Ok(0);
+            }
+            tls.process_new_packets()
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         }
     }
 
@@ -178,16 +202,48 @@ impl Wire {
     pub fn write(&mut self, out: &Outgoing, desk: &Desk) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); 40];
         let used = out.slices(desk, &mut slices);
-        if used == 1 {
-            return match &mut self.stream {
-                Stream::Tcp(stream) => stream.write(&slices[0]),
-                Stream::Unix(stream) => stream.write(&slices[0]),
+        let Some(tls) = &mut self.tls else {
+            return match used {
+                1 => self.stream.write(&slices[0]),
+                _ => self.stream.write_vectored(&slices[..used]),
             };
+        };
+        if tls.wants_write() {
+            tls.write_tls(&mut self.stream)?;
         }
-        match &mut self.stream {
-            Stream::Tcp(stream) => stream.write_vectored(&slices[..used]),
-            Stream::Unix(stream) => stream.write_vectored(&slices[..used]),
+        if tls.is_handshaking() {
+            return Ok(0);
         }
+        tls.writer().write_vectored(&slices[..used])
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buf),
+            Self::Unix(stream) => stream.read(buf),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(buf),
+            Self::Unix(stream) => stream.write(buf),
+        }
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write_vectored(slices),
+            Self::Unix(stream) => stream.write_vectored(slices),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -736,7 +736,7 @@ impl Worker {
         let slot = &mut self.slots[index];
         if slot.stage == Stage::Connecting {
             let wire = slot.wire.as_mut().expect("invariant: checked above");
-            match wire.connected() {
+            match wire.connected(event) {
                 Ok(false) => return,
                 Ok(true) => {}
                 Err(error) => {
@@ -782,6 +782,12 @@ impl Worker {
                 Ok(len) => {
                     lend(&mut self.buffers, &mut slot.client);
                     self.book.recorder.totals.read_bytes += len as u64;
+                    if slot.client.want() == Want::Tls
+                        && matches!(wire.handshake(&self.target), Ok(true))
+                    {
+                        // The first words behind the handshake came with its last record.
+                        slot.client.tls_established(now, &self.desk, &mut self.book);
+                    }
                     if slot.stage != Stage::Lingering {
                         let input = &self.input[..len];
                         slot.client

@@ -165,8 +165,12 @@ impl Wake {
     }
 }
 
-/// What the reactor listens on beside SMTP.
+/// What the reactor listens to.
 pub struct Side {
+    /// SMTP, in the order of the server's listeners.
+    pub smtp: Vec<TcpListener>,
+    /// SIGTERM and its like.
+    pub signals: Signals,
     /// HTTP.
     pub http: Option<TcpListener>,
     /// Tools and consumers.
@@ -186,13 +190,12 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         wake: Wake,
         clock: Clock,
         server: Server<MioStream, B, C>,
-        sockets: Vec<TcpListener>,
         side: Side,
-        signals: Signals,
         options: Options,
         about: About,
     ) -> io::Result<Reactor<B, C>> {
         let Wake { poll, waker } = wake;
+        let (sockets, signals) = (side.smtp, side.signals);
         let registry = Rc::new(poll.registry().try_clone()?);
         let mut listeners = Vec::new();
         for (index, mut socket) in sockets.into_iter().enumerate() {
@@ -362,9 +365,14 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         self.answer_newest(now);
         self.report_progress(now);
         self.idle_work(now);
+        self.server.shared.logger.tick(now);
         self.server.shared.metrics.turns += 1;
         let spent = self.clock.now().since_ns(now);
-        self.server.shared.metrics.record(Phase::Turn, spent);
+        let replies = self.server.shared.take_turn_replies();
+        let metrics = &mut self.server.shared.metrics;
+        metrics.record(Phase::Turn, spent);
+        // A command's reply leaves at the end of the turn that read it: the turn's length bounds its time.
+        metrics.record_many(Phase::Command, spent, replies);
     }
 
     fn session_event(&mut self, token: Token, event: &Event) {
@@ -485,7 +493,6 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         }
         self.idle_at = now;
         self.server.idle_tick();
-        self.server.shared.logger.tick(now);
         for key in self
             .http
             .expire(Instant(now.0.saturating_sub(HTTP_IDLE_NS)))

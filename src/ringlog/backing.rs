@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
+use crate::clock::Clock;
 use crate::sys;
 use crate::sys::mmap::WriteMap;
 
@@ -41,6 +42,11 @@ pub trait Backing {
     /// # Errors
     /// Whatever the storage reports; never called again after one.
     fn sync(&self) -> io::Result<()>;
+
+    /// Time spent in [`Backing::write_at`] since the last call, nanoseconds; 0 where nobody measures it.
+    fn take_write_ns(&mut self) -> u64 {
+        0
+    }
 
     /// Starts write-back of a range early. A hint.
     fn start_writeback(&self, at: u64, len: u64) {
@@ -117,6 +123,8 @@ pub struct FileBacking {
     file: File,
     len: u64,
     map: Option<WriteMap>,
+    clock: Clock,
+    write_ns: u64,
 }
 
 impl FileBacking {
@@ -130,7 +138,13 @@ impl FileBacking {
             WriteMethod::Pwrite => None,
             WriteMethod::Map => Some(WriteMap::new(&file, len)?),
         };
-        Ok(FileBacking { file, len, map })
+        Ok(FileBacking {
+            file,
+            len,
+            map,
+            clock: Clock::new(),
+            write_ns: 0,
+        })
     }
 
     /// An anonymous file in memory, `len` bytes long, written through a map. It is lost when the
@@ -170,16 +184,8 @@ impl FileBacking {
     }
 }
 
-impl Backing for FileBacking {
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
-        self.file.read_at(buf, at)
-    }
-
-    fn write_at(&mut self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+impl FileBacking {
+    fn store(&mut self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
         let Some(map) = &mut self.map else {
             return sys::file::pwritev(&self.file, parts, at);
         };
@@ -191,6 +197,27 @@ impl Backing for FileBacking {
             written += part.len();
         }
         Ok(written)
+    }
+}
+
+impl Backing for FileBacking {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        self.file.read_at(buf, at)
+    }
+
+    fn write_at(&mut self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+        let begun = self.clock.now();
+        let result = self.store(parts, at);
+        self.write_ns += self.clock.now().since_ns(begun);
+        result
+    }
+
+    fn take_write_ns(&mut self) -> u64 {
+        std::mem::take(&mut self.write_ns)
     }
 
     fn sync(&self) -> io::Result<()> {

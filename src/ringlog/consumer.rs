@@ -147,6 +147,14 @@ impl Walk {
         {
             return Ok(Err(BadRecord::Order));
         }
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.first.epoch < header.epoch)
+        {
+            // A crash stands between the two: what its writer left open stays incomplete.
+            self.open = None;
+        }
         let delivered = header.position < self.done;
         let result = match header.kind {
             Kind::Message if delivered => Ok(Step::Other),

@@ -290,9 +290,13 @@ fn note_lost(dir: &Path, ranges: &[LostRange], wall_ns: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Instant;
+    use crate::ringlog::commit::SyncThread;
     use crate::ringlog::writer::Survive;
+    use std::io::IoSlice;
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
+    use std::sync::mpsc;
 
     /// A directory of this test's own, removed at its end.
     struct Place(PathBuf);
@@ -399,6 +403,58 @@ mod tests {
             std::fs::read_to_string(place.dir().join("lost")).unwrap(),
             "1970-01-01T00:00:00.000Z from 64 to 128 number 3 epoch 2\n\
              1970-01-01T00:00:01.000Z from 64 to 128 number 3 epoch 2\n"
+        );
+    }
+
+    #[test]
+    fn messages_committed_by_the_sync_thread_are_there_when_the_file_is_opened_again() {
+        let place = Place::new("commit");
+        place.create().unwrap();
+        let options = OpenOptions::new(Survive::Power, 7);
+        let (mut log, _) = open_ring(&place.dir(), &options, None).unwrap();
+        let (wake_in, wakes) = mpsc::channel();
+        let wake = move || {
+            let _ = wake_in.send(());
+        };
+        let flush = Box::new(log.backing().flusher().unwrap());
+        let mut thread = SyncThread::start(flush, Box::new(wake)).unwrap();
+        let mut last = 0;
+        for turn in 0..300 {
+            log.begin_turn(turn);
+            if let Ok(slot) = log.reserve(448) {
+                let payload = [turn as u8; 448];
+                let header = log.header(&slot, 0, crc32c::crc32c(&payload));
+                log.write(&[IoSlice::new(&header), IoSlice::new(&payload)])
+                    .unwrap();
+                last = slot.end;
+            }
+            // Every third turn finds the sync still running.
+            if log.sync_in_flight() && turn % 3 != 0 {
+                wakes.recv().unwrap();
+                let done = thread.completed().unwrap();
+                log.sync_completed(done.target, done.result).unwrap();
+            }
+            if let Some(request) = log.sync_wanted(Instant(turn)) {
+                thread.submit(&request);
+            }
+        }
+        while log.acknowledged() < last {
+            wakes.recv().unwrap();
+            let done = thread.completed().unwrap();
+            log.sync_completed(done.target, done.result).unwrap();
+            if let Some(request) = log.sync_wanted(Instant(300)) {
+                thread.submit(&request);
+            }
+        }
+        let status = log.status();
+        assert!(status.overwritten_unread > 100, "{status:?}");
+        drop((thread, log));
+        let (log, recovery) = open_ring(&place.dir(), &options, None).unwrap();
+        assert_eq!((recovery.head, recovery.discarded_records), (last, 0));
+        assert_eq!(log.status().messages, recovery.messages);
+        assert!(
+            recovery.messages >= status.messages,
+            "the tail moves only with a superblock"
         );
     }
 

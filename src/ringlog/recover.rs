@@ -643,9 +643,8 @@ impl<'a, B: Backing> Scan<'a, B> {
         let limit = tail + self.superblock.data_size;
         let verify_from = self.superblock.checkpoint;
         self.pass_good(limit, verify_from).map_err(reading)?;
-        let ahead = self
-            .look_ahead(self.point.position, limit)
-            .map_err(reading)?;
+        let ahead_from = self.point.position;
+        let ahead = self.look_ahead(ahead_from, limit).map_err(reading)?;
         self.hint = self.hint.max(ahead.hint);
         let mut lost = Vec::new();
         let mut tail_moved = false;
@@ -666,9 +665,12 @@ impl<'a, B: Backing> Scan<'a, B> {
             }
         }
         let head = self.point.position;
-        let beyond = self
-            .look_ahead(head, self.superblock.tail + self.superblock.data_size)
-            .map_err(reading)?;
+        let beyond = if head == ahead_from {
+            ahead
+        } else {
+            self.look_ahead(head, self.superblock.tail + self.superblock.data_size)
+                .map_err(reading)?
+        };
         let seen = self
             .point
             .number

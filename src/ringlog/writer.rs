@@ -400,7 +400,12 @@ impl<B: Backing> Log<B> {
         &self.backing
     }
 
-    /// Gives the storage back without closing the log: as if the process ended here.
+    /// See [`Backing::take_write_ns`].
+    pub fn take_write_ns(&mut self) -> u64 {
+        self.backing.take_write_ns()
+    }
+
+    /// Gives the storage back.
     pub fn into_backing(self) -> B {
         self.backing
     }
@@ -569,6 +574,10 @@ impl<B: Backing> Log<B> {
         let step = self.data_size() / FREE_STEP_PARTS;
         let low_water = self.data_size() / 8;
         let wanted = self.wanted_bytes.max(low_water) + self.large_bytes + self.epoch_reserve();
+        let used = page_ceil(self.head.position) - page_floor(self.tail.position);
+        if oldest_ns.is_none() && used + wanted <= self.data_size() {
+            return;
+        }
         let mut stop_at = self.tail.position;
         let mut moved = self.tail;
         for mark in self.marks_between(self.tail.position, limit) {

@@ -121,12 +121,14 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         if row.code >= 400 {
             self.shared.log_refusal(self.io, reply);
         }
+        self.shared.turn_replies += 1;
         self.io.push_reply(&mut self.shared.pool, row.wire);
         self.queue_to_flush();
     }
 
     fn reply_configured(&mut self, reply: Reply, wire: &[u8]) {
         self.shared.metrics.reply(reply as usize);
+        self.shared.turn_replies += 1;
         self.io.push_reply(&mut self.shared.pool, wire);
         self.queue_to_flush();
     }
@@ -232,6 +234,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let Some(storage) = &mut shared.storage else {
             shared.discarded += 1;
             shared.metrics.messages_accepted += 1;
+            shared.metrics.message_bytes_accepted += facts.content.octets;
             shared.metrics.reply(Reply::Stored as usize);
             let named = Named::new(shared.options.shard, shared.discarded);
             self.io.push_reply(&mut shared.pool, named.reply());
@@ -240,6 +243,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         };
         let Some(mut message) = self.io.message.take() else {
             shared.metrics.no_space_after_data += 1;
+            shared.metrics.messages_refused += 1;
             return Completion::Refused(Reply::NoSpace);
         };
         let refusal = if storage.log.failed().is_some() {
@@ -249,6 +253,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         };
         if let Some(reply) = refusal {
             message.free(&mut shared.pool);
+            shared.metrics.messages_refused += 1;
             return Completion::Refused(reply);
         }
         let stored_facts = stored_facts(facts, ended_at);
@@ -270,6 +275,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let Ok(slot) = storage.log.reserve(message.payload_bytes()) else {
             message.free(&mut shared.pool);
             shared.metrics.no_space_after_data += 1;
+            shared.metrics.messages_refused += 1;
             return Completion::Refused(Reply::NoSpace);
         };
         debug_assert_eq!(slot.number, number);
@@ -281,6 +287,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             reply,
             large_number: None,
             ended_at,
+            octets: message.octets(),
         });
         shared.batch.push(Queued { message, slot });
         self.queue_to_flush();

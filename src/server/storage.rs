@@ -82,8 +82,8 @@ pub(super) struct FragmentWrite {
     fragment: Fragment,
     /// First chunk of the message, whose front is not part of the record.
     message_first: ChunkId,
-    trailer: [u8; WHOLE_BYTES],
-    trailer_len: usize,
+    whole: [u8; WHOLE_BYTES],
+    whole_len: usize,
     padding: usize,
 }
 
@@ -97,6 +97,8 @@ pub(super) struct Pending {
     /// Number of a large message, whose 250 is queued only when it is due.
     pub(super) large_number: Option<u64>,
     pub(super) ended_at: Instant,
+    /// Octets of the message, trace field included.
+    pub(super) octets: u64,
 }
 
 /// Empties a vector and lends its memory to slices of another lifetime.
@@ -151,11 +153,15 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         } else {
             storage.log.write(&parts)
         };
-        shared.metrics.batches += u64::from(!parts.is_empty());
-        shared
-            .metrics
-            .record(Phase::BatchMessages, shared.batch.len() as u64);
-        shared.metrics.record(Phase::BatchBytes, bytes);
+        if !parts.is_empty() {
+            let messages = shared.batch.len() + shared.written_large.len();
+            shared.metrics.batches += 1;
+            shared.metrics.record(Phase::BatchMessages, messages as u64);
+            shared.metrics.record(Phase::BatchBytes, bytes);
+            shared
+                .metrics
+                .record(Phase::Write, storage.log.take_write_ns());
+        }
         shared.parts = recycled(parts);
         for queued in shared.batch.drain(..) {
             queued.message.free(&mut shared.pool);
@@ -220,11 +226,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             given += fragment.bytes;
             progress.crc =
                 crc32c::crc32c_combine(progress.crc, fragment.crc, fragment.bytes as usize);
-            let mut trailer = [0; WHOLE_BYTES];
+            let mut whole = [0; WHOLE_BYTES];
             let mut crc = fragment.crc;
-            let trailer_len = if next.is_none() {
-                trailer = progress.slot.whole(progress.crc).encode();
-                crc = crc32c::crc32c_append(crc, &trailer);
+            let whole_len = if next.is_none() {
+                whole = progress.slot.whole(progress.crc).encode();
+                crc = crc32c::crc32c_combine(crc32c::crc32c(&whole), crc, fragment.bytes as usize);
                 WHOLE_BYTES
             } else {
                 0
@@ -238,8 +244,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 header: log.header(&slot, envelope_bytes, crc),
                 fragment,
                 message_first: large.message.first(),
-                trailer,
-                trailer_len,
+                whole,
+                whole_len,
                 padding: slot.padding,
             });
             match next {
@@ -251,6 +257,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                         reply: (0, 0),
                         large_number: Some(progress.number),
                         ended_at: large.ended_at,
+                        octets: large.message.octets(),
                     });
                     if let Some(large) = shared.large.pop_front() {
                         shared.written_large.push(large.message);
@@ -312,8 +319,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 break;
             };
             let waited_ns = self.shared.now.since_ns(pending.ended_at);
+            // The 250 is handed to the socket at the end of this very turn.
+            self.shared.metrics.record(Phase::CommitWait, waited_ns);
             self.shared.metrics.record(Phase::EndOfData, waited_ns);
             self.shared.metrics.messages_accepted += 1;
+            self.shared.metrics.message_bytes_accepted += pending.octets;
             if let Some(number) = pending.large_number {
                 self.complete_large(pending.token, Ok(number));
                 continue;
@@ -365,6 +375,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         let shared = &mut self.shared;
         if shared.failed_at.is_none() {
             shared.failed_at = Some(shared.now);
+            shared.metrics.storage_failures += 1;
             let text = failed.to_string();
             let fields = [("error", Value::Str(&text))];
             shared
@@ -427,6 +438,10 @@ fn push_message<'a>(parts: &mut Vec<IoSlice<'a>>, pool: &'a Pool, queued: &Queue
 
 fn push_fragment<'a>(parts: &mut Vec<IoSlice<'a>>, pool: &'a Pool, write: &'a FragmentWrite) {
     parts.push(IoSlice::new(&write.header));
+    // A LAST record's payload begins with the description of the whole.
+    if write.whole_len > 0 {
+        parts.push(IoSlice::new(&write.whole[..write.whole_len]));
+    }
     let mut id = write.fragment.first;
     loop {
         let meta = pool.meta(id);
@@ -440,9 +455,6 @@ fn push_fragment<'a>(parts: &mut Vec<IoSlice<'a>>, pool: &'a Pool, write: &'a Fr
             Some(next) if id != write.fragment.last => id = next,
             _ => break,
         }
-    }
-    if write.trailer_len > 0 {
-        parts.push(IoSlice::new(&write.trailer[..write.trailer_len]));
     }
     if write.padding > 0 {
         parts.push(IoSlice::new(&PADDING[..write.padding]));

@@ -5,6 +5,7 @@ pub mod bus_error;
 pub mod descriptors;
 pub mod fd_passing;
 pub mod file;
+pub mod group;
 pub mod memory;
 pub mod mmap;
 pub mod signal;
