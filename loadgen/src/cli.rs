@@ -2,6 +2,7 @@
 
 use crate::compare;
 use crate::formats;
+use crate::hostile;
 use crate::html;
 use crate::ledger::Ledger;
 use crate::live::Display;
@@ -29,6 +30,7 @@ use std::net::{IpAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Everything held.
@@ -101,6 +103,10 @@ How
   --proxy v1|v2             PROXY protocol header, sources out of 198.18.0.0/15
   --xclient ATTRIBUTES      such as 'ADDR=192.0.2.1 NAME=client.example'
   --quit wait|reset|none    how connections end [wait]
+  --hostile KIND=N%,...     misbehaving sessions beside the others, N% of --sessions; kinds:
+                            slowloris slow-data idle early-talker rst-mid-data half-close
+                            long-line endless-header rcpt-flood bdat-lie starttls-inject
+                            tls-stall binary smuggle-{lf-lf,cr-cr,lf-crlf,crlf-lf,crlf-cr,nul}
   --source NET              connect from these addresses, such as 127.0.0.0/8
   --congestion NAME         TCP congestion control, such as reno or cubic
   --connect-attempts N      in a row before a session gives up [30]
@@ -365,6 +371,7 @@ pub struct Options {
     json: Option<PathBuf>,
     html: Option<PathBuf>,
     tls: TlsOptions,
+    hostile: Vec<(usize, f64)>,
     proxy: Option<Proxy>,
     ceiling: Option<f64>,
     fail_if: Vec<Threshold>,
@@ -537,6 +544,7 @@ impl Options {
             json: None,
             html: None,
             tls: TlsOptions::default(),
+            hostile: Vec::new(),
             proxy: None,
             ceiling: None,
             fail_if: Vec::new(),
@@ -618,6 +626,7 @@ impl Options {
                 plan.recipients = bad(count, flag, text)?;
             }
             "profile" => profile::apply(text, plan).map_err(usage)?,
+            "hostile" => self.hostile = hostile::parse(text).map_err(usage)?,
             "proxy" => {
                 self.proxy = match text {
                     "off" => None,
@@ -834,6 +843,12 @@ fn execute(
         security: prepared.security.clone(),
         proxy: options.proxy,
     });
+    let stop = Arc::new(AtomicBool::new(false));
+    let hostile = (!options.hostile.is_empty()).then(|| {
+        let (stop, target) = (stop.clone(), target.clone());
+        let (kinds, sessions) = (options.hostile.clone(), plan.sessions);
+        std::thread::spawn(move || hostile::play(&target, &kinds, sessions, &stop))
+    });
     let mut display = Display::new(options.quiet, &prepared.address.to_string(), plan);
     let done = run::run(
         load,
@@ -844,6 +859,23 @@ fn execute(
         |shared, elapsed| display.tick(shared, elapsed),
     );
     display.clear();
+    stop.store(true, Ordering::Relaxed);
+    let tallies = match hostile.map(std::thread::JoinHandle::join) {
+        None => Vec::new(),
+        Some(Ok(Ok(tallies))) => tallies,
+        Some(Ok(Err(error))) => {
+            return Err(Stop {
+                code: INVALID,
+                text: format!("hostile sessions: {error}"),
+            });
+        }
+        Some(Err(_)) => {
+            return Err(Stop {
+                code: INVALID,
+                text: "the hostile thread panicked".into(),
+            });
+        }
+    };
     let done = done.map_err(|error| Stop {
         code: INVALID,
         text: format!("run failed: {error}"),
@@ -864,7 +896,10 @@ fn execute(
             .map(|path| path.display().to_string()),
         ceiling: options.ceiling,
     };
-    let report = report::run(&facts, &done.recorder, &verdict);
+    let mut report = report::run(&facts, &done.recorder, &verdict);
+    if !tallies.is_empty() {
+        report["hostile"] = tallies.iter().map(hostile::Tally::json).collect();
+    }
     Ok((report, verdict, done.interrupted))
 }
 
@@ -1338,12 +1373,8 @@ fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         std::thread::park_timeout(std::time::Duration::from_millis(50));
     }
     let (connections, messages) = (
-        sink.seen
-            .connections
-            .load(std::sync::atomic::Ordering::Relaxed),
-        sink.seen
-            .messages
-            .load(std::sync::atomic::Ordering::Relaxed),
+        sink.seen.connections.load(Ordering::Relaxed),
+        sink.seen.messages.load(Ordering::Relaxed),
     );
     sink.stop().map_err(|error| Stop {
         code: INVALID,

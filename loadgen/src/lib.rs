@@ -10,6 +10,7 @@ pub mod client;
 pub mod compare;
 pub mod formats;
 pub mod hdr;
+pub mod hostile;
 pub mod html;
 pub mod ledger;
 pub mod live;

@@ -435,6 +435,28 @@ pub fn text(report: &Value) -> String {
             outcome["sample"].as_str().unwrap_or(""),
         );
     }
+    for row in report["hostile"].as_array().into_iter().flatten() {
+        let _ = writeln!(
+            text,
+            "{}Hostile     {} x {}: connections {}  completed {}  cut by target {}  refused {}  \
+             unanswered {}  replies 2xx/3xx {}  4xx {}  5xx {}",
+            if row == &report["hostile"][0] {
+                "\n"
+            } else {
+                ""
+            },
+            row["sessions"],
+            row["kind"].as_str().unwrap_or(""),
+            row["connections"],
+            row["completed"],
+            row["cut_by_target"],
+            row["refused"],
+            row["unanswered"],
+            row["replies_2xx_3xx"],
+            row["replies_4xx"],
+            row["replies_5xx"],
+        );
+    }
     let steady = &report["steadiness"];
     if steady.is_object() {
         let _ = writeln!(

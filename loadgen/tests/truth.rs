@@ -624,3 +624,52 @@ fn the_options_of_smtp_source_are_understood() {
         41
     );
 }
+
+#[test]
+fn hostile_sessions_leave_the_counts_of_the_others_alone() {
+    let kinds = smtp_loadgen::hostile::KINDS
+        .map(|kind| format!("{}=50%", kind.name))
+        .join(",");
+    let sink = Running::start(Faults::default(), None).unwrap();
+    let place = Place::new("hostile");
+    let (target, report) = (sink.address.to_string(), place.at("run.json"));
+    program(&[
+        "run",
+        &target,
+        "--sessions",
+        "2",
+        "--rate",
+        "200",
+        "--duration",
+        "2s",
+        "--hostile",
+        &kinds,
+        "--json",
+        &report,
+        "--quiet",
+    ]);
+    let report = json(&report);
+    assert_eq!(totals(&report), [400, 400, 0, 0, 0, 0], "{report:#}");
+    let rows = report["hostile"].as_array().unwrap();
+    assert_eq!(rows.len(), smtp_loadgen::hostile::KINDS.len());
+    let number = |kind: &str, name: &str| {
+        rows.iter().find(|row| row["kind"] == kind).unwrap()[name]
+            .as_u64()
+            .unwrap()
+    };
+    for row in rows {
+        assert!(row["connections"].as_u64().unwrap() > 0, "{row}");
+    }
+    for kind in [
+        "rst-mid-data",
+        "endless-header",
+        "early-talker",
+        "smuggle-lf-lf",
+    ] {
+        assert!(number(kind, "completed") > 0, "{kind}");
+    }
+    assert_eq!(
+        (number("idle", "connections"), number("idle", "completed")),
+        (1, 0)
+    );
+}
