@@ -1,1 +1,728 @@
-//! .
+//! Settings of `ringmx serve`: defaults, then a TOML file, then flags, then the checks between them.
+//!
+//! This module reads a file and the system's host name; it opens nothing else and changes nothing.
+
+pub mod options;
+pub mod units;
+
+use std::fmt;
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::choice::choices;
+use crate::limits::{
+    DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, KIB, MESSAGE_BYTES_MAX_DEFAULT,
+    MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, POOL_BYTES_DEFAULT, RECIPIENTS_MAX_DEFAULT,
+    RING_BYTES_DEFAULT, RING_BYTES_STEP, SESSIONS_MAX_DEFAULT,
+};
+pub use crate::logger::{LogFormat, LogLevel};
+use options::{Kind, LATER, OPTIONS, Opt, Setting};
+use units::{quoted, size_text};
+
+/// A configuration file longer than this is refused, bytes.
+const FILE_BYTES_MAX: u64 = MIB;
+/// Listening addresses of one server.
+const LISTEN_MAX: usize = 16;
+/// RFC 5321 4.5.3.1.8: a server handles at least this many recipients.
+const RECIPIENTS_ASKED_BY_RFC: u32 = 100;
+/// RFC 5321 4.5.3.2.7: a server waits at least this long for a command.
+const COMMAND_TIMEOUT_ASKED_BY_RFC: Duration = Duration::from_secs(300);
+
+choices! {
+    /// What a message survives once its 250 was sent.
+    #[derive(Default)]
+    Survive {
+        /// Nothing: the log is in memory.
+        Nothing = "nothing",
+        /// The end of the process, kill -9 included, but not power loss.
+        Process = "process",
+        /// Power loss: an fdatasync that covers it returned (RFC 5321 6.1).
+        #[default]
+        Power = "power",
+    }
+}
+
+choices! {
+    /// What happens when the ring is full.
+    #[derive(Default)]
+    Full {
+        /// `Defer` once a consumer is registered, otherwise `Overwrite`.
+        #[default]
+        Auto = "auto",
+        /// New mail gets 452 4.3.1 until there is room.
+        Defer = "defer",
+        /// The oldest messages give way.
+        Overwrite = "overwrite",
+    }
+}
+
+choices! {
+    /// How the ring is written.
+    #[derive(Default)]
+    RingWrite {
+        /// `Map` for a ring in memory, `Pwrite` for a ring on disk.
+        #[default]
+        Auto = "auto",
+        /// pwritev(2).
+        Pwrite = "pwrite",
+        /// Stores through a shared mapping.
+        Map = "map",
+    }
+}
+
+choices! {
+    /// What becomes of a message with a bare CR, a bare LF or NUL in its content.
+    #[derive(Default)]
+    BareNewlines {
+        /// 550 5.6.0 after its real end.
+        #[default]
+        Reject = "reject",
+        /// Bare CR and bare LF become CRLF.
+        Normalize = "normalize",
+        /// Stored as it came.
+        Keep = "keep",
+    }
+}
+
+choices! {
+    /// What the server does after a write or a sync failed.
+    #[derive(Default)]
+    OnStorageFailure {
+        /// Answers for `failed_grace`, then exits with 74.
+        #[default]
+        Exit = "exit",
+        /// Goes on answering 421.
+        Stay = "stay",
+    }
+}
+
+/// Where a setting came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A flag.
+    Flag,
+    /// A line of the configuration file, counted from 1.
+    File {
+        /// Line number.
+        line: usize,
+    },
+}
+
+/// All settings of a server. [`Config::default`] is what `ringmx serve` without flags does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Addresses that take mail; at least one, none twice.
+    pub listen: Vec<SocketAddr>,
+    /// Address of the HTTP server; `None` turns it off.
+    pub http: Option<SocketAddr>,
+    /// Name in the greeting and in Received fields: a domain (RFC 5321 4.1.2). Empty before
+    /// [`Config::validate`] where it was not given.
+    pub server_name: String,
+    /// Group whose members may read the ring; empty for none.
+    pub group: String,
+    /// Directory of the ring log.
+    pub ring: PathBuf,
+    /// Size of the data area of a new ring, bytes, a multiple of [`RING_BYTES_STEP`] after [`Config::validate`].
+    pub ring_size: u64,
+    /// Durability level.
+    pub survive: Survive,
+    /// Policy for a full ring.
+    pub full: Full,
+    /// Age at which mail that nobody holds is removed; `None` keeps it until its space is needed.
+    pub keep_for: Option<Duration>,
+    /// How the ring is written.
+    pub ring_write: RingWrite,
+    /// Accept and store nothing.
+    pub discard: bool,
+    /// What follows a storage failure.
+    pub on_storage_failure: OnStorageFailure,
+    /// Time from a storage failure to the exit.
+    pub failed_grace: Duration,
+    /// Start although acknowledged mail is damaged.
+    pub accept_loss: bool,
+    /// Sessions at the same time.
+    pub max_sessions: usize,
+    /// Largest message, bytes. [`Config::validate`] lowers a default to fit ring and pool.
+    pub max_message: u64,
+    /// Recipients of one message.
+    pub max_recipients: u32,
+    /// Messages of one session.
+    pub max_messages_per_session: u32,
+    /// Memory for messages on their way in, bytes.
+    pub pool: u64,
+    /// Policy for bare CR, bare LF and NUL.
+    pub bare_newlines: BareNewlines,
+    /// Silence allowed before the first command.
+    pub timeout_greeting: Duration,
+    /// Silence allowed between commands.
+    pub timeout_command: Duration,
+    /// Silence allowed within a message.
+    pub timeout_data: Duration,
+    /// Time a client may leave its replies unread.
+    pub timeout_reply: Duration,
+    /// Time from the first octet of a command to its end.
+    pub request_deadline: Duration,
+    /// Least average rate of a message, bytes per second; 0 for none.
+    pub min_data_rate: u64,
+    /// Time of a message during which its rate is not judged.
+    pub min_data_rate_grace: Duration,
+    /// Time a message may wait for pool memory.
+    pub pool_wait_max: Duration,
+    /// Time open messages may go on after SIGTERM.
+    pub drain_deadline: Duration,
+    /// Time to poll before the loop sleeps.
+    pub spin: Duration,
+    /// Never sleep.
+    pub busy_poll: bool,
+    /// Form of the log lines.
+    pub log_format: LogFormat,
+    /// Least important lines that are written.
+    pub log_level: LogLevel,
+    /// The configuration file, if one was given.
+    pub file: Option<PathBuf>,
+    /// Options that were given, with their source; the last one given counts.
+    pub given: Vec<(&'static str, Source)>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 2525))],
+            http: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8025))),
+            server_name: String::new(),
+            group: String::new(),
+            ring: PathBuf::from("./ringmx-data"),
+            ring_size: RING_BYTES_DEFAULT,
+            survive: Survive::Power,
+            full: Full::Auto,
+            keep_for: Some(Duration::from_secs(7 * 86_400)),
+            ring_write: RingWrite::Auto,
+            discard: false,
+            on_storage_failure: OnStorageFailure::Exit,
+            failed_grace: Duration::from_secs(5),
+            accept_loss: false,
+            max_sessions: SESSIONS_MAX_DEFAULT,
+            max_message: MESSAGE_BYTES_MAX_DEFAULT,
+            max_recipients: RECIPIENTS_MAX_DEFAULT,
+            max_messages_per_session: MESSAGES_PER_SESSION_MAX_DEFAULT,
+            pool: POOL_BYTES_DEFAULT,
+            bare_newlines: BareNewlines::Reject,
+            timeout_greeting: Duration::from_secs(300),
+            timeout_command: Duration::from_secs(300),
+            timeout_data: Duration::from_secs(180),
+            timeout_reply: Duration::from_secs(300),
+            request_deadline: Duration::from_secs(300),
+            min_data_rate: 500,
+            min_data_rate_grace: Duration::from_secs(60),
+            pool_wait_max: Duration::from_secs(60),
+            drain_deadline: Duration::from_secs(30),
+            spin: Duration::ZERO,
+            busy_poll: false,
+            log_format: LogFormat::Text,
+            log_level: LogLevel::Info,
+            file: None,
+            given: Vec::new(),
+        }
+    }
+}
+
+/// What is wrong with flags or with a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file, if the fault is in one.
+    pub file: Option<PathBuf>,
+    /// Line of the file, counted from 1, where one is to blame.
+    pub line: Option<usize>,
+    /// Option, without `--`, where one is to blame.
+    pub key: Option<String>,
+    /// What is wrong and what is allowed.
+    pub reason: String,
+}
+
+impl fmt::Display for ConfigError {
+    /// `FILE:LINE: KEY: REASON` for a file, `--KEY: REASON` for a flag. One line, no control characters.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "{}:", printable(&file.display().to_string()))?;
+            if let Some(line) = self.line {
+                write!(f, "{line}:")?;
+            }
+            f.write_str(" ")?;
+        }
+        match (&self.key, &self.file) {
+            (Some(key), Some(_)) => write!(f, "{}: ", printable(key))?,
+            (Some(key), None) => write!(f, "--{}: ", printable(key))?,
+            (None, _) => {}
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// `text` with control characters escaped.
+fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let escaped = c.is_control().then(|| c.escape_default());
+            let plain = (!c.is_control()).then_some(c);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
+}
+
+/// What the arguments of `ringmx serve` ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// `--help` was among them.
+    Help,
+    /// Run with these settings, which [`Config::validate`] approved.
+    Run(Box<Config>),
+}
+
+impl Config {
+    /// Settings from the arguments behind `serve`, the file that `--config` names, and the defaults.
+    ///
+    /// # Errors
+    /// Unknown flag or key, a bad value, an unreadable file, or settings that do not fit together.
+    pub fn from_args(args: &[String]) -> Result<Request, ConfigError> {
+        let Some((file, flags)) = split_args(args)? else {
+            return Ok(Request::Help);
+        };
+        let mut config = Config::default();
+        if let Some(path) = file {
+            let text = read_file(&path)?;
+            config.apply_file(&path, &text)?;
+        }
+        config.apply_flags(&flags)?;
+        config.validate(&system_host_name())?;
+        Ok(Request::Run(Box::new(config)))
+    }
+
+    /// Applies the text of a configuration file. `path` is for messages.
+    ///
+    /// # Errors
+    /// The first fault in the order of the file.
+    pub fn apply_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
+        self.file = Some(path.to_owned());
+        let line_at = |offset: usize| {
+            let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
+            1 + before.iter().filter(|byte| **byte == b'\n').count()
+        };
+        let fault = |line: Option<usize>, key: Option<&str>, reason: String| ConfigError {
+            file: Some(path.to_owned()),
+            line,
+            key: key.map(str::to_owned),
+            reason,
+        };
+        let document = toml_edit::Document::parse(text).map_err(|error| {
+            let line = error.span().map(|span| line_at(span.start));
+            let reason = error.message().replace('\n', "; ");
+            fault(line, None, format!("not TOML: {}", printable(&reason)))
+        })?;
+        let table = document.as_table();
+        for (name, item) in table.iter() {
+            let key_span = table.get_key_value(name).and_then(|(key, _)| key.span());
+            let key_line = key_span.or(item.span()).map(|span| line_at(span.start));
+            let value_line = item.span().map(|span| line_at(span.start)).or(key_line);
+            let option = match find(name, "") {
+                Ok(option) => option,
+                Err(reason) => return Err(fault(key_line, Some(name), reason)),
+            };
+            let values = file_values(option, item)
+                .map_err(|reason| fault(value_line, Some(name), reason))?;
+            option.store(self, &values);
+            let line = key_line.unwrap_or(1);
+            self.given.push((option.name, Source::File { line }));
+        }
+        Ok(())
+    }
+
+    /// Applies flags, `(name, value)` each; a flag without a value has `None`.
+    fn apply_flags(&mut self, flags: &[(String, Option<String>)]) -> Result<(), ConfigError> {
+        let mut lists: Vec<(&'static Opt, Vec<Setting>)> = Vec::new();
+        for (name, value) in flags {
+            let fault = |reason: String| flag_fault(name, reason);
+            let option = find(name, "--").map_err(fault)?;
+            let text = value.as_deref().unwrap_or("true");
+            let setting = option.kind.parse(text).map_err(fault)?;
+            match lists.iter_mut().find(|(seen, _)| seen.name == option.name) {
+                Some((_, values)) if matches!(option.kind, Kind::Addresses) => values.push(setting),
+                Some(_) => return Err(fault("given twice".to_owned())),
+                None => lists.push((option, vec![setting])),
+            }
+        }
+        for (option, values) in lists {
+            option.store(self, &values);
+            self.given.push((option.name, Source::Flag));
+        }
+        Ok(())
+    }
+
+    /// Where the value of option `name` came from; `None` for a default.
+    pub fn source(&self, name: &str) -> Option<Source> {
+        let found = self.given.iter().rev().find(|(given, _)| *given == name);
+        found.map(|(_, source)| *source)
+    }
+
+    /// Whether option `name` was given.
+    pub fn is_given(&self, name: &str) -> bool {
+        self.source(name).is_some()
+    }
+
+    /// Settles what depends on other settings and checks what has to fit together. `host_name` stands in for a
+    /// server name that was not given; `localhost` stands in for one that is no domain.
+    ///
+    /// # Errors
+    /// The first pair of settings that do not fit, blamed on the one that was given last.
+    pub fn validate(&mut self, host_name: &str) -> Result<(), ConfigError> {
+        if self.server_name.is_empty() {
+            let usable = is_domain(host_name);
+            self.server_name = if usable { host_name } else { "localhost" }.to_owned();
+        } else if !is_domain(&self.server_name) {
+            let reason = format!(
+                "{} is not a domain; allowed: labels of letters, digits and inner hyphens, up to 63 \
+                 bytes each, joined by dots, up to {DOMAIN_BYTES_MAX} bytes",
+                quoted(&self.server_name)
+            );
+            return Err(self.fault("server-name", reason));
+        }
+        self.validate_addresses()?;
+        self.validate_sizes()?;
+        if self.busy_poll && !self.spin.is_zero() {
+            let reason = "busy-poll never sleeps, so spin-us has no use beside it; give one";
+            return Err(self.fault("spin-us", reason.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn validate_addresses(&self) -> Result<(), ConfigError> {
+        let count = self.listen.len();
+        if count == 0 || count > LISTEN_MAX {
+            let reason = format!("{count} addresses; allowed: 1 to {LISTEN_MAX}");
+            return Err(self.fault("listen", reason));
+        }
+        for (at, address) in self.listen.iter().enumerate() {
+            // Port 0 asks the system for any free port, as often as it is given.
+            if address.port() == 0 {
+                continue;
+            }
+            if self.listen[..at].contains(address) {
+                return Err(self.fault("listen", format!("{address} is given twice")));
+            }
+            if self.http == Some(*address) {
+                let reason = format!("{address} is a listen address as well");
+                return Err(self.fault("http", reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_sizes(&mut self) -> Result<(), ConfigError> {
+        self.ring_size = self
+            .ring_size
+            .div_ceil(RING_BYTES_STEP)
+            .saturating_mul(RING_BYTES_STEP);
+        let max = self.message_bytes_max();
+        if !self.is_given("max-message") {
+            self.max_message = self.max_message.min(max);
+        } else if self.max_message > max {
+            let reason = format!(
+                "{} is more than an eighth of the ring ({}) or half of the pool ({}); \
+                 allowed here: up to {}",
+                size_text(self.max_message),
+                size_text(self.ring_size),
+                size_text(self.pool),
+                size_text(max)
+            );
+            return Err(self.fault("max-message", reason));
+        }
+        Ok(())
+    }
+
+    /// The largest `max_message` that ring and pool allow, bytes. A message stays in the pool until it ends, the
+    /// oldest may always go on, and a ring of fewer than eight messages would stand still too often.
+    pub fn message_bytes_max(&self) -> u64 {
+        let of_pool = (self.pool / 2).min(self.pool.saturating_sub(ENVELOPE_BYTES_MAX as u64));
+        if self.discard {
+            of_pool
+        } else {
+            of_pool.min(self.ring_size / 8)
+        }
+    }
+
+    /// Settings that work and may not be what is wanted, one sentence each. `cores` is the number of processors
+    /// that the process may use.
+    pub fn warnings(&self, cores: usize) -> Vec<String> {
+        let mut out = Vec::new();
+        if self.discard {
+            out.push(format!(
+                "discard: accepted mail is stored nowhere, whatever survive says ({})",
+                self.survive
+            ));
+        } else if self.survive == Survive::Nothing {
+            out.push("survive nothing: accepted mail is lost when this host restarts".to_owned());
+        }
+        let spins = self.busy_poll || !self.spin.is_zero();
+        if spins && self.survive == Survive::Power && !self.discard && cores < 2 {
+            let name = if self.busy_poll {
+                "busy-poll"
+            } else {
+                "spin-us"
+            };
+            out.push(format!(
+                "{name} with survive power needs a second core for the sync thread; there is one"
+            ));
+        }
+        if self.max_recipients < RECIPIENTS_ASKED_BY_RFC {
+            out.push(format!(
+                "max-recipients {} is less than the {RECIPIENTS_ASKED_BY_RFC} that RFC 5321 4.5.3.1.8 asks for",
+                self.max_recipients
+            ));
+        }
+        if self.timeout_command < COMMAND_TIMEOUT_ASKED_BY_RFC {
+            out.push(format!(
+                "timeout-command {} is less than the 5 minutes that RFC 5321 4.5.3.2.7 asks for",
+                units::duration_text(self.timeout_command)
+            ));
+        }
+        out
+    }
+
+    /// All settings as a configuration file that gives the same server.
+    pub fn to_toml(&self) -> String {
+        let mut out = String::new();
+        for option in OPTIONS {
+            if let Some(line) = option.toml(self) {
+                out.push_str(&line);
+                out.push('\n');
+            }
+        }
+        out
+    }
+
+    fn fault(&self, key: &str, reason: String) -> ConfigError {
+        let line = match self.source(key) {
+            Some(Source::File { line }) => Some(line),
+            _ => None,
+        };
+        ConfigError {
+            file: line.and(self.file.clone()),
+            line,
+            key: Some(key.to_owned()),
+            reason,
+        }
+    }
+}
+
+/// Whether `name` is a domain as RFC 5321 4.1.2 writes one: labels of letters, digits and inner hyphens.
+pub fn is_domain(name: &str) -> bool {
+    let label = |label: &str| {
+        let bytes = label.as_bytes();
+        (1..=63).contains(&bytes.len())
+            && bytes
+                .iter()
+                .all(|b| b.is_ascii_alphanumeric() || *b == b'-')
+            && bytes.first() != Some(&b'-')
+            && bytes.last() != Some(&b'-')
+    };
+    name.len() <= DOMAIN_BYTES_MAX && name.split('.').all(label)
+}
+
+/// The system's host name; empty where it can't be read.
+pub fn system_host_name() -> String {
+    let files = ["/proc/sys/kernel/hostname", "/etc/hostname"];
+    let mut names = files.iter().filter_map(|file| {
+        let mut text = String::new();
+        let opened = std::fs::File::open(file).ok()?;
+        opened.take(KIB).read_to_string(&mut text).ok()?;
+        let name = text.trim();
+        (!name.is_empty()).then(|| name.to_owned())
+    });
+    names.next().unwrap_or_default()
+}
+
+/// The name of `known` that is closest to `name`, if one is close enough to be a slip of the fingers.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Bounds the work on a hostile argument; no name is nearly as long.
+    if name.len() > 64 {
+        return None;
+    }
+    let allowed = 1 + name.len() / 4;
+    known
+        .into_iter()
+        .map(|candidate| (distance(name.as_bytes(), candidate.as_bytes()), candidate))
+        .filter(|(distance, _)| *distance <= allowed)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Edits between `a` and `b` (Levenshtein), in time |a| * |b|.
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// The option of this name; `prefix` is what the operator writes in front of a name.
+fn find(name: &str, prefix: &str) -> Result<&'static Opt, String> {
+    if let Some(option) = Opt::named(name) {
+        return Ok(option);
+    }
+    if LATER.contains(&name) {
+        return Err("not available in this version".to_owned());
+    }
+    if name == "config" {
+        return Err("is a flag only; a file can't name another".to_owned());
+    }
+    let known = OPTIONS.iter().map(|option| option.name);
+    Err(match nearest(name, known) {
+        Some(near) => format!("unknown option; did you mean {prefix}{near}?"),
+        None => "unknown option; `ringmx serve --help` lists all".to_owned(),
+    })
+}
+
+fn flag_fault(name: &str, reason: String) -> ConfigError {
+    ConfigError {
+        file: None,
+        line: None,
+        key: Some(name.to_owned()),
+        reason,
+    }
+}
+
+/// Name and value of each flag, with the file of `--config` apart.
+type SplitArgs = (Option<PathBuf>, Vec<(String, Option<String>)>);
+
+/// `None` when help is asked for.
+fn split_args(args: &[String]) -> Result<Option<SplitArgs>, ConfigError> {
+    let mut file = None;
+    let mut flags = Vec::new();
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        if arg == "--help" || arg == "-h" {
+            return Ok(None);
+        }
+        let Some(flag) = arg.strip_prefix("--").filter(|flag| !flag.is_empty()) else {
+            return Err(ConfigError {
+                file: None,
+                line: None,
+                key: None,
+                reason: format!("unexpected argument {}", quoted(arg)),
+            });
+        };
+        let (name, mut value) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (flag, None),
+        };
+        let is_config = name == "config";
+        let takes_value = is_config
+            || !matches!(
+                find(name, "--")
+                    .map_err(|reason| flag_fault(name, reason))?
+                    .kind,
+                Kind::Flag
+            );
+        if takes_value && value.is_none() {
+            // A value may start with one hyphen, never with two: a forgotten value is then not a strange one.
+            value = rest.next().filter(|next| !next.starts_with("--")).cloned();
+            if value.is_none() {
+                return Err(flag_fault(name, "needs a value".to_owned()));
+            }
+        }
+        if !is_config {
+            flags.push((name.to_owned(), value));
+        } else if file.is_some() {
+            return Err(flag_fault(name, "given twice".to_owned()));
+        } else {
+            file = value.map(PathBuf::from);
+        }
+    }
+    Ok(Some((file, flags)))
+}
+
+fn read_file(path: &Path) -> Result<String, ConfigError> {
+    let fault = |reason: String| ConfigError {
+        file: Some(path.to_owned()),
+        line: None,
+        key: None,
+        reason,
+    };
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .map_err(|error| fault(format!("can't read the configuration file: {error}")))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let allowed = size_text(FILE_BYTES_MAX);
+        return Err(fault(format!("too long; allowed: up to {allowed}")));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let before = &error.as_bytes()[..valid];
+        let mut error = fault("not TOML: not UTF-8".to_owned());
+        error.line = Some(1 + before.iter().filter(|byte| **byte == b'\n').count());
+        error
+    })
+}
+
+fn file_values(option: &Opt, item: &toml_edit::Item) -> Result<Vec<Setting>, String> {
+    let wrong = |found: &str| {
+        let wanted = match option.kind {
+            Kind::Flag => "true or false",
+            Kind::Integer { .. } => "an integer",
+            Kind::Addresses => "an array of strings",
+            _ => "a string",
+        };
+        Err(format!(
+            "{found} where {wanted} should be; allowed: {}",
+            option.kind.allowed()
+        ))
+    };
+    match (option.kind, item.as_value()) {
+        (Kind::Addresses, Some(toml_edit::Value::Array(array))) => {
+            let mut values = Vec::new();
+            for element in array {
+                match element.as_str() {
+                    Some(text) => values.push(option.kind.parse(text)?),
+                    None => return wrong(&format!("{} in the array", toml_type(element))),
+                }
+            }
+            Ok(values)
+        }
+        (Kind::Flag, Some(toml_edit::Value::Boolean(on))) => Ok(vec![Setting::Flag(*on.value())]),
+        (Kind::Flag, Some(value)) => wrong(toml_type(value)),
+        (Kind::Integer { .. }, Some(toml_edit::Value::Integer(number)))
+        | (Kind::Size { .. }, Some(toml_edit::Value::Integer(number))) => {
+            Ok(vec![option.kind.parse(&number.value().to_string())?])
+        }
+        (Kind::Integer { .. }, Some(value)) => wrong(toml_type(value)),
+        (kind, Some(toml_edit::Value::String(text))) => Ok(vec![kind.parse(text.value())?]),
+        (_, Some(value)) => wrong(toml_type(value)),
+        (_, None) => wrong("a table"),
+    }
+}
+
+fn toml_type(value: &toml_edit::Value) -> &'static str {
+    match value {
+        toml_edit::Value::String(_) => "a string",
+        toml_edit::Value::Integer(_) => "an integer",
+        toml_edit::Value::Float(_) => "a float",
+        toml_edit::Value::Boolean(_) => "a boolean",
+        toml_edit::Value::Datetime(_) => "a date",
+        toml_edit::Value::Array(_) => "an array",
+        toml_edit::Value::InlineTable(_) => "a table",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,300 @@
-//! .
+//! One connection: its stream, its session, and what the two have buffered.
+//!
+//! An idle connection owns this entry and nothing else: input that waits, replies and messages live in pool
+//! chunks that are checked out when needed.
+
+use core::net::SocketAddr;
+use std::io;
+
+use crate::buffer::{ChunkId, Pool, Urgency};
+use crate::clock::Instant;
+use crate::limits::{CHUNK_SMALL_BYTES, COMMITS_PENDING_MAX, CONFIGURED_REPLY_BYTES_MAX};
+use crate::message::Message;
+use crate::metrics::CloseCause;
+use crate::smtp::session::Session;
+use crate::smtp::sink::Blocked;
+
+/// A non-blocking byte stream.
+pub trait Stream {
+    /// Reads what is there; `WouldBlock` when nothing is, 0 at the end.
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize>;
+    /// Writes what fits; `WouldBlock` when nothing does.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// From now on reports when it becomes writable again.
+    fn want_writable(&mut self, token: Token) -> io::Result<()>;
+    /// Ends the outgoing direction; the peer reads an end of file behind what was written.
+    fn end_writing(&mut self);
+}
+
+/// Names a connection. A slab key is reused, so the token carries a generation as well: an event for a
+/// connection that is gone never reaches the one that took its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Key in the slab.
+    pub key: u32,
+    /// Grows with every connection, modulo [`Token::GENERATION_MAX`] + 1.
+    pub generation: u32,
+}
+
+impl Token {
+    /// Largest generation: 28 bits, so that a token fits into 60.
+    pub const GENERATION_MAX: u32 = (1 << 28) - 1;
+}
+
+/// What a connection's socket and buffers are doing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flags {
+    /// The socket may hold bytes: set by events, cleared by `WouldBlock` or a short read.
+    pub readable: bool,
+    /// An event reported end of file or an error: a short read says nothing any more.
+    pub hung_up: bool,
+    /// End of file was read.
+    pub eof: bool,
+    /// The socket took less than it was given; cleared by an event.
+    pub write_blocked: bool,
+    /// Writable interest is registered.
+    pub wants_writable: bool,
+    /// On the run queue.
+    pub queued_to_run: bool,
+    /// On the list of connections to flush.
+    pub queued_to_flush: bool,
+    /// On the list of those that wait for chunks.
+    pub waits_for_pool: bool,
+    /// The waiting input is an unfinished line: it needs more bytes before it is looked at again.
+    pub input_is_partial: bool,
+    /// The session is over; the connection closes when its replies have left.
+    pub closing: bool,
+    /// The first reply has left.
+    pub greeted: bool,
+    /// The session ended by QUIT: nothing more is expected from the client.
+    pub quit: bool,
+    /// The outgoing direction is ended; what still comes is thrown away.
+    pub lingering: bool,
+    /// The stream failed; nothing can be sent.
+    pub dead: bool,
+    /// A message that was too large to be queued at once waits for its commit.
+    pub large_pending: bool,
+    /// One of the messages that drew more than one chunk, oldest first; see `server`.
+    pub holds_growth: bool,
+}
+
+/// The part of a connection that is not its session or its stream.
+pub struct Io {
+    /// Flags.
+    pub flags: Flags,
+    /// Why the session stopped taking input.
+    pub blocked: Option<Blocked>,
+    /// Index of the listener.
+    pub listener: u8,
+    /// Generation of the token.
+    pub generation: u32,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The message that is being collected.
+    pub message: Option<Message>,
+    /// Input that waits, from the front of its chunk.
+    pub input: Option<ChunkId>,
+    /// Bytes of it.
+    pub input_len: u32,
+    output: Option<ChunkId>,
+    output_start: u16,
+    output_len: u16,
+    /// Reply octets that left so far, modulo 2^32: the position of `output_start` in the stream of replies.
+    output_position: u32,
+    /// Replies from this position on wait for a commit.
+    held_from: Option<u32>,
+    /// Messages of this session that are queued and not yet acknowledged.
+    pub commits_pending: u16,
+    /// Why it ends, as far as is known.
+    pub cause: CloseCause,
+    /// When bytes last came or left.
+    pub active_at: Instant,
+    /// When the session entered its phase: begin of a message's data, of a wait, of the closing.
+    pub phase_at: Instant,
+    /// When the first octet of the unfinished line came.
+    pub partial_since: Instant,
+    /// When the connection was accepted.
+    pub accepted_at: Instant,
+}
+
+/// A connection.
+pub struct Conn<S> {
+    /// Its stream.
+    pub stream: S,
+    /// Its session.
+    pub session: Session,
+    /// The rest.
+    pub io: Io,
+}
+
+impl Io {
+    /// State of a fresh connection.
+    pub fn new(peer: SocketAddr, listener: u8, generation: u32, now: Instant) -> Io {
+        Io {
+            flags: Flags::default(),
+            blocked: None,
+            listener,
+            generation,
+            peer,
+            message: None,
+            input: None,
+            input_len: 0,
+            output: None,
+            output_start: 0,
+            output_len: 0,
+            output_position: 0,
+            held_from: None,
+            commits_pending: 0,
+            cause: CloseCause::PeerClosed,
+            active_at: now,
+            phase_at: now,
+            partial_since: now,
+            accepted_at: now,
+        }
+    }
+
+    /// Whether one more reply of any kind and one more commit can be taken.
+    pub fn has_room(&self) -> bool {
+        usize::from(self.output_len) + CONFIGURED_REPLY_BYTES_MAX <= CHUNK_SMALL_BYTES
+            && u32::from(self.commits_pending) < COMMITS_PENDING_MAX
+    }
+
+    /// Reply bytes that have not left yet.
+    pub fn output_len(&self) -> usize {
+        usize::from(self.output_len)
+    }
+
+    /// Queues reply bytes; returns their range in the stream of replies. When the pool has nothing left the
+    /// connection is marked dead: it could not be told anything.
+    pub fn push_reply(&mut self, pool: &mut Pool, wire: &[u8]) -> (u32, u32) {
+        let begin = self
+            .output_position
+            .wrapping_add(u32::from(self.output_len));
+        let Some(id) = self.output.or_else(|| pool.take_small(Urgency::Reserve)) else {
+            self.flags.dead = true;
+            return (begin, begin);
+        };
+        self.output = Some(id);
+        let mut end = usize::from(self.output_start) + usize::from(self.output_len);
+        let bytes = pool.bytes_mut(id);
+        if end + wire.len() > CHUNK_SMALL_BYTES {
+            bytes.copy_within(usize::from(self.output_start)..end, 0);
+            self.output_start = 0;
+            end = usize::from(self.output_len);
+        }
+        if end + wire.len() > CHUNK_SMALL_BYTES {
+            // Only replies outside the session's turn (a time-out behind a full buffer) can come here.
+            self.flags.dead = true;
+            return (begin, begin);
+        }
+        bytes[end..end + wire.len()].copy_from_slice(wire);
+        self.output_len += wire.len() as u16;
+        (begin, begin.wrapping_add(wire.len() as u32))
+    }
+
+    /// Holds replies back from `position` on, until the commits pending now are acknowledged.
+    pub fn hold(&mut self, position: u32) {
+        self.commits_pending += 1;
+        if self.held_from.is_none() {
+            self.held_from = Some(position);
+        }
+    }
+
+    /// One pending commit, whose reply ends at `reply_end`, is settled.
+    pub fn settle(&mut self, reply_end: u32) {
+        self.commits_pending = self.commits_pending.saturating_sub(1);
+        self.held_from = if self.commits_pending == 0 {
+            None
+        } else {
+            Some(reply_end)
+        };
+    }
+
+    /// Replaces a held reply; what stands behind it moves. Both positions are of the stream of replies.
+    pub fn replace_reply(&mut self, pool: &mut Pool, begin: u32, end: u32, wire: &[u8]) {
+        let Some(id) = self.output else { return };
+        let (start, stop) = (usize::from(self.output_start), usize::from(self.output_len));
+        pool.bytes_mut(id).copy_within(start..start + stop, 0);
+        self.output_start = 0;
+        let from = begin.wrapping_sub(self.output_position) as usize;
+        let to = end.wrapping_sub(self.output_position) as usize;
+        if from > to || to > stop || stop - (to - from) + wire.len() > CHUNK_SMALL_BYTES {
+            self.flags.dead = true;
+            return;
+        }
+        let bytes = pool.bytes_mut(id);
+        bytes.copy_within(to..stop, from + wire.len());
+        bytes[from..from + wire.len()].copy_from_slice(wire);
+        self.output_len = (stop - (to - from) + wire.len()) as u16;
+    }
+
+    /// Bytes that may leave now.
+    pub fn sendable<'a>(&self, pool: &'a Pool) -> &'a [u8] {
+        let Some(id) = self.output else { return &[] };
+        let len = match self.held_from {
+            Some(held) => held.wrapping_sub(self.output_position) as usize,
+            None => usize::from(self.output_len),
+        };
+        let start = usize::from(self.output_start);
+        &pool.bytes(id)[start..start + len.min(usize::from(self.output_len))]
+    }
+
+    /// `sent` bytes have left.
+    pub fn sent(&mut self, pool: &mut Pool, sent: usize) {
+        self.output_start += sent as u16;
+        self.output_len -= sent as u16;
+        self.output_position = self.output_position.wrapping_add(sent as u32);
+        if self.output_len == 0
+            && let Some(id) = self.output.take()
+        {
+            pool.free(id);
+            self.output_start = 0;
+        }
+    }
+
+    /// Keeps input for later. The pool has a chunk: nobody reads without (see `server`).
+    pub fn park(&mut self, pool: &mut Pool, bytes: &[u8], partial: bool) {
+        debug_assert!(self.input.is_none());
+        let taken = if bytes.len() <= CHUNK_SMALL_BYTES {
+            pool.take_small(Urgency::Reserve)
+        } else {
+            pool.take_large(Urgency::Reserve)
+        };
+        let Some(id) = taken else {
+            self.flags.dead = true;
+            return;
+        };
+        pool.append(id, bytes);
+        self.input = Some(id);
+        self.input_len = bytes.len() as u32;
+        self.flags.input_is_partial = partial;
+    }
+
+    /// Copies the waiting input to the front of `scratch` and gives its chunk back; returns its length.
+    pub fn unpark(&mut self, pool: &mut Pool, scratch: &mut [u8]) -> usize {
+        let Some(id) = self.input.take() else {
+            return 0;
+        };
+        let len = self.input_len as usize;
+        scratch[..len].copy_from_slice(&pool.bytes(id)[..len]);
+        pool.free(id);
+        self.input_len = 0;
+        self.flags.input_is_partial = false;
+        len
+    }
+
+    /// Gives all chunks back.
+    pub fn release(&mut self, pool: &mut Pool) {
+        for id in [self.input.take(), self.output.take()]
+            .into_iter()
+            .flatten()
+        {
+            pool.free(id);
+        }
+        if let Some(message) = self.message.take() {
+            message.free(pool);
+        }
+        self.output_len = 0;
+        self.input_len = 0;
+    }
+}

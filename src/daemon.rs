@@ -1,1 +1,689 @@
-//! .
+//! `ringmx serve`: the order in which a server comes up, runs and ends.
+//!
+//! Up: descriptor limit, sockets, ring (created or recovered), control socket, sync thread, loop. Whatever can't
+//! be had ends the start with one sentence and an exit code, and nothing is touched that was there before.
+
+use std::io::{self, IsTerminal};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cli::{EXIT_CUT, EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, EXIT_USAGE, complain, print};
+use crate::clock::Clock;
+use crate::config::units;
+use crate::config::{Config, Full, OnStorageFailure, RingWrite, Survive};
+use crate::http::NEWEST_MAX;
+use crate::limits::{GIB, KIB, MIB};
+use crate::log_cli::view::{RingSource, read_superblock};
+use crate::logger::{Class, Logger, Value};
+use crate::metrics::Metrics;
+use crate::net::listener;
+use crate::net::reactor::{self, Outcome, Reactor, Side, Wake};
+use crate::ringlog::backing::{FileBacking, WriteMethod};
+use crate::ringlog::commit::SyncThread;
+use crate::ringlog::directory::{self, CTL_FILE, CreateOptions, RING_FILE};
+use crate::ringlog::reader::{NewestFirst, Reader, Source, Window};
+use crate::ringlog::recover::{OpenError, OpenOptions, Recovery};
+use crate::ringlog::writer::{FullPolicy, Log};
+use crate::server::{self, Listener, Server, Storage};
+use crate::smtp::data::BareNewlines;
+use crate::smtp::reply;
+use crate::smtp::session::{Context, ContextOptions, Role};
+use crate::smtp::sink::Verb;
+use crate::status::{About, Summary};
+use crate::sys::descriptors;
+use crate::sys::signal::Signals;
+
+/// Bytes of one session's entry in the slab and in the timer wheel, a HELO name of its own included.
+const SESSION_BYTES: u64 = 768;
+/// Bytes of everything else: program, histograms, buffers, control and HTTP sessions.
+const BASE_BYTES: u64 = 16 * MIB;
+/// Directory of the only shard.
+const SHARD_DIR: &str = "shard-0";
+/// Time for the last sync at the end.
+const CLOSE_WAIT: Duration = Duration::from_secs(10);
+/// Time for the last log lines at the end.
+const LOG_WAIT: Duration = Duration::from_secs(1);
+/// Descriptors beside those of the sessions.
+const DESCRIPTORS_ASIDE: u64 = 256;
+/// Time a closing connection may take to take its last reply.
+const LINGER: Duration = Duration::from_secs(5);
+/// A sync that takes longer refuses new mail.
+const SYNC_STALL: Duration = Duration::from_secs(5);
+
+/// Why a server did not start, and the exit code for it.
+struct StartError {
+    code: i32,
+    text: String,
+}
+
+fn start_error(code: i32, text: impl Into<String>) -> StartError {
+    StartError {
+        code,
+        text: text.into(),
+    }
+}
+
+/// Runs a server until it is told to stop; returns the exit code.
+pub fn serve(config: Config) -> i32 {
+    match run(&config) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&format!("ringmx: {}\n", error.text));
+            error.code
+        }
+    }
+}
+
+fn run(config: &Config) -> Result<i32, StartError> {
+    let clock = Clock::new();
+    let mut logger = Logger::start(io::stderr(), config.log_format, config.log_level, clock)
+        .map_err(|error| start_error(EXIT_FAILURE, format!("the log thread: {error}")))?;
+    raise_descriptor_limit(config, &mut logger, &clock);
+    let sockets = bind_all(config)?;
+    let listen: Vec<SocketAddr> = sockets.iter().map(|(_, address)| *address).collect();
+    let http = bind_http(config)?;
+    let signals = Signals::install()
+        .map_err(|error| start_error(EXIT_FAILURE, format!("signal handlers: {error}")))?;
+    let wake = Wake::new().map_err(|error| start_error(EXIT_FAILURE, format!("epoll: {error}")))?;
+    let opened = if config.discard {
+        None
+    } else {
+        Some(open_storage(config, &clock, &wake)?)
+    };
+    let recovery = opened.as_ref().map(|opened| opened.recovery.clone());
+    let about = About {
+        server_name: config.server_name.clone(),
+        started_ns: clock.wall_ns(),
+        listen: listen.clone(),
+        survive: if config.discard {
+            "discard"
+        } else {
+            config.survive.name()
+        },
+        full: config.full.name(),
+        keep_for_s: config.keep_for.map_or(0, |age| age.as_secs()),
+        ring_directory: config.ring.display().to_string(),
+        ring_write: match opened
+            .as_ref()
+            .map(|opened| opened.storage.log.backing().method())
+        {
+            Some(WriteMethod::Map) => "map",
+            _ => "pwrite",
+        },
+        sessions_max: config.max_sessions as u64,
+    };
+    let http_address = http.as_ref().map(|(_, address)| *address);
+    print_start(config, &listen, http_address, opened.as_ref());
+    if let Some(recovery) = recovery.filter(|recovery| !recovery.clean) {
+        log_recovery(&recovery, &mut logger, &clock);
+    }
+    let (storage, ctl, ring) = match opened {
+        Some(opened) => (Some(opened.storage), Some(opened.ctl), Some(opened.ring)),
+        None => (None, None, None),
+    };
+    let mut contexts = Vec::new();
+    for _ in &listen {
+        contexts.push(context(config)?);
+    }
+    let listeners = listen
+        .iter()
+        .map(|&address| Listener {
+            address,
+            role: Role::Sink.as_str(),
+        })
+        .collect();
+    let server = Server::new(
+        server_options(config),
+        contexts,
+        listeners,
+        storage,
+        Metrics::new(Verb::COUNT, reply::ROWS.len()),
+        logger,
+        clock.now(),
+    );
+    let side = Side {
+        smtp: sockets.into_iter().map(|(socket, _)| socket).collect(),
+        signals,
+        http: http.map(|(socket, _)| socket),
+        find_newest: match &ring {
+            Some(ring) => Some(find_newest(ring).map_err(|error| {
+                start_error(EXIT_STORAGE, format!("reading the ring: {error}"))
+            })?),
+            None => None,
+        },
+        ctl,
+        ring,
+    };
+    let options = reactor::Options {
+        spin: config.spin,
+        busy_poll: config.busy_poll,
+        drain_deadline: config.drain_deadline,
+        failed_grace: match config.on_storage_failure {
+            OnStorageFailure::Exit => Some(config.failed_grace),
+            OnStorageFailure::Stay => None,
+        },
+    };
+
+    let mut reactor = Reactor::new(wake, clock, server, side, options, about)
+        .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
+    let outcome = reactor
+        .run()
+        .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
+    if !config.discard {
+        let _ = std::fs::remove_file(shard_dir(&config.ring).join(CTL_FILE));
+    }
+    Ok(finish(config, reactor, outcome))
+}
+
+/// Closes the log and says what was done.
+fn finish(config: &Config, reactor: Reactor<FileBacking, SyncThread>, outcome: Outcome) -> i32 {
+    let metrics = &reactor.server.shared.metrics;
+    let accepted = metrics.messages_accepted;
+    let refused: u64 = metrics
+        .replies
+        .iter()
+        .zip(reply::ROWS)
+        .filter(|(_, row)| row.code >= 400)
+        .map(|(count, _)| count)
+        .sum();
+    let connections = metrics.connections_accepted;
+    let stored = reactor
+        .server
+        .shared
+        .storage
+        .as_ref()
+        .map(|storage| storage.log.messages());
+    let mut code = match outcome {
+        Outcome::Drained => EXIT_OK,
+        Outcome::Cut(0) => EXIT_OK,
+        Outcome::Cut(_) => EXIT_CUT,
+        Outcome::StorageFailed => EXIT_STORAGE,
+    };
+    let mut lines = String::new();
+    if let Outcome::Cut(count) = outcome {
+        lines += &format!("Cut {count} sessions that did not end in time.\n");
+    }
+    if outcome == Outcome::StorageFailed {
+        lines += "Storage failed. Nothing that was acknowledged is lost; see the log lines.\n";
+    } else if let Err(error) = reactor.close(CLOSE_WAIT).map(|server| {
+        server.shared.logger.close(LOG_WAIT);
+    }) {
+        lines += &format!("The log could not be closed: {error}. The next start recovers it.\n");
+        code = EXIT_STORAGE;
+    }
+    lines += &format!(
+        "Accepted {accepted} messages over {connections} connections; {refused} commands or messages refused.\n"
+    );
+    if let Some(stored) = stored {
+        let option = ring_option(config);
+        lines += &format!(
+            "Stored: {stored} messages in {}. Read them with: ringmx log{option}\n",
+            config.ring.display()
+        );
+    }
+    print(&lines);
+    code
+}
+
+fn raise_descriptor_limit(config: &Config, logger: &mut Logger, clock: &Clock) {
+    let wanted = config.max_sessions as u64 + DESCRIPTORS_ASIDE;
+    let got = descriptors::raise_limit(wanted).unwrap_or(0);
+    if got < wanted {
+        let fields = [
+            ("setting", Value::Str("max-sessions")),
+            ("wanted_descriptors", Value::Number(wanted)),
+            ("limit", Value::Number(got)),
+            (
+                "remedy",
+                Value::Str("raise the limit (ulimit -n) or lower --max-sessions"),
+            ),
+        ];
+        logger.line(Class::Setting, &fields, clock.now());
+    }
+}
+
+type Bound = (listener::ListeningSocket, SocketAddr);
+
+fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
+    let mut bound = Vec::new();
+    for &address in &config.listen {
+        let socket = listener::bind(address).map_err(|error| {
+            start_error(
+                EXIT_FAILURE,
+                format!("can't listen on {address}: {}", reason(&error)),
+            )
+        })?;
+        let actual = socket.local_addr().unwrap_or(address);
+        bound.push((socket, actual));
+    }
+    Ok(bound)
+}
+
+fn bind_http(config: &Config) -> Result<Option<Bound>, StartError> {
+    let Some(address) = config.http else {
+        return Ok(None);
+    };
+    match listener::bind(address) {
+        Ok(socket) => {
+            let actual = socket.local_addr().unwrap_or(address);
+            Ok(Some((socket, actual)))
+        }
+        Err(error) if config.is_given("http") => Err(start_error(
+            EXIT_FAILURE,
+            format!("can't listen on {address} for HTTP: {}", reason(&error)),
+        )),
+        Err(error) => {
+            complain(&format!(
+                "ringmx: warning: no status pages: {address}: {} (--http HOST:PORT chooses another address)\n",
+                reason(&error)
+            ));
+            Ok(None)
+        }
+    }
+}
+
+/// The system's text without its number.
+fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_lowercase(),
+        None => text,
+    }
+}
+
+fn shard_dir(ring: &Path) -> PathBuf {
+    ring.join(SHARD_DIR)
+}
+
+struct Opened {
+    storage: Storage<FileBacking, SyncThread>,
+    recovery: Recovery,
+    ctl: UnixListener,
+    ring: OwnedFd,
+}
+
+fn open_storage(config: &Config, clock: &Clock, wake: &Wake) -> Result<Opened, StartError> {
+    let dir = shard_dir(&config.ring);
+    let survive = match config.survive {
+        Survive::Nothing => crate::ringlog::writer::Survive::Nothing,
+        Survive::Process => crate::ringlog::writer::Survive::Process,
+        Survive::Power => crate::ringlog::writer::Survive::Power,
+    };
+    let options = OpenOptions {
+        full: match config.full {
+            Full::Auto => FullPolicy::Auto,
+            Full::Defer => FullPolicy::Defer,
+            Full::Overwrite => FullPolicy::Overwrite,
+        },
+        keep_for: config.keep_for,
+        accept_loss: config.accept_loss,
+        ..OpenOptions::new(survive, clock.wall_ns())
+    };
+    let method = match config.ring_write {
+        RingWrite::Auto => None,
+        RingWrite::Pwrite => Some(WriteMethod::Pwrite),
+        RingWrite::Map => Some(WriteMethod::Map),
+    };
+    let failed = |error: OpenError| {
+        let text = format!("the ring {}: {error}", dir.join("ring").display());
+        start_error(open_error_code(&error), text)
+    };
+    let (log, recovery) = if config.survive == Survive::Nothing {
+        std::fs::create_dir_all(&dir).map_err(|error| {
+            start_error(
+                EXIT_STORAGE,
+                format!("{}: {}", dir.display(), reason(&error)),
+            )
+        })?;
+        directory::memory_ring(config.ring_size, &options).map_err(failed)?
+    } else {
+        match directory::open_ring(&dir, &options, method) {
+            Err(OpenError::Missing) => {
+                create(&dir, config, clock).map_err(failed)?;
+                directory::open_ring(&dir, &options, method).map_err(failed)?
+            }
+            other => other.map_err(failed)?,
+        }
+    };
+    let handle = |error: io::Error| start_error(EXIT_STORAGE, format!("the ring: {error}"));
+    let committer = SyncThread::start(
+        Box::new(log.backing().flusher().map_err(handle)?),
+        wake.handle(),
+    )
+    .map_err(|error| start_error(EXIT_FAILURE, format!("the sync thread: {error}")))?;
+    let ring = read_only(&log).map_err(handle)?;
+    let ctl = bind_ctl(&dir.join(CTL_FILE), !config.group.is_empty()).map_err(|error| {
+        let text = format!("{}: {}", dir.join(CTL_FILE).display(), reason(&error));
+        start_error(EXIT_FAILURE, text)
+    })?;
+    share_with_group(config, &dir)?;
+    Ok(Opened {
+        storage: Storage { log, committer },
+        recovery,
+        ctl,
+        ring,
+    })
+}
+
+/// Gives directories, ring and control socket to the group that may read them.
+fn share_with_group(config: &Config, dir: &Path) -> Result<(), StartError> {
+    if config.group.is_empty() {
+        return Ok(());
+    }
+    let number = crate::sys::group::number_of(&config.group)
+        .map_err(|error| start_error(EXIT_FAILURE, format!("the group database: {error}")))?
+        .ok_or_else(|| {
+            start_error(
+                EXIT_USAGE,
+                format!("group: there is no group '{}'", config.group),
+            )
+        })?;
+    for path in [&config.ring, dir, &dir.join(RING_FILE), &dir.join(CTL_FILE)] {
+        match std::os::unix::fs::chown(path, None, Some(number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let text = format!(
+                    "giving {} to group {}: {error}",
+                    path.display(),
+                    config.group
+                );
+                return Err(start_error(EXIT_FAILURE, text));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn open_error_code(error: &OpenError) -> i32 {
+    match error {
+        OpenError::ConsumersRegistered { .. } | OpenError::ConsumerRequired => EXIT_USAGE,
+        OpenError::InUse => EXIT_FAILURE,
+        _ => EXIT_STORAGE,
+    }
+}
+
+/// Creates the ring and shows how far that is.
+fn create(dir: &Path, config: &Config, clock: &Clock) -> Result<(), OpenError> {
+    let options = CreateOptions {
+        data_size: config.ring_size,
+        group: !config.group.is_empty(),
+        wall_ns: clock.wall_ns(),
+    };
+    let terminal = io::stderr().is_terminal();
+    let what = format!(
+        "Creating a ring of {} in {}",
+        size(config.ring_size),
+        dir.display()
+    );
+    if !terminal {
+        complain(&format!("{what} ...\n"));
+    }
+    let mut shown = 101;
+    let result = directory::create_ring(dir, &options, &mut |written, all| {
+        let percent = written * 100 / all.max(1);
+        if terminal && percent != shown {
+            shown = percent;
+            complain(&format!("\r{what} ... {percent} %"));
+        }
+    });
+    if terminal {
+        complain("\n");
+    }
+    result
+}
+
+/// A descriptor that readers can be handed: it can't write.
+fn read_only(log: &Log<FileBacking>) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", log.backing().file().as_raw_fd());
+    Ok(std::fs::File::open(path)?.into())
+}
+
+/// Binds the control socket in place of one that a dead server left.
+fn bind_ctl(path: &Path, group: bool) -> io::Result<UnixListener> {
+    // The ring's lock is held: no other server can be alive behind this path.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The directory is closed to others, so nobody connects before the mode is set.
+    let socket = UnixListener::bind(path)?;
+    let mode = if group { 0o660 } else { 0o600 };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn context(config: &Config) -> Result<Context, StartError> {
+    Context::new(ContextOptions {
+        server_name: config.server_name.clone(),
+        message_bytes_max: config.max_message,
+        recipients_max: config.max_recipients,
+        messages_max: config.max_messages_per_session,
+        bare_newlines: match config.bare_newlines {
+            crate::config::BareNewlines::Reject => BareNewlines::Reject,
+            crate::config::BareNewlines::Normalize => BareNewlines::Normalize,
+            crate::config::BareNewlines::Keep => BareNewlines::Keep,
+        },
+        ..ContextOptions::default()
+    })
+    .map_err(|error| start_error(EXIT_USAGE, format!("server-name: {error}")))
+}
+
+fn server_options(config: &Config) -> server::Options {
+    server::Options {
+        sessions_max: config.max_sessions,
+        pool_bytes: config.pool,
+        message_bytes_max: config.max_message,
+        discard: config.discard,
+        shard: 0,
+        timeout_greeting: config.timeout_greeting,
+        timeout_command: config.timeout_command,
+        timeout_data: config.timeout_data,
+        timeout_reply: config.timeout_reply,
+        request_deadline: config.request_deadline,
+        data_rate_min: config.min_data_rate,
+        data_grace: config.min_data_rate_grace,
+        pool_wait_max: config.pool_wait_max,
+        linger: LINGER,
+        sync_stall: SYNC_STALL,
+    }
+}
+
+/// Looks up the newest messages; the reactor runs it on a thread of its own.
+fn find_newest(ring: &OwnedFd) -> io::Result<reactor::FindNewest> {
+    let file = std::fs::File::from(ring.try_clone()?);
+    let superblock = read_superblock(&file, Path::new("ring"))
+        .map_err(|failure| io::Error::other(failure.text))?;
+    let mut reader = Reader::new(RingSource::new(file, &superblock), &superblock, 0);
+    Ok(Box::new(move |window| newest(&mut reader, window)))
+}
+
+/// The newest messages of a window, newest first. What can't be read is left out: the page has no reader that
+/// could do anything about it, `ringmx log verify` has.
+fn newest<S: Source>(reader: &mut Reader<S>, window: Window) -> Vec<Summary> {
+    let mut walk = NewestFirst::new(window);
+    let mut found = Vec::new();
+    while found.len() < NEWEST_MAX
+        && let Ok(Some(position)) = walk.next(reader, window)
+    {
+        let Ok(Some(message)) = reader.message_at(window, position) else {
+            continue;
+        };
+        let envelope = message.envelope();
+        found.push(Summary {
+            number: message.number,
+            received_ns: message.received_ns,
+            octets: message.body().len() as u64,
+            from: envelope.reverse_path.unwrap_or_default().to_vec(),
+            to: envelope
+                .recipients
+                .first()
+                .map(|first| first.path.to_vec())
+                .unwrap_or_default(),
+            recipients: envelope.recipients.len() as u32,
+        });
+    }
+    found
+}
+
+fn log_recovery(recovery: &Recovery, logger: &mut Logger, clock: &Clock) {
+    let fields = [
+        ("messages", Value::Number(recovery.messages)),
+        (
+            "discarded_records",
+            Value::Number(recovery.discarded_records),
+        ),
+        ("discarded_bytes", Value::Number(recovery.discarded_bytes)),
+        ("lost_ranges", Value::Number(recovery.lost.len() as u64)),
+        ("next_number", Value::Number(recovery.next_number)),
+        ("epoch", Value::Number(u64::from(recovery.epoch))),
+    ];
+    logger.line(Class::Recovered, &fields, clock.now());
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        _ if bytes >= GIB && bytes.is_multiple_of(GIB) => format!("{} GiB", bytes / GIB),
+        _ if bytes >= MIB => format!("{} MiB", bytes / MIB),
+        _ => format!("{} KiB", bytes / KIB),
+    }
+}
+
+/// The option that names the ring, where it is not the default.
+fn ring_option(config: &Config) -> String {
+    if config.ring == Path::new("./ringmx-data") {
+        String::new()
+    } else {
+        format!(" --ring {}", config.ring.display())
+    }
+}
+
+/// The first lines: what the server does, what it may use, and what to try next.
+fn print_start(
+    config: &Config,
+    listen: &[SocketAddr],
+    http: Option<SocketAddr>,
+    opened: Option<&Opened>,
+) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    for warning in config.warnings(cores) {
+        complain(&format!("ringmx: warning: {warning}\n"));
+    }
+    let mut text = format!("ringmx {} on {}\n", env!("CARGO_PKG_VERSION"), join(listen));
+    match opened {
+        None => text += "  storage     none: --discard answers 250 and throws every message away\n",
+        Some(opened) => {
+            let promise = match config.survive {
+                Survive::Power => "power: 250 means that the message is on stable storage",
+                Survive::Process => "process: a 250 survives kill -9, not power loss",
+                Survive::Nothing => "nothing: messages are kept in memory and end with the process",
+            };
+            let log = &opened.storage.log;
+            text += &format!("  durability  {promise}\n");
+            text += &format!(
+                "  ring        {} in {}, {} messages kept, {} free\n",
+                size(log.data_size()),
+                config.ring.display(),
+                log.messages(),
+                size(log.free_bytes()),
+            );
+            text += &format!("  retention   {}\n", retention(config, log));
+            if config.survive == Survive::Power
+                && let Some(warning) = file_system_warning(log)
+            {
+                complain(&format!("ringmx: warning: {warning}\n"));
+            }
+        }
+    }
+    let memory = memory_bound(config);
+    text += &format!(
+        "  memory      at most about {}: {} sessions, pool {}, messages up to {}\n",
+        size(memory),
+        config.max_sessions,
+        size(config.pool),
+        size(config.max_message),
+    );
+    if let Some(http) = http {
+        text += &format!("  status      http://{http}/\n");
+    }
+    let first = listen[0];
+    let server = if first.port() == 2525 && first.ip().is_loopback() {
+        String::new()
+    } else {
+        format!(" --server {first}")
+    };
+    text += &format!("Try:  ringmx send{server} Hello\n");
+    text += &format!(
+        "      python3 -c \"import smtplib; smtplib.SMTP('{}', {}).sendmail('me@example.org', 'you@example.org', 'Subject: hi\\r\\n\\r\\nHello\\r\\n')\"\n",
+        first.ip(),
+        first.port()
+    );
+    if opened.is_some() {
+        text += &format!("Then: ringmx log{}\n", ring_option(config));
+    }
+    print(&text);
+}
+
+fn join(addresses: &[SocketAddr]) -> String {
+    addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn retention(config: &Config, log: &Log<FileBacking>) -> String {
+    let names: Vec<&str> = log
+        .consumers()
+        .map(|consumer| consumer.name.as_str())
+        .collect();
+    let mut text = match config.full {
+        Full::Auto if names.is_empty() => {
+            "no consumer is registered: the newest mail is kept, the oldest gives way".to_owned()
+        }
+        Full::Overwrite => "the newest mail is kept, the oldest gives way".to_owned(),
+        Full::Auto | Full::Defer if names.is_empty() => {
+            "nothing is overwritten: when the ring is full, mail gets 452".to_owned()
+        }
+        Full::Auto | Full::Defer => format!(
+            "mail is kept until {} acknowledged it; when the ring is full, mail gets 452",
+            names.join(", ")
+        ),
+    };
+    if let Some(age) = config.keep_for {
+        text += &format!("; mail older than {} is removed", units::duration_text(age));
+    }
+    text
+}
+
+/// A file system on which fdatasync promises less than it says.
+fn file_system_warning(log: &Log<FileBacking>) -> Option<String> {
+    use crate::sys::file::FileSystem;
+    let file = std::fs::File::from(log.backing().file().try_clone_to_owned().ok()?);
+    let name = match crate::sys::file::file_system(&file).ok()? {
+        FileSystem::Memory => "a file system in memory: nothing on it survives a power loss",
+        FileSystem::Remote => "a network file system: what a sync means is up to its server",
+        FileSystem::Overlay => "an overlay file system: what a sync means is up to the layer below",
+        FileSystem::Local => return None,
+    };
+    Some(format!("survive power: the ring is on {name}"))
+}
+
+/// Worst-case memory, bytes; docs/operations.md has the formula.
+fn memory_bound(config: &Config) -> u64 {
+    let ring_in_memory = if config.survive == Survive::Nothing && !config.discard {
+        config.ring_size
+    } else {
+        0
+    };
+    config.pool
+        + config.pool / 128
+        + config.max_sessions as u64 * SESSION_BYTES
+        + BASE_BYTES
+        + ring_in_memory
+}

@@ -5,8 +5,12 @@
 
 // L0: vocabulary and containers, no I/O.
 pub mod buffer;
+mod choice;
 pub mod clock;
+pub mod envelope;
 pub mod limits;
+pub mod logger;
+pub mod message;
 pub mod metrics;
 pub mod timer_wheel;
 // L1: the only unsafe code.
@@ -20,10 +24,15 @@ pub mod smtp;
 // L3: generic over stream and storage.
 pub mod conn;
 pub mod server;
+pub mod status;
 // L4: the only code that names mio.
 pub mod net;
 // L5: process life.
 pub mod cli;
 pub mod config;
+pub mod consume;
 pub mod daemon;
-pub mod logger;
+pub mod demo;
+pub mod log_cli;
+pub mod ring_cli;
+pub mod send;

@@ -1,1 +1,79 @@
-//! .
+//! Every fixed bound and every default, its unit in its name. `docs/operations.md` lists them.
+
+/// 2^10 bytes.
+pub const KIB: u64 = 1024;
+/// 2^20 bytes.
+pub const MIB: u64 = 1024 * KIB;
+/// 2^30 bytes.
+pub const GIB: u64 = 1024 * MIB;
+
+// Sessions.
+
+/// Default of `--max-sessions`.
+pub const SESSIONS_MAX_DEFAULT: usize = 10_000;
+/// Command line with CRLF that is certainly accepted (RFC 5321 4.5.3.1.4: at least 512).
+pub const COMMAND_LINE_BYTES_MIN: usize = 512;
+/// Command line with CRLF beyond which one 500 is sent: 512 and what SIZE (26), BODY (17), SMTPUTF8 (10),
+/// AUTH (500), DSN on MAIL (120) and on RCPT (500) add (RFC 1870, 6152, 3030, 6531, 4954, 3461), rounded up.
+pub const COMMAND_LINE_BYTES_MAX: usize = 2_048;
+/// Reply line with CRLF (RFC 5321 4.5.3.1.5).
+pub const REPLY_LINE_BYTES_MAX: usize = 512;
+/// Local part (RFC 5321 4.5.3.1.1).
+pub const LOCAL_PART_BYTES_MAX: usize = 64;
+/// Domain (RFC 5321 4.5.3.1.2).
+pub const DOMAIN_BYTES_MAX: usize = 255;
+/// Path without brackets (RFC 5321 4.5.3.1.3 allows 256 with punctuation; UTF-8 addresses and local parts that
+/// some systems make longer are taken up to this).
+pub const PATH_BYTES_MAX: usize = 512;
+/// Default of `--max-recipients` (RFC 5321 4.5.3.1.8: at least 100); LIMITS RCPTMAX.
+pub const RECIPIENTS_MAX_DEFAULT: u32 = 1_000;
+/// Default of `--max-messages-per-session`; LIMITS MAILMAX (RFC 9422: at most six digits).
+pub const MESSAGES_PER_SESSION_MAX_DEFAULT: u32 = 999_999;
+/// Default of `--max-message`, bytes; the smaller of this and an eighth of the ring.
+pub const MESSAGE_BYTES_MAX_DEFAULT: u64 = 50 * MIB;
+/// Stored envelope of one message, bytes; past it RCPT gets 452. It fits into one record with a chunk of body.
+pub const ENVELOPE_BYTES_MAX: usize = 896 * KIB as usize;
+/// Errors in one session after which it is closed.
+pub const SESSION_ERRORS_MAX: u32 = 100;
+/// Messages of one session that may wait for a commit before the session stops being read.
+pub const COMMITS_PENDING_MAX: u32 = 64;
+
+// Buffers.
+
+/// Small chunk of the pool, bytes: a first chunk, a reply buffer, or input that waits.
+pub const CHUNK_SMALL_BYTES: usize = 4_096;
+/// Large chunk of the pool, bytes.
+pub const CHUNK_LARGE_BYTES: usize = 65_536;
+/// Default of `--pool`, bytes.
+pub const POOL_BYTES_DEFAULT: u64 = 256 * MIB;
+/// Largest configured reply (greeting, EHLO, HELP), bytes. One reply buffer holds several.
+pub const CONFIGURED_REPLY_BYTES_MAX: usize = 1_024;
+
+// Ring log.
+
+/// Header of a record, and the alignment of records in the ring.
+pub const RECORD_HEADER_BYTES: usize = 64;
+/// Writes are filled with zeros to this boundary, so that no page is read before it is written.
+pub const PAGE_BYTES: u64 = 4_096;
+/// Default of `--ring-size`, bytes.
+pub const RING_BYTES_DEFAULT: u64 = GIB;
+/// The data area is a multiple of this.
+pub const RING_BYTES_STEP: u64 = 2 * MIB;
+/// Smallest `--ring-size`, bytes.
+pub const RING_BYTES_MIN: u64 = 2 * MIB;
+/// A message with more payload than this is written as FIRST, MID and LAST records.
+pub const RECORD_PAYLOAD_BYTES_MAX: u64 = MIB;
+/// Bytes of large messages written in one turn.
+pub const LOG_WRITE_BYTES_MAX: u64 = 4 * MIB;
+/// Message numbers that recovery skips after an unclean stop.
+pub const NUMBERS_SKIPPED_BY_RECOVERY: u64 = 65_536;
+/// Named consumers of one ring.
+pub const CONSUMERS_MAX: usize = 32;
+/// Name of a consumer, bytes.
+pub const CONSUMER_NAME_BYTES_MAX: usize = 31;
+
+const _: () = assert!(COMMAND_LINE_BYTES_MAX >= COMMAND_LINE_BYTES_MIN);
+const _: () = assert!(COMMAND_LINE_BYTES_MAX + CONFIGURED_REPLY_BYTES_MAX <= CHUNK_SMALL_BYTES);
+const _: () = assert!(CHUNK_SMALL_BYTES.is_multiple_of(RECORD_HEADER_BYTES));
+const _: () = assert!(CHUNK_LARGE_BYTES.is_multiple_of(RECORD_HEADER_BYTES));
+const _: () = assert!(RING_BYTES_STEP.is_multiple_of(PAGE_BYTES));

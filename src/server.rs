@@ -1,1 +1,1154 @@
-//! .
+//! The server: sessions, their buffers, the log, and the turn that moves them. It knows no sockets, files or
+//! clocks: streams, storage and time come in from outside, so that the same code runs under the reactor and
+//! under the simulator.
+//!
+//! One turn (the caller drives it, see [`crate::net::reactor`]):
+//! 1. [`Server::begin_turn`]: the time, finished syncs, replies of what became durable;
+//! 2. [`Server::accept`] and [`Server::ready`] for each event;
+//! 3. [`Server::end_turn`]: run queue, timers, one vectored write of all messages that ended in this turn, the
+//!    next sync, one write per connection.
+//!
+//! Budget of a message on a kept connection, in steady state: no allocation, no system call of its own but the
+//! reads and the writes of its replies (one per round trip), a share of one `pwritev` and of one `fdatasync`.
+
+pub mod control;
+mod growing;
+mod out;
+mod storage;
+
+use core::net::SocketAddr;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use slab::Slab;
+
+use self::growing::Growing;
+use self::out::Out;
+pub use self::storage::{Committer, Storage};
+use self::storage::{FragmentWrite, Large, Pending, Queued};
+use crate::buffer::{Pool, Urgency};
+use crate::clock::Instant;
+use crate::conn::{Conn, Io, Stream, Token};
+use crate::ctl::Attachments;
+use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX};
+use crate::logger::{Class, Logger, Value};
+use crate::message::Message;
+use crate::metrics::{self, CloseCause, Metrics};
+use crate::ringlog::backing::Backing;
+use crate::smtp::reply::Reply;
+use crate::smtp::session::{Context, Phase, Session};
+use crate::smtp::sink::Blocked;
+use crate::timer_wheel::TimerWheel;
+
+/// Bytes one connection may have read in one turn; the rest of the loop is protected by it.
+const TURN_READ_BYTES: usize = 256 * 1024;
+/// Connections taken off the run queue in one turn.
+const TURN_RUNS: usize = 4_096;
+/// Connections woken in one turn because chunks became free.
+const TURN_WAKES: usize = 64;
+/// Timers are looked at no more often than this for the sake of the data rate.
+const TIMER_STEP_MIN: Duration = Duration::from_secs(1);
+/// A sync that takes longer is logged.
+const SYNC_SLOW_NS: u64 = 1_000_000_000;
+/// Bytes read at once into the scratch buffer.
+const SCRATCH_BYTES: usize = CHUNK_LARGE_BYTES;
+/// Chunks that always stay for replies and for input that waits, bytes.
+const POOL_RESERVE_MIN_BYTES: u64 = 4 * CHUNK_LARGE_BYTES as u64;
+
+/// What the operator chose; see `docs/operations.md`.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Sessions at the same time.
+    pub sessions_max: usize,
+    /// Size of the chunk pool, bytes.
+    pub pool_bytes: u64,
+    /// Largest message, bytes.
+    pub message_bytes_max: u64,
+    /// Accept and forget: messages are answered and thrown away.
+    pub discard: bool,
+    /// Shard number in message ids.
+    pub shard: u16,
+    /// Silence before the first EHLO or HELO.
+    pub timeout_greeting: Duration,
+    /// Silence between commands (RFC 5321 4.5.3.2.7: at least 5 minutes).
+    pub timeout_command: Duration,
+    /// Silence inside DATA or a BDAT chunk.
+    pub timeout_data: Duration,
+    /// How long a client may leave its replies unread.
+    pub timeout_reply: Duration,
+    /// Time from the first octet of a command line to its end.
+    pub request_deadline: Duration,
+    /// Bytes a second that message data must reach on average after `data_grace`.
+    pub data_rate_min: u64,
+    /// Time before `data_rate_min` counts.
+    pub data_grace: Duration,
+    /// How long a message may wait for a chunk before it is refused with 452.
+    pub pool_wait_max: Duration,
+    /// How long a closing connection may take to take its last reply and to close.
+    pub linger: Duration,
+    /// A sync that takes longer turns health red and refuses new mail.
+    pub sync_stall: Duration,
+}
+
+/// What is known of a listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Listener {
+    /// The address it is bound to.
+    pub address: SocketAddr,
+    /// `sink`, `mx` or `submission`.
+    pub role: &'static str,
+}
+
+/// Everything but the connections.
+pub struct Shared<B: Backing, C> {
+    /// What the operator chose.
+    pub options: Options,
+    /// One for each listener.
+    pub listeners: Vec<Listener>,
+    /// Counters and histograms.
+    pub metrics: Metrics,
+    /// Where refusals and events are written; never blocks.
+    pub logger: Logger,
+    /// Consumers that a process is attached to.
+    pub attachments: Attachments,
+    /// `None` when messages are thrown away.
+    pub storage: Option<Storage<B, C>>,
+    /// The chunk pool.
+    pub pool: Pool,
+    scratch: Box<[u8]>,
+    batch: Vec<Queued>,
+    large: VecDeque<Large>,
+    /// Records of large messages that are written in this turn.
+    fragments: Vec<FragmentWrite>,
+    /// Large messages whose last record is written in this turn.
+    written_large: Vec<Message>,
+    pending: VecDeque<Pending>,
+    parts: Vec<IoSlice<'static>>,
+    flush: Vec<Token>,
+    run: VecDeque<Token>,
+    pool_waiters: VecDeque<Token>,
+    growing: Growing,
+    discarded: u64,
+    draining: bool,
+    failed_at: Option<Instant>,
+    sync_since: Option<Instant>,
+    pool_low: bool,
+    ring_full: bool,
+    /// Replies queued in this turn, for the histogram of command times.
+    turn_replies: u64,
+    now: Instant,
+    wall_ns: u64,
+}
+
+/// How a server stands, for health answers and the end of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Takes mail.
+    Ready,
+    /// Takes connections, refuses mail for now: storage is full or slow.
+    Refusing,
+    /// Stops.
+    Draining,
+    /// Storage failed; nothing is promised any more.
+    Failed,
+}
+
+impl<B: Backing, C> Shared<B, C> {
+    /// Whether storage failed.
+    pub fn is_failed(&self) -> bool {
+        self.failed_at.is_some()
+    }
+
+    /// When storage failed.
+    pub fn failed_at(&self) -> Option<Instant> {
+        self.failed_at
+    }
+
+    /// Whether the server stops.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Whether no mail is taken because storage failed or does not answer.
+    fn refuses_mail(&self) -> bool {
+        self.is_failed()
+            || self.sync_since.is_some_and(|since| {
+                self.now.since_ns(since) > crate::clock::nanos(self.options.sync_stall)
+            })
+    }
+
+    /// Whether ring and pool would take a message of `size` bytes now. A declared size is no reservation.
+    fn admits(&mut self, size: u64) -> bool {
+        let total = self.pool.total_bytes();
+        let free = self.pool.free_bytes();
+        // High-water mark with 5 % hysteresis, beyond what is reserved for messages that already grow.
+        let spared = self.pool.reserve_bytes();
+        let was_low = self.pool_low;
+        self.pool_low = free < spared + if was_low { total / 10 } else { total / 20 };
+        if self.pool_low && !was_low {
+            let fields = [
+                ("free_bytes", Value::Number(free)),
+                ("pool_bytes", Value::Number(total)),
+            ];
+            self.logger.line(Class::PoolLow, &fields, self.now);
+        }
+        if self.pool_low {
+            self.metrics.pool_low_events += 1;
+            return false;
+        }
+        let Some(storage) = &self.storage else {
+            return true;
+        };
+        let was_full = self.ring_full;
+        self.ring_full = !storage.log.accepting();
+        if self.ring_full && !was_full {
+            let holder = storage.log.holder();
+            let fields = [
+                (
+                    "held_by",
+                    Value::Str(holder.map_or("", |consumer| consumer.name.as_str())),
+                ),
+                ("free_bytes", Value::Number(storage.log.free_bytes())),
+            ];
+            self.logger.line(Class::RingFull, &fields, self.now);
+        }
+        !self.ring_full
+            && size.saturating_add(ENVELOPE_BYTES_MAX as u64) <= storage.log.free_bytes()
+    }
+
+    /// How the server stands.
+    pub fn health(&self) -> Health {
+        if self.is_failed() {
+            Health::Failed
+        } else if self.draining {
+            Health::Draining
+        } else if self.refuses_mail()
+            || self
+                .storage
+                .as_ref()
+                .is_some_and(|storage| !storage.log.accepting())
+        {
+            Health::Refusing
+        } else {
+            Health::Ready
+        }
+    }
+
+    fn log_refusal(&mut self, io: &Io, reply: Reply) {
+        let row = reply.row();
+        let fields = [
+            ("client", Value::Addr(io.peer)),
+            ("code", Value::Number(u64::from(row.code))),
+            ("reason", Value::Str(row.name)),
+        ];
+        self.logger.line(Class::Refused, &fields, self.now);
+    }
+
+    /// Replies queued since the last call.
+    pub fn take_turn_replies(&mut self) -> u64 {
+        std::mem::take(&mut self.turn_replies)
+    }
+
+    fn log_end(&mut self, io: &Io) {
+        let class = match io.cause {
+            CloseCause::Quit | CloseCause::PeerClosed | CloseCause::Draining => Class::Closed,
+            _ => Class::Cut,
+        };
+        if self.logger.is_enabled(class) {
+            let fields = [
+                ("client", Value::Addr(io.peer)),
+                ("reason", Value::Str(CloseCause::NAMES[io.cause as usize])),
+                (
+                    "open_ms",
+                    Value::Number(self.now.since_ns(io.accepted_at) / 1_000_000),
+                ),
+            ];
+            self.logger.line(class, &fields, self.now);
+        }
+    }
+
+    fn stop_growing(&mut self, io: &mut Io, key: u32) {
+        if io.flags.holds_growth {
+            io.flags.holds_growth = false;
+            self.growing.remove(key);
+        }
+    }
+}
+
+/// The server.
+pub struct Server<S, B: Backing, C> {
+    conns: Slab<Conn<S>>,
+    /// What the sessions of each listener share.
+    contexts: Vec<Context>,
+    /// Everything but the connections.
+    pub shared: Shared<B, C>,
+    wheel: TimerWheel,
+    generation: u32,
+    due: Vec<usize>,
+    /// Longest time a timer goes unseen: no phase has a shorter limit.
+    timer_step: Duration,
+}
+
+impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
+    /// A server without connections. Everything it will need is allocated here.
+    pub fn new(
+        options: Options,
+        contexts: Vec<Context>,
+        listeners: Vec<Listener>,
+        storage: Option<Storage<B, C>>,
+        metrics: Metrics,
+        logger: Logger,
+        now: Instant,
+    ) -> Server<S, B, C> {
+        let reserve = if options.discard {
+            POOL_RESERVE_MIN_BYTES
+        } else {
+            POOL_RESERVE_MIN_BYTES + options.message_bytes_max + ENVELOPE_BYTES_MAX as u64
+        };
+        let timer_step = [
+            options.timeout_greeting,
+            options.timeout_command,
+            options.timeout_data,
+            options.timeout_reply,
+            options.request_deadline,
+            options.data_grace.max(TIMER_STEP_MIN),
+            options.pool_wait_max,
+            options.linger,
+        ]
+        .into_iter()
+        .min()
+        .unwrap_or(options.linger);
+        let sessions = options.sessions_max;
+        Server {
+            conns: Slab::with_capacity(sessions),
+            contexts,
+            wheel: TimerWheel::new(sessions, now),
+            generation: 0,
+            due: Vec::with_capacity(256),
+            timer_step,
+            shared: Shared {
+                pool: Pool::new(options.pool_bytes, reserve),
+                listeners,
+                metrics,
+                logger,
+                storage,
+                attachments: Attachments::default(),
+                scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
+                batch: Vec::with_capacity(1_024),
+                fragments: Vec::with_capacity(64),
+                written_large: Vec::with_capacity(64),
+                large: VecDeque::with_capacity(64),
+                pending: VecDeque::with_capacity(4_096),
+                parts: Vec::with_capacity(2_048),
+                flush: Vec::with_capacity(1_024),
+                run: VecDeque::with_capacity(1_024),
+                pool_waiters: VecDeque::with_capacity(64),
+                growing: Growing::new(),
+                discarded: 0,
+                draining: false,
+                failed_at: None,
+                sync_since: None,
+                pool_low: false,
+                ring_full: false,
+                turn_replies: 0,
+                now,
+                wall_ns: 0,
+                options,
+            },
+        }
+    }
+
+    /// Number of connections.
+    pub fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// Whether `accept` would take one more.
+    pub fn has_place(&self) -> bool {
+        self.conns.len() < self.shared.options.sessions_max
+    }
+
+    /// Sessions in each phase, in the order of `Phase`.
+    pub fn sessions_by_phase(&self) -> [u64; Phase::COUNT] {
+        let mut counts = [0; Phase::COUNT];
+        for (_, conn) in &self.conns {
+            counts[conn.session.phase() as usize] += 1;
+        }
+        counts
+    }
+
+    /// Starts a turn: takes the time, settles finished syncs and releases the replies of what is durable now.
+    pub fn begin_turn(&mut self, now: Instant, wall_ns: u64) {
+        self.shared.now = now;
+        self.shared.wall_ns = wall_ns;
+        if let Some(storage) = &mut self.shared.storage {
+            storage.log.begin_turn(wall_ns);
+        }
+        self.poll_commits();
+        // Disk and parser overlap: the next sync runs while this turn's input is read.
+        self.submit_sync();
+    }
+
+    /// Takes a connection. `make` gets the token under which its events will come. A server that is full
+    /// answers nothing here: the caller refuses with [`Reply::TooManySessions`].
+    ///
+    /// # Errors
+    /// Whatever `make` says; then nothing has changed.
+    pub fn accept(
+        &mut self,
+        peer: SocketAddr,
+        listener: u8,
+        make: impl FnOnce(Token) -> io::Result<S>,
+    ) -> io::Result<Token> {
+        let now = self.shared.now;
+        let entry = self.conns.vacant_entry();
+        let key = entry.key();
+        self.generation = self.generation.wrapping_add(1) & Token::GENERATION_MAX;
+        let token = Token {
+            key: key as u32,
+            generation: self.generation,
+        };
+        let stream = make(token)?;
+        let conn = entry.insert(Conn {
+            stream,
+            session: Session::new(peer.ip()),
+            io: Io::new(peer, listener, self.generation, now),
+        });
+        self.shared.metrics.connections_accepted += 1;
+        if self.shared.logger.is_enabled(Class::Connected) {
+            self.shared
+                .logger
+                .line(Class::Connected, &[("client", Value::Addr(peer))], now);
+        }
+        self.wheel.link(key, now.after(self.timer_step));
+        let mut out = Out {
+            io: &mut conn.io,
+            shared: &mut self.shared,
+            token,
+        };
+        conn.session
+            .start(&self.contexts[usize::from(listener)], &mut out);
+        Ok(token)
+    }
+
+    /// An event: the stream may be readable or writable, or has hung up. Bounded work; the rest waits on the
+    /// run queue.
+    pub fn ready(&mut self, token: Token, readable: bool, writable: bool, hung_up: bool) {
+        let Some(conn) = live(&mut self.conns, token) else {
+            return;
+        };
+        conn.io.flags.readable |= readable || hung_up;
+        conn.io.flags.hung_up |= hung_up;
+        if writable {
+            conn.io.flags.write_blocked = false;
+            if conn.io.output_len() > 0 && !conn.io.flags.queued_to_flush {
+                conn.io.flags.queued_to_flush = true;
+                self.shared.flush.push(token);
+            }
+        }
+        if readable || hung_up {
+            self.drive_guarded(token);
+        }
+    }
+
+    /// Drives one connection; a panic in it costs that session, not the process. A panic elsewhere, in the
+    /// commit above all, still ends the process: what the log promises must not depend on broken state.
+    fn drive_guarded(&mut self, token: Token) {
+        let driven = catch_unwind(AssertUnwindSafe(|| self.drive(token)));
+        if driven.is_ok() {
+            return;
+        }
+        let shared = &mut self.shared;
+        if shared.scratch.is_empty() {
+            shared.scratch = vec![0; SCRATCH_BYTES].into_boxed_slice();
+        }
+        shared.metrics.session_panics += 1;
+        let Some(conn) = live(&mut self.conns, token) else {
+            return;
+        };
+        let fields = [("client", Value::Addr(conn.io.peer))];
+        shared
+            .logger
+            .line(Class::SessionPanicked, &fields, shared.now);
+        conn.io.cause = CloseCause::Panicked;
+        conn.io.flags.closing = true;
+        conn.io.phase_at = shared.now;
+        let wire = Reply::ShuttingDown.row().wire;
+        conn.io.push_reply(&mut shared.pool, wire);
+        if !conn.io.flags.queued_to_flush {
+            conn.io.flags.queued_to_flush = true;
+            shared.flush.push(token);
+        }
+    }
+
+    /// Moves one connection as far as it goes: reads, feeds the session, reads again.
+    fn drive(&mut self, token: Token) {
+        let Some(conn) = live(&mut self.conns, token) else {
+            return;
+        };
+        let context = &self.contexts[usize::from(conn.io.listener)];
+        let shared = &mut self.shared;
+        let mut scratch = std::mem::take(&mut shared.scratch);
+        let mut budget = TURN_READ_BYTES;
+        loop {
+            if conn.io.flags.dead {
+                break;
+            }
+            if conn.io.flags.closing {
+                discard_input(conn, shared, &mut scratch);
+                break;
+            }
+            match conn.io.blocked {
+                Some(Blocked::Replies) if conn.io.has_room() => conn.io.blocked = None,
+                Some(Blocked::Pool) if shared.pool.has_large(urgency(&conn.io, shared, token)) => {
+                    conn.io.blocked = None;
+                }
+                Some(_) => break,
+                None => {}
+            }
+            if budget == 0 {
+                run_later(conn, shared, token);
+                break;
+            }
+            let direct = conn.io.input.is_none()
+                && conn.io.has_room()
+                && conn.session.can_receive_in_place()
+                && conn
+                    .io
+                    .message
+                    .as_ref()
+                    .is_some_and(|message| message.wants_direct_reads());
+            let went_on = if direct {
+                read_in_place(conn, context, shared, token, &mut scratch, &mut budget)
+            } else {
+                read_and_receive(conn, context, shared, token, &mut scratch, &mut budget)
+            };
+            if !went_on {
+                break;
+            }
+        }
+        shared.scratch = scratch;
+        self.after_drive(token);
+    }
+
+    /// Settles what a drive, a flush or a commit may have ended.
+    fn after_drive(&mut self, token: Token) {
+        let Some(conn) = live(&mut self.conns, token) else {
+            return;
+        };
+        let io = &mut conn.io;
+        if io.blocked == Some(Blocked::Pool) && !io.flags.waits_for_pool {
+            io.flags.waits_for_pool = true;
+            io.phase_at = self.shared.now;
+            self.shared.pool_waiters.push_back(token);
+            return;
+        }
+        // End of file is a half-close: replies and commits that are outstanding still leave.
+        let input_is_spent = io.input.is_none() || io.flags.input_is_partial;
+        if io.flags.eof && input_is_spent && !io.flags.closing && io.blocked.is_none() {
+            let mut out = Out {
+                io: &mut conn.io,
+                shared: &mut self.shared,
+                token,
+            };
+            conn.session.connection_lost(&mut out);
+            if !conn.io.flags.closing {
+                conn.io.flags.closing = true;
+                conn.io.phase_at = self.shared.now;
+                conn.io.cause = CloseCause::PeerClosed;
+            }
+        }
+        self.maybe_goodbye(token);
+        self.close_when_done(token);
+    }
+
+    /// While draining, a session between messages is told so.
+    fn maybe_goodbye(&mut self, token: Token) {
+        if !self.shared.draining {
+            return;
+        }
+        let Some(conn) = self.conns.get_mut(token.key as usize) else {
+            return;
+        };
+        let busy = matches!(
+            conn.session.phase(),
+            Phase::Data | Phase::Bdat | Phase::Waiting
+        );
+        if busy || conn.io.flags.closing || conn.io.flags.large_pending {
+            return;
+        }
+        let mut out = Out {
+            io: &mut conn.io,
+            shared: &mut self.shared,
+            token,
+        };
+        conn.session.timed_out(Reply::ShuttingDown, &mut out);
+        conn.io.cause = CloseCause::Draining;
+    }
+
+    fn close_when_done(&mut self, token: Token) {
+        let Some(conn) = live(&mut self.conns, token) else {
+            return;
+        };
+        let io = &conn.io;
+        if io.flags.dead {
+            self.remove(token.key as usize);
+            return;
+        }
+        let outstanding = io.output_len() > 0 || io.commits_pending > 0 || io.flags.large_pending;
+        if !io.flags.closing || outstanding {
+            return;
+        }
+        let unread = io.flags.readable || io.input.is_some();
+        if io.flags.eof || (io.flags.quit && !unread) {
+            self.remove(token.key as usize);
+        } else if !io.flags.lingering {
+            // Closing a socket that holds unread bytes resets the connection and may destroy the last reply on
+            // its way. So the end of our replies is sent, and what still comes is thrown away for a while.
+            conn.io.flags.lingering = true;
+            conn.io.phase_at = self.shared.now;
+            conn.stream.end_writing();
+            run_later(conn, &mut self.shared, token);
+        }
+    }
+
+    fn remove(&mut self, key: usize) {
+        let Some(mut conn) = self.conns.try_remove(key) else {
+            return;
+        };
+        self.shared.stop_growing(&mut conn.io, key as u32);
+        if conn.io.message.is_some() {
+            self.shared.metrics.messages_aborted += 1;
+        }
+        conn.io.release(&mut self.shared.pool);
+        self.wheel.unlink(key);
+        self.shared.metrics.closed(conn.io.cause);
+        self.shared.log_end(&conn.io);
+    }
+
+    /// Ends a turn: run queue, timers, the write of the log, the next sync, the replies.
+    pub fn end_turn(&mut self) {
+        self.run_queued();
+        self.run_timers();
+        self.append();
+        self.poll_commits();
+        self.submit_sync();
+        self.flush_replies();
+        self.wake_pool_waiters();
+    }
+
+    /// When the next turn has to come at the latest, without any event. `None`: no timer is set.
+    pub fn next_turn(&self) -> Option<Instant> {
+        let shared = &self.shared;
+        if !shared.run.is_empty() || !shared.flush.is_empty() || !shared.large.is_empty() {
+            return Some(shared.now);
+        }
+        self.wheel.next_expiry()
+    }
+
+    fn run_queued(&mut self) {
+        for _ in 0..self.shared.run.len().min(TURN_RUNS) {
+            let Some(token) = self.shared.run.pop_front() else {
+                break;
+            };
+            let Some(conn) = live(&mut self.conns, token) else {
+                continue;
+            };
+            conn.io.flags.queued_to_run = false;
+            self.drive_guarded(token);
+        }
+    }
+
+    /// Runs connections that waited for chunks, now that there are some. While only the reserve is left, it is
+    /// for the message that has grown longest.
+    fn wake_pool_waiters(&mut self) {
+        let shared = &mut self.shared;
+        if shared.pool_waiters.is_empty() {
+            return;
+        }
+        if !shared.pool.has_large(Urgency::Normal) {
+            if let Some(oldest) = shared.growing.oldest()
+                && shared.pool.has_large(Urgency::Reserve)
+                && let Some(conn) = self.conns.get_mut(oldest as usize)
+                && conn.io.flags.waits_for_pool
+            {
+                let token = Token {
+                    key: oldest,
+                    generation: conn.io.generation,
+                };
+                conn.io.flags.waits_for_pool = false;
+                run_later(conn, shared, token);
+            }
+            return;
+        }
+        for _ in 0..TURN_WAKES {
+            let Some(token) = shared.pool_waiters.pop_front() else {
+                break;
+            };
+            let Some(conn) = live(&mut self.conns, token) else {
+                continue;
+            };
+            if std::mem::take(&mut conn.io.flags.waits_for_pool) {
+                run_later(conn, shared, token);
+            }
+        }
+    }
+
+    fn flush_replies(&mut self) {
+        let mut flush = std::mem::take(&mut self.shared.flush);
+        for token in flush.drain(..) {
+            let Some(conn) = live(&mut self.conns, token) else {
+                continue;
+            };
+            conn.io.flags.queued_to_flush = false;
+            flush_one(conn, &mut self.shared, token);
+            if conn.io.blocked == Some(Blocked::Replies) && conn.io.has_room() {
+                run_later(conn, &mut self.shared, token);
+            }
+            if conn.io.flags.closing || conn.io.flags.dead {
+                self.close_when_done(token);
+            }
+        }
+        // Nothing was queued meanwhile: flushing sends, it asks nobody.
+        self.shared.flush = flush;
+    }
+
+    fn run_timers(&mut self) {
+        let now = self.shared.now;
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.expired(now, &mut due);
+        for key in due.drain(..) {
+            if let Some(next) = self.look_at_timer(key) {
+                self.wheel.link(key, next);
+            }
+        }
+        self.due = due;
+    }
+
+    /// Ends what has waited too long; otherwise returns when to look again.
+    fn look_at_timer(&mut self, key: usize) -> Option<Instant> {
+        let conn = self.conns.get_mut(key)?;
+        let shared = &mut self.shared;
+        let (now, options) = (shared.now, &shared.options);
+        let io = &conn.io;
+        let token = Token {
+            key: key as u32,
+            generation: io.generation,
+        };
+        let step = now.after(self.timer_step);
+        if io.flags.closing {
+            // A peer that takes neither its last replies nor our end of file. Commits are waited for.
+            let waits = io.commits_pending > 0 || io.flags.large_pending;
+            let deadline = io.phase_at.max(io.active_at).after(options.linger);
+            if waits || now < deadline {
+                return Some(step.min(if waits { step } else { deadline }));
+            }
+            self.remove(key);
+            return None;
+        }
+        let awaits_commit = io.commits_pending > 0 || io.flags.large_pending;
+        let stuck_output = io.output_len() > 0 && io.flags.write_blocked;
+        if awaits_commit && !stuck_output {
+            return Some(step);
+        }
+        let (deadline, reply) = if io.blocked == Some(Blocked::Pool) {
+            (io.phase_at.after(options.pool_wait_max), Reply::NoSpace)
+        } else if stuck_output {
+            (io.active_at.after(options.timeout_reply), Reply::TimedOut)
+        } else {
+            match conn.session.phase() {
+                Phase::Data | Phase::Bdat => data_deadline(io, options),
+                _ => command_deadline(io, options, conn.session.helo().is_empty()),
+            }
+        };
+        if now < deadline {
+            return Some(step.min(deadline));
+        }
+        let cause = match reply {
+            Reply::NoSpace => CloseCause::PoolWait,
+            Reply::TooSlow => CloseCause::TooSlow,
+            _ if stuck_output => CloseCause::RepliesUnread,
+            _ => CloseCause::TimedOut,
+        };
+        let mut out = Out {
+            io: &mut conn.io,
+            shared,
+            token,
+        };
+        conn.session.timed_out(reply, &mut out);
+        conn.io.cause = cause;
+        conn.io.blocked = None;
+        self.close_when_done(token);
+        Some(now.after(self.shared.options.linger))
+    }
+
+    /// Starts to stop: idle sessions get 421, open messages may end. No further connection should be offered.
+    pub fn begin_drain(&mut self) {
+        self.shared.draining = true;
+        let tokens: Vec<Token> = self
+            .conns
+            .iter()
+            .map(|(key, conn)| Token {
+                key: key as u32,
+                generation: conn.io.generation,
+            })
+            .collect();
+        for token in tokens {
+            self.maybe_goodbye(token);
+            self.close_when_done(token);
+        }
+    }
+
+    /// Whether nothing is left to wait for.
+    pub fn is_drained(&self) -> bool {
+        self.conns.is_empty() && self.shared.pending.is_empty() && self.shared.large.is_empty()
+    }
+
+    /// Cuts every session that is left; returns how many.
+    pub fn cut_all(&mut self) -> u64 {
+        let keys: Vec<usize> = self.conns.iter().map(|(key, _)| key).collect();
+        let count = keys.len() as u64;
+        for key in keys {
+            self.remove(key);
+        }
+        count
+    }
+
+    /// Idle work of the log, once a second.
+    pub fn idle_tick(&mut self) {
+        let Some(storage) = &mut self.shared.storage else {
+            return;
+        };
+        let status = storage.log.status();
+        let metrics = &mut self.shared.metrics;
+        metrics.ring_bytes_written = status.written_bytes;
+        if status.overwritten_unread > 0 && metrics.overwritten_unread == 0 {
+            let fields = [("messages", Value::Number(status.overwritten_unread))];
+            self.shared
+                .logger
+                .line(Class::Overwritten, &fields, self.shared.now);
+        }
+        metrics.overwritten_unread = status.overwritten_unread;
+        if let Err(failed) = storage.log.idle_tick() {
+            self.fail_storage(failed);
+        }
+        self.submit_sync();
+    }
+
+    /// Whether a sync is under way.
+    pub fn is_syncing(&self) -> bool {
+        self.shared
+            .storage
+            .as_ref()
+            .is_some_and(|storage| storage.log.sync_in_flight())
+    }
+
+    /// Marks the log as closed in order. Nothing may be stored afterwards.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn close_log(&mut self) -> io::Result<()> {
+        let Some(Storage { log, committer }) = self.shared.storage.take() else {
+            return Ok(());
+        };
+        drop(committer);
+        log.close().map(|_| ()).map_err(io::Error::other)
+    }
+
+    /// Hands memory back that was not needed for a while; call it every ten seconds.
+    pub fn give_back_idle_memory(&mut self) {
+        self.shared.pool.give_back_idle(crate::sys::memory::release);
+    }
+}
+
+/// The connection of this token, if it still lives.
+fn live<S>(conns: &mut Slab<Conn<S>>, token: Token) -> Option<&mut Conn<S>> {
+    conns
+        .get_mut(token.key as usize)
+        .filter(|conn| conn.io.generation == token.generation)
+}
+
+/// When the next command must have come, whole.
+fn command_deadline(io: &Io, options: &Options, before_helo: bool) -> (Instant, Reply) {
+    let silence = if before_helo {
+        options.timeout_greeting
+    } else {
+        options.timeout_command
+    };
+    let silent = io.active_at.after(silence);
+    if io.flags.input_is_partial {
+        // A line that grows octet by octet is never silent.
+        (
+            silent.min(io.partial_since.after(options.request_deadline)),
+            Reply::TimedOut,
+        )
+    } else {
+        (silent, Reply::TimedOut)
+    }
+}
+
+/// When message data must have come, and the reply when it has not.
+fn data_deadline(io: &Io, options: &Options) -> (Instant, Reply) {
+    let silent = io.active_at.after(options.timeout_data);
+    let body = io
+        .message
+        .as_ref()
+        .map_or(0, |message| message.body_bytes());
+    let earned_ns = body.saturating_mul(1_000_000_000) / options.data_rate_min.max(1);
+    let slow = Instant(
+        io.phase_at
+            .after(options.data_grace)
+            .0
+            .saturating_add(earned_ns),
+    );
+    if options.data_rate_min == 0 || silent <= slow {
+        (silent, Reply::TimedOut)
+    } else {
+        (slow, Reply::TooSlow)
+    }
+}
+
+fn urgency<B: Backing, C>(io: &Io, shared: &Shared<B, C>, token: Token) -> Urgency {
+    if io.flags.holds_growth && shared.growing.oldest() == Some(token.key) {
+        Urgency::Reserve
+    } else {
+        Urgency::Normal
+    }
+}
+
+fn run_later<S, B: Backing, C>(conn: &mut Conn<S>, shared: &mut Shared<B, C>, token: Token) {
+    if !conn.io.flags.queued_to_run {
+        conn.io.flags.queued_to_run = true;
+        shared.run.push_back(token);
+    }
+}
+
+/// Reads once and keeps the sticky readiness true. `None`: nothing came.
+fn read_once<S: Stream>(
+    conn: &mut Conn<S>,
+    now: Instant,
+    metrics: &mut Metrics,
+    buf: &mut [u8],
+    budget: &mut usize,
+) -> Option<usize> {
+    if !conn.io.flags.readable || buf.is_empty() {
+        return None;
+    }
+    loop {
+        match conn.stream.read(buf) {
+            Ok(0) => {
+                conn.io.flags.readable = false;
+                conn.io.flags.eof = true;
+                return None;
+            }
+            Ok(len) => {
+                // Data and FIN can come in one event and no other follows, so that a short read empties the
+                // socket only while nothing has hung up.
+                if len < buf.len() && !conn.io.flags.hung_up {
+                    conn.io.flags.readable = false;
+                }
+                conn.io.active_at = now;
+                metrics.bytes_in += len as u64;
+                *budget = budget.saturating_sub(len);
+                return Some(len);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                conn.io.flags.readable = false;
+                return None;
+            }
+            Err(_) => {
+                conn.io.cause = CloseCause::PeerReset;
+                conn.io.flags.readable = false;
+                conn.io.flags.eof = true;
+                conn.io.flags.dead = true;
+                return None;
+            }
+        }
+    }
+}
+
+/// Reads into the scratch buffer behind what waits, and feeds the session. False when nothing more can be done
+/// now.
+fn read_and_receive<S: Stream, B: Backing, C: Committer>(
+    conn: &mut Conn<S>,
+    context: &Context,
+    shared: &mut Shared<B, C>,
+    token: Token,
+    scratch: &mut [u8],
+    budget: &mut usize,
+) -> bool {
+    let needs_more = conn.io.input.is_none() || conn.io.flags.input_is_partial;
+    if needs_more && !conn.io.flags.readable {
+        return false;
+    }
+    // What is read and not taken has to be kept: without a free chunk nothing is read.
+    if needs_more && !shared.pool.has_large(Urgency::Reserve) {
+        conn.io.blocked = Some(Blocked::Pool);
+        return false;
+    }
+    let was_partial = conn.io.flags.input_is_partial;
+    let mut len = conn.io.unpark(&mut shared.pool, scratch);
+    if needs_more {
+        match read_once(
+            conn,
+            shared.now,
+            &mut shared.metrics,
+            &mut scratch[len..],
+            budget,
+        ) {
+            Some(more) => len += more,
+            None => {
+                if len > 0 {
+                    conn.io.park(&mut shared.pool, &scratch[..len], was_partial);
+                }
+                return false;
+            }
+        }
+    }
+    let (now, wall_ns) = (shared.now, shared.wall_ns);
+    let mut out = Out {
+        io: &mut conn.io,
+        shared,
+        token,
+    };
+    let progress = conn
+        .session
+        .receive(context, &scratch[..len], now, wall_ns, &mut out);
+    conn.io.blocked = progress.blocked;
+    if progress.consumed < len {
+        let partial = progress.blocked.is_none();
+        if partial && !was_partial {
+            conn.io.partial_since = now;
+        }
+        conn.io
+            .park(&mut shared.pool, &scratch[progress.consumed..len], partial);
+    }
+    progress.blocked.is_none()
+}
+
+/// Reads message data straight into the message's last chunk and decodes it there. False when nothing more can
+/// be done now.
+fn read_in_place<S: Stream, B: Backing, C: Committer>(
+    conn: &mut Conn<S>,
+    context: &Context,
+    shared: &mut Shared<B, C>,
+    token: Token,
+    scratch: &mut [u8],
+    budget: &mut usize,
+) -> bool {
+    if !conn.io.flags.readable {
+        return false;
+    }
+    let urgency = urgency(&conn.io, shared, token);
+    if !shared.pool.has_large(Urgency::Reserve) {
+        conn.io.blocked = Some(Blocked::Pool);
+        return false;
+    }
+    let Some(mut message) = conn.io.message.take() else {
+        return false;
+    };
+    let Some((chunk, range)) = message.direct_room(&mut shared.pool, urgency) else {
+        conn.io.message = Some(message);
+        conn.io.blocked = Some(Blocked::Pool);
+        return false;
+    };
+    let buf = &mut shared.pool.bytes_mut(chunk)[range];
+    let read = read_once(conn, shared.now, &mut shared.metrics, buf, budget);
+    let (decoded, rest) = match read {
+        Some(len) => {
+            let decoded = conn.session.receive_in_place(context, &mut buf[..len]);
+            let rest = len - decoded.consumed;
+            scratch[..rest].copy_from_slice(&buf[decoded.consumed..len]);
+            message.direct_take(&mut shared.pool, decoded.kept);
+            (Some(decoded), rest)
+        }
+        None => (None, 0),
+    };
+    conn.io.message = Some(message);
+    let Some(decoded) = decoded else { return false };
+    if rest > 0 {
+        conn.io.park(&mut shared.pool, &scratch[..rest], false);
+    }
+    if decoded.end {
+        let mut out = Out {
+            io: &mut conn.io,
+            shared,
+            token,
+        };
+        conn.session.end_in_place(context, &mut out);
+        if conn.io.flags.large_pending {
+            conn.io.blocked = Some(Blocked::Commit);
+            return false;
+        }
+    }
+    true
+}
+
+/// Throws away what a closing connection still sends, so that its close does not become a reset.
+fn discard_input<S: Stream, B: Backing, C>(
+    conn: &mut Conn<S>,
+    shared: &mut Shared<B, C>,
+    scratch: &mut [u8],
+) {
+    if let Some(id) = conn.io.input.take() {
+        shared.pool.free(id);
+        conn.io.input_len = 0;
+    }
+    let mut budget = TURN_READ_BYTES;
+    let active_at = conn.io.active_at;
+    while budget > 0
+        && read_once(conn, shared.now, &mut shared.metrics, scratch, &mut budget).is_some()
+    {}
+    // Garbage does not prolong the wait.
+    conn.io.active_at = active_at;
+}
+
+/// Writes what may leave, once.
+fn flush_one<S: Stream, B: Backing, C>(
+    conn: &mut Conn<S>,
+    shared: &mut Shared<B, C>,
+    token: Token,
+) {
+    if conn.io.flags.dead || conn.io.flags.write_blocked {
+        return;
+    }
+    let bytes = conn.io.sendable(&shared.pool);
+    if bytes.is_empty() {
+        return;
+    }
+    let wanted = bytes.len();
+    let sent = loop {
+        match conn.stream.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break 0,
+            Ok(sent) => break sent,
+            Err(_) => {
+                conn.io.cause = CloseCause::PeerReset;
+                conn.io.flags.dead = true;
+                return;
+            }
+        }
+    };
+    if sent > 0 {
+        if !conn.io.flags.greeted {
+            conn.io.flags.greeted = true;
+            let waited_ns = shared.now.since_ns(conn.io.accepted_at);
+            shared.metrics.record(metrics::Phase::Greeting, waited_ns);
+        }
+        conn.io.active_at = shared.now;
+        shared.metrics.bytes_out += sent as u64;
+        conn.io.sent(&mut shared.pool, sent);
+    }
+    if sent < wanted {
+        conn.io.flags.write_blocked = true;
+        if !conn.io.flags.wants_writable {
+            conn.io.flags.wants_writable = true;
+            if conn.stream.want_writable(token).is_err() {
+                conn.io.flags.dead = true;
+            }
+        }
+    }
+}

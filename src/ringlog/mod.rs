@@ -1,1 +1,14 @@
-//! .
+//! The ring log: durable, fixed-size, one writer, many readers.
+//!
+//! `format` is the byte layout, `backing` the storage, `writer` the appending side, `commit` the
+//! group commit and its thread, `recover` what opening does, `directory` the files, `reader` and
+//! `consumer` the reading side. `docs/ring-log.md` is normative.
+
+pub mod backing;
+pub mod commit;
+pub mod consumer;
+pub mod directory;
+pub mod format;
+pub mod reader;
+pub mod recover;
+pub mod writer;

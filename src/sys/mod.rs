@@ -1,1 +1,12 @@
-//! .
+//! The only unsafe code: thin, safe wrappers of what `std` does not offer.
+#![allow(unsafe_code, reason = "this module exists to hold it")]
+
+pub mod bus_error;
+pub mod descriptors;
+pub mod fd_passing;
+pub mod file;
+pub mod group;
+pub mod memory;
+pub mod mmap;
+pub mod signal;
+pub mod wait;

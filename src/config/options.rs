@@ -1,0 +1,693 @@
+//! The one table of options. Flags, keys of the configuration file, the help text, `check-config` and the table
+//! in `docs/operations.md` all come from [`OPTIONS`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::units::{
+    DURATION_ALLOWED, SIZE_ALLOWED, duration_text, parse_duration, parse_size, quoted, size_text,
+};
+use super::{
+    BareNewlines, Config, Full, LogFormat, LogLevel, OnStorageFailure, RingWrite, Survive,
+};
+use crate::limits::{GIB, KIB, MIB, RING_BYTES_MIN};
+
+/// One option of `ringmx serve`.
+pub struct Opt {
+    /// Name: `--name` on the command line, `name` in the file.
+    pub name: &'static str,
+    /// Heading it stands under.
+    pub group: Group,
+    /// What its value may be.
+    pub kind: Kind,
+    /// What it does, one line.
+    pub help: &'static str,
+    /// Stores checked values; one for every kind but [`Kind::Addresses`].
+    set: fn(&mut Config, &[Setting]),
+    /// The values stored now.
+    show: fn(&Config) -> Vec<Setting>,
+}
+
+/// Headings of the help text, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Addresses and names.
+    Addresses,
+    /// Ring log and durability.
+    Storage,
+    /// What is accepted.
+    Limits,
+    /// Time limits.
+    Time,
+    /// Latency against processor time.
+    Speed,
+    /// Log lines.
+    Log,
+}
+
+impl Group {
+    /// All groups in the order of the help text.
+    pub const ALL: [Group; 6] = [
+        Group::Addresses,
+        Group::Storage,
+        Group::Limits,
+        Group::Time,
+        Group::Speed,
+        Group::Log,
+    ];
+
+    /// Heading.
+    pub fn title(self) -> &'static str {
+        match self {
+            Group::Addresses => "Addresses",
+            Group::Storage => "Storage",
+            Group::Limits => "Limits",
+            Group::Time => "Time limits",
+            Group::Speed => "Speed",
+            Group::Log => "Log",
+        }
+    }
+}
+
+/// What the value of an option may be.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// Present or absent; `true` or `false` in the file.
+    Flag,
+    /// IP address and port; may be given more than once, an array in the file.
+    Addresses,
+    /// IP address and port, or `off`.
+    AddressOrOff,
+    /// Path of a file or directory.
+    Path,
+    /// Text of at most 255 bytes without control characters; the word names it in the help.
+    Text(&'static str),
+    /// Whole number within bounds.
+    Integer {
+        /// Smallest.
+        min: u64,
+        /// Largest.
+        max: u64,
+    },
+    /// Bytes within bounds.
+    Size {
+        /// Smallest, bytes.
+        min: u64,
+        /// Largest, bytes.
+        max: u64,
+    },
+    /// Time within bounds.
+    Duration {
+        /// Shortest.
+        min: Duration,
+        /// Longest.
+        max: Duration,
+        /// Whether `off` is allowed.
+        off: bool,
+    },
+    /// One of these words.
+    Choice(&'static [&'static str]),
+}
+
+/// A value that passed the checks of its [`Kind`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// `off`, or nothing.
+    Off,
+    /// Flag.
+    Flag(bool),
+    /// Address.
+    Address(SocketAddr),
+    /// Path or text.
+    Text(String),
+    /// Integer or bytes.
+    Number(u64),
+    /// Time.
+    Time(Duration),
+    /// Index into the words of a [`Kind::Choice`].
+    Choice(usize),
+}
+
+impl Kind {
+    /// Word that stands for the value in the help; empty for a flag.
+    pub fn value_name(self) -> String {
+        match self {
+            Kind::Flag => String::new(),
+            Kind::Addresses => "ADDR".to_owned(),
+            Kind::AddressOrOff => "ADDR|off".to_owned(),
+            Kind::Path => "PATH".to_owned(),
+            Kind::Text(name) => name.to_owned(),
+            Kind::Integer { .. } => "N".to_owned(),
+            Kind::Size { .. } => "SIZE".to_owned(),
+            Kind::Duration { off: false, .. } => "TIME".to_owned(),
+            Kind::Duration { off: true, .. } => "TIME|off".to_owned(),
+            Kind::Choice(words) => words.join("|"),
+        }
+    }
+
+    /// What is allowed, as error messages and documents say it.
+    pub fn allowed(self) -> String {
+        match self {
+            Kind::Flag => "true or false".to_owned(),
+            Kind::Addresses => ADDRESS_ALLOWED.to_owned(),
+            Kind::AddressOrOff => format!("off, or {ADDRESS_ALLOWED}"),
+            Kind::Path => "a path".to_owned(),
+            Kind::Text(_) => "text of 1 to 255 bytes without control characters".to_owned(),
+            Kind::Integer { min, max } => format!("{min} to {max}"),
+            Kind::Size { min, max } => format!("{} to {}", size_text(min), size_text(max)),
+            Kind::Duration { min, max, off } => format!(
+                "{}{} to {}",
+                if off { "off, or " } else { "" },
+                duration_text(min),
+                duration_text(max)
+            ),
+            Kind::Choice(words) => words.join(", "),
+        }
+    }
+
+    /// Checks one value.
+    ///
+    /// # Errors
+    /// A phrase that says what is wrong and what is allowed.
+    pub fn parse(self, text: &str) -> Result<Setting, String> {
+        match self {
+            Kind::Flag => match text {
+                "true" => Ok(Setting::Flag(true)),
+                "false" => Ok(Setting::Flag(false)),
+                _ => Err(refused(text, &self.allowed())),
+            },
+            Kind::AddressOrOff if text == "off" => Ok(Setting::Off),
+            Kind::Addresses | Kind::AddressOrOff => parse_address(text).map(Setting::Address),
+            Kind::Path if text.is_empty() || text.contains('\0') => {
+                Err(refused(text, &self.allowed()))
+            }
+            Kind::Path => Ok(Setting::Text(text.to_owned())),
+            Kind::Text(_) => {
+                if (1..=255).contains(&text.len()) && !text.contains(char::is_control) {
+                    Ok(Setting::Text(text.to_owned()))
+                } else {
+                    Err(refused(text, &self.allowed()))
+                }
+            }
+            Kind::Integer { min, max } => match text.parse() {
+                Ok(number) if (min..=max).contains(&number) && !text.starts_with('+') => {
+                    Ok(Setting::Number(number))
+                }
+                _ => Err(refused(text, &self.allowed())),
+            },
+            Kind::Size { min, max } => match parse_size(text)? {
+                bytes if (min..=max).contains(&bytes) => Ok(Setting::Number(bytes)),
+                _ => Err(refused(text, &self.allowed())),
+            },
+            Kind::Duration { off: true, .. } if text == "off" => Ok(Setting::Off),
+            Kind::Duration { min, max, .. } => match parse_duration(text)? {
+                time if (min..=max).contains(&time) => Ok(Setting::Time(time)),
+                _ => Err(refused(text, &self.allowed())),
+            },
+            Kind::Choice(words) => words
+                .iter()
+                .position(|word| *word == text)
+                .map(Setting::Choice)
+                .ok_or_else(|| refused(text, &self.allowed())),
+        }
+    }
+
+    /// The text [`Kind::parse`] reads back as `setting`; for a file, quoted where TOML wants it.
+    fn text(self, setting: &Setting) -> String {
+        match (self, setting) {
+            (_, Setting::Off) => "off".to_owned(),
+            (_, Setting::Flag(on)) => on.to_string(),
+            (_, Setting::Address(address)) => address.to_string(),
+            (_, Setting::Text(text)) => text.clone(),
+            (Kind::Size { .. }, Setting::Number(bytes)) => size_text(*bytes),
+            (_, Setting::Number(number)) => number.to_string(),
+            (_, Setting::Time(time)) => duration_text(*time),
+            (Kind::Choice(words), Setting::Choice(at)) => {
+                (*words.get(*at).unwrap_or(&"")).to_owned()
+            }
+            (_, Setting::Choice(at)) => at.to_string(),
+        }
+    }
+}
+
+impl Opt {
+    /// The option of this name.
+    pub fn named(name: &str) -> Option<&'static Opt> {
+        OPTIONS.iter().find(|option| option.name == name)
+    }
+
+    /// Stores `values`, which [`Kind::parse`] of this option made.
+    pub fn store(&self, config: &mut Config, values: &[Setting]) {
+        (self.set)(config, values);
+    }
+
+    /// The value in `config` as a flag's argument would be written; several are separated by a comma and a space.
+    pub fn text(&self, config: &Config) -> String {
+        let shown = (self.show)(config);
+        let texts: Vec<String> = shown.iter().map(|s| self.kind.text(s)).collect();
+        texts.join(", ")
+    }
+
+    /// The value in `config` as a line of a configuration file; `None` where there is none to write.
+    pub fn toml(&self, config: &Config) -> Option<String> {
+        let shown = (self.show)(config);
+        if matches!(self.kind, Kind::Text(_)) && shown == [Setting::Off] {
+            return None;
+        }
+        let literal = |setting: &Setting| match (self.kind, setting) {
+            (Kind::Flag, _) | (Kind::Integer { .. }, _) => self.kind.text(setting),
+            _ => toml_string(&self.kind.text(setting)),
+        };
+        let value = match self.kind {
+            Kind::Addresses => {
+                let items: Vec<String> = shown.iter().map(literal).collect();
+                format!("[{}]", items.join(", "))
+            }
+            _ => shown.first().map(literal).unwrap_or_default(),
+        };
+        Some(format!("{} = {value}", self.name))
+    }
+}
+
+/// A TOML basic string.
+fn toml_string(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if c.is_control() => out.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+fn refused(text: &str, allowed: &str) -> String {
+    format!("{} is not allowed; allowed: {allowed}", quoted(text))
+}
+
+const ADDRESS_ALLOWED: &str =
+    "an IP address and a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up)";
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| refused(text, ADDRESS_ALLOWED))
+}
+
+/// Flags that a later version will have. Using one is an error that says so.
+pub const LATER: &[&str] = &[
+    "listen-tls",
+    "listen-submission",
+    "tls-cert",
+    "tls-key",
+    "tls-self-signed",
+    "users",
+    "workers",
+    "takeover",
+    "commit-align",
+];
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(86_400);
+
+const fn time_limit() -> Kind {
+    Kind::Duration {
+        min: SECOND,
+        max: DAY,
+        off: false,
+    }
+}
+
+fn first_number(values: &[Setting]) -> u64 {
+    match values {
+        [Setting::Number(number), ..] => *number,
+        _ => 0,
+    }
+}
+
+fn first_u32(values: &[Setting]) -> u32 {
+    u32::try_from(first_number(values)).unwrap_or(u32::MAX)
+}
+
+fn first_flag(values: &[Setting]) -> bool {
+    matches!(values, [Setting::Flag(true), ..])
+}
+
+fn first_text(values: &[Setting]) -> String {
+    match values {
+        [Setting::Text(text), ..] => text.clone(),
+        _ => String::new(),
+    }
+}
+
+fn first_time(values: &[Setting]) -> Option<Duration> {
+    match values {
+        [Setting::Time(time), ..] => Some(*time),
+        _ => None,
+    }
+}
+
+fn first_choice<T: Copy + Default>(values: &[Setting], all: &[T]) -> T {
+    match values {
+        [Setting::Choice(at), ..] => all.get(*at).copied().unwrap_or_default(),
+        _ => T::default(),
+    }
+}
+
+fn addresses(values: &[Setting]) -> Vec<SocketAddr> {
+    values
+        .iter()
+        .filter_map(|value| match value {
+            Setting::Address(address) => Some(*address),
+            _ => None,
+        })
+        .collect()
+}
+
+fn time_or_zero(values: &[Setting]) -> Duration {
+    first_time(values).unwrap_or_default()
+}
+
+fn text_or_off(text: &str) -> Vec<Setting> {
+    vec![if text.is_empty() {
+        Setting::Off
+    } else {
+        Setting::Text(text.to_owned())
+    }]
+}
+
+fn time_or_off(time: Option<Duration>) -> Vec<Setting> {
+    vec![time.map_or(Setting::Off, Setting::Time)]
+}
+
+/// Every option but `--config`, in the order of the help text.
+pub static OPTIONS: &[Opt] = &[
+    Opt {
+        name: "listen",
+        group: Group::Addresses,
+        kind: Kind::Addresses,
+        help: "address that takes mail; may be given up to 16 times",
+        set: |c, v| c.listen = addresses(v),
+        show: |c| c.listen.iter().copied().map(Setting::Address).collect(),
+    },
+    Opt {
+        name: "http",
+        group: Group::Addresses,
+        kind: Kind::AddressOrOff,
+        help: "address of the status page, /healthz, /readyz, /status and /metrics",
+        set: |c, v| c.http = addresses(v).first().copied(),
+        show: |c| vec![c.http.map_or(Setting::Off, Setting::Address)],
+    },
+    Opt {
+        name: "server-name",
+        group: Group::Addresses,
+        kind: Kind::Text("DOMAIN"),
+        help: "name in the greeting and in Received fields; the system's host name if not given",
+        set: |c, v| c.server_name = first_text(v),
+        show: |c| text_or_off(&c.server_name),
+    },
+    Opt {
+        name: "group",
+        group: Group::Addresses,
+        kind: Kind::Text("NAME"),
+        help: "system group whose members may read the ring; nobody else if not given",
+        set: |c, v| c.group = first_text(v),
+        show: |c| text_or_off(&c.group),
+    },
+    Opt {
+        name: "ring",
+        group: Group::Storage,
+        kind: Kind::Path,
+        help: "directory of the ring log; created if missing",
+        set: |c, v| c.ring = PathBuf::from(first_text(v)),
+        show: |c| vec![Setting::Text(c.ring.display().to_string())],
+    },
+    Opt {
+        name: "ring-size",
+        group: Group::Storage,
+        kind: Kind::Size {
+            min: RING_BYTES_MIN,
+            max: 16 * 1024 * GIB,
+        },
+        help: "size of the ring when it is created, rounded up to 2MiB",
+        set: |c, v| c.ring_size = first_number(v),
+        show: |c| vec![Setting::Number(c.ring_size)],
+    },
+    Opt {
+        name: "survive",
+        group: Group::Storage,
+        kind: Kind::Choice(&Survive::NAMES),
+        help: "what an acknowledged message survives: nothing, kill -9, or power loss",
+        set: |c, v| c.survive = first_choice(v, &Survive::ALL),
+        show: |c| vec![Setting::Choice(c.survive as usize)],
+    },
+    Opt {
+        name: "full",
+        group: Group::Storage,
+        kind: Kind::Choice(&Full::NAMES),
+        help: "a full ring: defer new mail, overwrite the oldest, or auto: defer if a consumer is registered",
+        set: |c, v| c.full = first_choice(v, &Full::ALL),
+        show: |c| vec![Setting::Choice(c.full as usize)],
+    },
+    Opt {
+        name: "keep-for",
+        group: Group::Storage,
+        kind: Kind::Duration {
+            min: SECOND,
+            max: Duration::from_secs(86_400 * 36_500),
+            off: true,
+        },
+        help: "mail that no consumer holds is removed at this age, sooner where its space is needed",
+        set: |c, v| c.keep_for = first_time(v),
+        show: |c| time_or_off(c.keep_for),
+    },
+    Opt {
+        name: "ring-write",
+        group: Group::Storage,
+        kind: Kind::Choice(&RingWrite::NAMES),
+        help: "how the ring is written; auto: map in memory, pwrite on disk",
+        set: |c, v| c.ring_write = first_choice(v, &RingWrite::ALL),
+        show: |c| vec![Setting::Choice(c.ring_write as usize)],
+    },
+    Opt {
+        name: "discard",
+        group: Group::Storage,
+        kind: Kind::Flag,
+        help: "accept mail and store nothing: for protocol benchmarks",
+        set: |c, v| c.discard = first_flag(v),
+        show: |c| vec![Setting::Flag(c.discard)],
+    },
+    Opt {
+        name: "on-storage-failure",
+        group: Group::Storage,
+        kind: Kind::Choice(&OnStorageFailure::NAMES),
+        help: "after a failed write or sync: exit with 74, or stay and answer 421",
+        set: |c, v| c.on_storage_failure = first_choice(v, &OnStorageFailure::ALL),
+        show: |c| vec![Setting::Choice(c.on_storage_failure as usize)],
+    },
+    Opt {
+        name: "failed-grace",
+        group: Group::Storage,
+        kind: Kind::Duration {
+            min: Duration::ZERO,
+            max: Duration::from_secs(3_600),
+            off: false,
+        },
+        help: "time between a storage failure and the exit, for waiting sessions to get their 451",
+        set: |c, v| c.failed_grace = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.failed_grace)],
+    },
+    Opt {
+        name: "accept-loss",
+        group: Group::Storage,
+        kind: Kind::Flag,
+        help: "start although acknowledged mail in the ring is damaged; the ranges are written to DIR/shard-0/lost",
+        set: |c, v| c.accept_loss = first_flag(v),
+        show: |c| vec![Setting::Flag(c.accept_loss)],
+    },
+    Opt {
+        name: "max-sessions",
+        group: Group::Limits,
+        kind: Kind::Integer {
+            min: 1,
+            max: 1_000_000,
+        },
+        help: "sessions at the same time; more get 421",
+        set: |c, v| c.max_sessions = usize::try_from(first_number(v)).unwrap_or(usize::MAX),
+        show: |c| vec![Setting::Number(c.max_sessions as u64)],
+    },
+    Opt {
+        name: "max-message",
+        group: Group::Limits,
+        kind: Kind::Size {
+            min: 64 * KIB,
+            max: 2 * GIB,
+        },
+        help: "largest message; if not given, less where an eighth of the ring or half the pool is less",
+        set: |c, v| c.max_message = first_number(v),
+        show: |c| vec![Setting::Number(c.max_message)],
+    },
+    Opt {
+        name: "max-recipients",
+        group: Group::Limits,
+        kind: Kind::Integer {
+            min: 1,
+            max: 999_999,
+        },
+        help: "recipients of one message (RFC 5321 wants 100 or more)",
+        set: |c, v| c.max_recipients = first_u32(v),
+        show: |c| vec![Setting::Number(u64::from(c.max_recipients))],
+    },
+    Opt {
+        name: "max-messages-per-session",
+        group: Group::Limits,
+        kind: Kind::Integer {
+            min: 1,
+            max: 999_999,
+        },
+        help: "messages in one session",
+        set: |c, v| c.max_messages_per_session = first_u32(v),
+        show: |c| vec![Setting::Number(u64::from(c.max_messages_per_session))],
+    },
+    Opt {
+        name: "pool",
+        group: Group::Limits,
+        kind: Kind::Size {
+            min: 4 * MIB,
+            max: 1024 * GIB,
+        },
+        help: "memory for messages on their way in, all sessions together",
+        set: |c, v| c.pool = first_number(v),
+        show: |c| vec![Setting::Number(c.pool)],
+    },
+    Opt {
+        name: "bare-newlines",
+        group: Group::Limits,
+        kind: Kind::Choice(&BareNewlines::NAMES),
+        help: "bare CR, bare LF and NUL in content: refuse with 550, make them CRLF, or keep them",
+        set: |c, v| c.bare_newlines = first_choice(v, &BareNewlines::ALL),
+        show: |c| vec![Setting::Choice(c.bare_newlines as usize)],
+    },
+    Opt {
+        name: "timeout-greeting",
+        group: Group::Time,
+        kind: time_limit(),
+        help: "silence after the greeting before the first command",
+        set: |c, v| c.timeout_greeting = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.timeout_greeting)],
+    },
+    Opt {
+        name: "timeout-command",
+        group: Group::Time,
+        kind: time_limit(),
+        help: "silence between commands (RFC 5321 4.5.3.2.7 wants 5 minutes or more)",
+        set: |c, v| c.timeout_command = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.timeout_command)],
+    },
+    Opt {
+        name: "timeout-data",
+        group: Group::Time,
+        kind: time_limit(),
+        help: "silence within a message",
+        set: |c, v| c.timeout_data = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.timeout_data)],
+    },
+    Opt {
+        name: "timeout-reply",
+        group: Group::Time,
+        kind: time_limit(),
+        help: "a client reads none of its replies",
+        set: |c, v| c.timeout_reply = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.timeout_reply)],
+    },
+    Opt {
+        name: "request-deadline",
+        group: Group::Time,
+        kind: time_limit(),
+        help: "one command, from its first octet to its CRLF",
+        set: |c, v| c.request_deadline = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.request_deadline)],
+    },
+    Opt {
+        name: "min-data-rate",
+        group: Group::Time,
+        kind: Kind::Size { min: 0, max: GIB },
+        help: "bytes per second that a message has to arrive with, averaged; 0 for no minimum",
+        set: |c, v| c.min_data_rate = first_number(v),
+        show: |c| vec![Setting::Number(c.min_data_rate)],
+    },
+    Opt {
+        name: "min-data-rate-grace",
+        group: Group::Time,
+        kind: time_limit(),
+        help: "time of a message during which its rate is not judged",
+        set: |c, v| c.min_data_rate_grace = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.min_data_rate_grace)],
+    },
+    Opt {
+        name: "pool-wait-max",
+        group: Group::Time,
+        kind: time_limit(),
+        help: "a message waits for memory; then 452 and the session is closed",
+        set: |c, v| c.pool_wait_max = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.pool_wait_max)],
+    },
+    Opt {
+        name: "drain-deadline",
+        group: Group::Time,
+        kind: Kind::Duration {
+            min: Duration::ZERO,
+            max: DAY,
+            off: false,
+        },
+        help: "after SIGTERM, open messages may go on this long; then they are cut",
+        set: |c, v| c.drain_deadline = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.drain_deadline)],
+    },
+    Opt {
+        name: "spin-us",
+        group: Group::Speed,
+        kind: Kind::Integer {
+            min: 0,
+            max: 10_000,
+        },
+        help: "microseconds to poll before the loop sleeps; 50 helps a single session",
+        set: |c, v| c.spin = Duration::from_micros(first_number(v)),
+        show: |c| {
+            vec![Setting::Number(
+                u64::try_from(c.spin.as_micros()).unwrap_or(u64::MAX),
+            )]
+        },
+    },
+    Opt {
+        name: "busy-poll",
+        group: Group::Speed,
+        kind: Kind::Flag,
+        help: "never sleep; takes a whole core",
+        set: |c, v| c.busy_poll = first_flag(v),
+        show: |c| vec![Setting::Flag(c.busy_poll)],
+    },
+    Opt {
+        name: "log-format",
+        group: Group::Log,
+        kind: Kind::Choice(&LogFormat::NAMES),
+        help: "form of the log lines on standard error",
+        set: |c, v| c.log_format = first_choice(v, &LogFormat::ALL),
+        show: |c| vec![Setting::Choice(c.log_format as usize)],
+    },
+    Opt {
+        name: "log-level",
+        group: Group::Log,
+        kind: Kind::Choice(&LogLevel::NAMES),
+        help: "least important lines that are written",
+        set: |c, v| c.log_level = first_choice(v, &LogLevel::ALL),
+        show: |c| vec![Setting::Choice(c.log_level as usize)],
+    },
+];
+
+/// Help for sizes and durations, below the options.
+pub fn units_help() -> String {
+    format!("SIZE: {SIZE_ALLOWED}\nTIME: {DURATION_ALLOWED}\n")
+}

@@ -1,0 +1,432 @@
+use super::*;
+
+fn args(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn config(words: &[&str]) -> Config {
+    match Config::from_args(&args(words)) {
+        Ok(Request::Run(config)) => *config,
+        other => panic!("{words:?} gave {other:?}"),
+    }
+}
+
+fn flag_error(words: &[&str]) -> String {
+    Config::from_args(&args(words)).unwrap_err().to_string()
+}
+
+fn file_error(text: &str) -> String {
+    let mut config = Config::default();
+    let applied = config.apply_file(Path::new("r.toml"), text);
+    let checked = applied.and_then(|()| config.validate("mx.example"));
+    checked.expect_err(text).to_string()
+}
+
+#[test]
+fn no_flags_give_the_defaults_and_a_server_name() {
+    let mut expected = Config::default();
+    expected.validate(&system_host_name()).unwrap();
+    assert_eq!(config(&[]), expected);
+    assert!(is_domain(&expected.server_name));
+    assert_eq!(expected.given, []);
+}
+
+#[test]
+fn every_default_reads_back_as_a_flag_and_as_a_line_of_a_file() {
+    let mut defaults = Config::default();
+    defaults.validate("mx.example").unwrap();
+    let mut from_file = Config::default();
+    let text = defaults.to_toml();
+    from_file.apply_file(Path::new("r.toml"), &text).unwrap();
+    from_file.validate("other.example").unwrap();
+    for option in OPTIONS {
+        assert_eq!(option.text(&from_file), option.text(&defaults));
+        if option.toml(&defaults).is_some() {
+            let line = 1 + text
+                .lines()
+                .position(|line| line.starts_with(&format!("{} =", option.name)))
+                .unwrap();
+            assert_eq!(from_file.source(option.name), Some(Source::File { line }));
+            let value = option.text(&defaults);
+            let flag = option.kind.parse(&value).unwrap();
+            let mut again = Config::default();
+            option.store(&mut again, &[flag]);
+            assert_eq!(option.text(&again), value);
+        }
+    }
+}
+
+#[test]
+fn every_option_changes_its_own_field_and_no_other() {
+    let values = [
+        ("listen", "127.0.0.1:1"),
+        ("http", "off"),
+        ("server-name", "a.example"),
+        ("group", "mail"),
+        ("ring", "/x"),
+        ("ring-size", "2MiB"),
+        ("survive", "process"),
+        ("full", "defer"),
+        ("keep-for", "off"),
+        ("ring-write", "map"),
+        ("discard", "true"),
+        ("on-storage-failure", "stay"),
+        ("failed-grace", "0s"),
+        ("accept-loss", "true"),
+        ("max-sessions", "1"),
+        ("max-message", "64KiB"),
+        ("max-recipients", "1"),
+        ("max-messages-per-session", "1"),
+        ("pool", "4MiB"),
+        ("bare-newlines", "keep"),
+        ("timeout-greeting", "1s"),
+        ("timeout-command", "1s"),
+        ("timeout-data", "1s"),
+        ("timeout-reply", "1s"),
+        ("request-deadline", "1s"),
+        ("min-data-rate", "0B"),
+        ("min-data-rate-grace", "1s"),
+        ("pool-wait-max", "1s"),
+        ("drain-deadline", "0s"),
+        ("spin-us", "50"),
+        ("busy-poll", "true"),
+        ("log-format", "json"),
+        ("log-level", "error"),
+    ];
+    let names: Vec<&str> = OPTIONS.iter().map(|option| option.name).collect();
+    assert_eq!(names, values.map(|(name, _)| name));
+    let defaults = Config::default();
+    for (option, (_, value)) in OPTIONS.iter().zip(values) {
+        let mut changed = Config::default();
+        option.store(&mut changed, &[option.kind.parse(value).unwrap()]);
+        assert_eq!(option.text(&changed), value);
+        for other in OPTIONS.iter().filter(|other| other.name != option.name) {
+            assert_eq!(other.text(&changed), other.text(&defaults));
+        }
+        assert_ne!(changed, defaults, "{}", option.name);
+    }
+}
+
+#[test]
+fn a_flag_counts_more_than_the_file_and_the_file_more_than_the_default() {
+    let mut config = Config::default();
+    let text = "pool = \"64MiB\"\nlisten = [\"127.0.0.1:1\", \"[::1]:2\"]\nkeep-for = \"1h\"\n";
+    config.apply_file(Path::new("r.toml"), text).unwrap();
+    let flags = ["listen", "listen"].map(str::to_owned);
+    let values = ["127.0.0.1:3", "127.0.0.1:4"].map(|value| Some(value.to_owned()));
+    let flags: Vec<_> = flags.into_iter().zip(values).collect();
+    config.apply_flags(&flags).unwrap();
+    assert_eq!(config.pool, 64 * MIB);
+    assert_eq!(config.keep_for, Some(Duration::from_secs(3_600)));
+    let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["127.0.0.1:3", "127.0.0.1:4"]);
+    assert_eq!(config.source("listen"), Some(Source::Flag));
+    assert_eq!(config.source("pool"), Some(Source::File { line: 1 }));
+    assert_eq!(config.source("ring"), None);
+}
+
+#[test]
+fn one_address_needs_no_array() {
+    let mut config = Config::default();
+    let applied = config.apply_file(Path::new("r.toml"), "listen = \"127.0.0.1:1\"");
+    assert_eq!(applied, Ok(()));
+    assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap()]);
+}
+
+#[test]
+fn flags_take_their_value_after_a_space_or_an_equals_sign() {
+    let spaced = config(&["--ring-size", "64MiB", "--discard", "--keep-for", "off"]);
+    let joined = config(&["--ring-size=64MiB", "--discard=true", "--keep-for=off"]);
+    assert_eq!(spaced, joined);
+    assert_eq!(spaced.ring_size, 64 * MIB);
+    assert!(spaced.discard);
+    assert_eq!(spaced.keep_for, None);
+    let help = Config::from_args(&args(&["--discard", "--help", "--nonsense"]));
+    assert_eq!(help, Ok(Request::Help));
+}
+
+#[test]
+fn a_bad_flag_is_named_with_what_is_allowed() {
+    for (words, expected) in [
+        (&["x"][..], "unexpected argument \"x\""),
+        (&["--"], "unexpected argument \"--\""),
+        (&["-p"], "unexpected argument \"-p\""),
+        (&["--ring"], "--ring: needs a value"),
+        (&["--ring", "--discard"], "--ring: needs a value"),
+        (&["--ring="], "--ring: \"\" is not allowed; allowed: a path"),
+        (
+            &["--rings=x"],
+            "--rings: unknown option; did you mean --ring?",
+        ),
+        (
+            &["--frobnicate"],
+            "--frobnicate: unknown option; `ringmx serve --help` lists all",
+        ),
+        (
+            &["--evil\n\x1b"],
+            "--evil\\n\\u{1b}: unknown option; `ringmx serve --help` lists all",
+        ),
+        (&["--users", "x"], "--users: not available in this version"),
+        (&["--pool=8MiB", "--pool=8MiB"], "--pool: given twice"),
+        (&["--config=a", "--config=b"], "--config: given twice"),
+        (
+            &["--pool", "1MiB"],
+            "--pool: \"1MiB\" is not allowed; allowed: 4MiB to 1TiB",
+        ),
+        (
+            &["--survive", "machine"],
+            "--survive: \"machine\" is not allowed; allowed: nothing, process, power",
+        ),
+        (
+            &["--listen", "localhost:2525"],
+            "--listen: \"localhost:2525\" is not allowed; allowed: an IP address and a port, such as \
+             127.0.0.1:2525 or [::1]:2525 (names are not looked up)",
+        ),
+        (
+            &["--max-sessions", "+5"],
+            "--max-sessions: \"+5\" is not allowed; allowed: 1 to 1000000",
+        ),
+        (
+            &["--timeout-data=300"],
+            "--timeout-data: \"300\" has no unit; allowed: a whole number and us, ms, s, min, h or d, \
+             such as 30s",
+        ),
+        (
+            &["--keep-for=0"],
+            "--keep-for: \"0\" is not allowed; allowed: off, or 1s to 36500d",
+        ),
+        (
+            &["--discard=yes"],
+            "--discard: \"yes\" is not allowed; allowed: true or false",
+        ),
+        (
+            &["--group=a\nb"],
+            "--group: \"a\\nb\" is not allowed; allowed: text of 1 to 255 bytes without control \
+             characters",
+        ),
+    ] {
+        assert_eq!(flag_error(words), expected);
+    }
+}
+
+#[test]
+fn a_fault_of_the_file_is_named_with_file_line_key_and_what_is_allowed() {
+    for (text, expected) in [
+        (
+            "\nrnig = \"x\"\n",
+            "r.toml:2: rnig: unknown option; did you mean ring?",
+        ),
+        (
+            "config = \"x\"",
+            "r.toml:1: config: is a flag only; a file can't name another",
+        ),
+        (
+            "# c\n\ntls-cert = \"x\"",
+            "r.toml:3: tls-cert: not available in this version",
+        ),
+        (
+            "ring-size = \"1QiB\"",
+            "r.toml:1: ring-size: \"1QiB\" is not a size; allowed: a whole number and B, KiB, MiB, GiB, \
+             TiB or kB, MB, GB, TB, such as 50MiB",
+        ),
+        (
+            "max-sessions = \"5\"",
+            "r.toml:1: max-sessions: a string where an integer should be; allowed: 1 to 1000000",
+        ),
+        (
+            "max-sessions = -1",
+            "r.toml:1: max-sessions: \"-1\" is not allowed; allowed: 1 to 1000000",
+        ),
+        (
+            "discard = 1",
+            "r.toml:1: discard: an integer where true or false should be; allowed: true or false",
+        ),
+        (
+            "keep-for = 7",
+            "r.toml:1: keep-for: an integer where a string should be; allowed: off, or 1s to 36500d",
+        ),
+        (
+            "survive = true",
+            "r.toml:1: survive: a boolean where a string should be; allowed: nothing, process, power",
+        ),
+        (
+            "listen = 25",
+            "r.toml:1: listen: an integer where an array of strings should be; allowed: an IP address and \
+             a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up)",
+        ),
+        (
+            "listen = [\n 1 ]",
+            "r.toml:1: listen: an integer in the array where an array of strings should be; allowed: an \
+             IP address and a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up)",
+        ),
+        (
+            "listen = []",
+            "r.toml:1: listen: 0 addresses; allowed: 1 to 16",
+        ),
+        (
+            "\n[ring]\nsize = 1",
+            "r.toml:2: ring: a table where a string should be; allowed: a path",
+        ),
+        (
+            "ring-size = \"8MiB\"\nmax-message = \"50MiB\"",
+            "r.toml:2: max-message: 50MiB is more than an eighth of the ring (8MiB) or half of the pool \
+             (256MiB); allowed here: up to 1MiB",
+        ),
+        (
+            "server-name = \"-x.example\"",
+            "r.toml:1: server-name: \"-x.example\" is not a domain; allowed: labels of letters, digits \
+             and inner hyphens, up to 63 bytes each, joined by dots, up to 255 bytes",
+        ),
+    ] {
+        assert_eq!(file_error(text), expected);
+    }
+    let twice = file_error("pool = 1\npool = 2\n");
+    assert!(twice.starts_with("r.toml:2: not TOML: "), "{twice}");
+    let broken = file_error("pool = \"\x01\n[[[");
+    assert!(broken.starts_with("r.toml:1: not TOML: "), "{broken}");
+    assert!(!broken.contains(|c: char| c.is_control()), "{broken:?}");
+}
+
+#[test]
+fn no_file_panics() {
+    let words = [
+        "listen",
+        "=",
+        "[",
+        "]",
+        "\"",
+        "1",
+        "pool",
+        "\n",
+        ".",
+        "{",
+        "}",
+        "true",
+        "1979-05-27",
+        "'",
+        ",",
+        "\u{fc}",
+    ];
+    let mut state = 1_u64;
+    for _ in 0..5_000 {
+        let mut text = String::new();
+        for _ in 0..8 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            text.push_str(words[(state % words.len() as u64) as usize]);
+        }
+        let mut config = Config::default();
+        if let Err(error) = config.apply_file(Path::new("r.toml"), &text) {
+            assert!(error.to_string().starts_with("r.toml:"), "{error}");
+        }
+    }
+    let deep = format!("ring = {}", "[".repeat(100_000));
+    assert!(
+        Config::default()
+            .apply_file(Path::new("r.toml"), &deep)
+            .is_err()
+    );
+}
+
+#[test]
+fn settings_that_do_not_fit_together_are_refused() {
+    for (words, expected) in [
+        (
+            &["--http", "127.0.0.1:2525"][..],
+            "--http: 127.0.0.1:2525 is a listen address as well",
+        ),
+        (
+            &["--listen=[::1]:25", "--listen=[::1]:25"],
+            "--listen: [::1]:25 is given twice",
+        ),
+        (
+            &["--busy-poll", "--spin-us=5"],
+            "--spin-us: busy-poll never sleeps, so spin-us has no use beside it; give one",
+        ),
+        (
+            &["--pool=8MiB", "--max-message=5MiB"],
+            "--max-message: 5MiB is more than an eighth of the ring (1GiB) or half of the pool (8MiB); \
+             allowed here: up to 4MiB",
+        ),
+    ] {
+        assert_eq!(flag_error(words), expected);
+    }
+    let any_port = config(&[
+        "--listen=127.0.0.1:0",
+        "--listen=127.0.0.1:0",
+        "--http=127.0.0.1:0",
+    ]);
+    assert_eq!(any_port.listen.len(), 2);
+}
+
+#[test]
+fn a_message_fits_the_ring_and_the_pool_unless_it_was_given() {
+    assert_eq!(config(&[]).max_message, 50 * MIB);
+    assert_eq!(config(&["--ring-size=8MiB"]).max_message, MIB);
+    assert_eq!(config(&["--pool=4MiB"]).max_message, 2 * MIB);
+    assert_eq!(
+        config(&["--ring-size=8MiB", "--discard"]).max_message,
+        50 * MIB
+    );
+    assert_eq!(config(&["--ring-size=2097153"]).ring_size, 4 * MIB);
+}
+
+#[test]
+fn warnings_say_what_may_not_be_meant() {
+    assert_eq!(Config::default().warnings(2), [""; 0]);
+    let unsafe_one = Config {
+        discard: true,
+        spin: Duration::from_micros(5),
+        max_recipients: 99,
+        timeout_command: Duration::from_secs(60),
+        ..Config::default()
+    };
+    assert_eq!(
+        unsafe_one.warnings(1),
+        [
+            "discard: accepted mail is stored nowhere, whatever survive says (power)",
+            "max-recipients 99 is less than the 100 that RFC 5321 4.5.3.1.8 asks for",
+            "timeout-command 1min is less than the 5 minutes that RFC 5321 4.5.3.2.7 asks for",
+        ]
+    );
+    let spinning = Config {
+        busy_poll: true,
+        ..Config::default()
+    };
+    assert_eq!(
+        spinning.warnings(1),
+        ["busy-poll with survive power needs a second core for the sync thread; there is one"]
+    );
+    assert_eq!(spinning.warnings(2), [""; 0]);
+}
+
+#[test]
+fn a_host_name_that_is_no_domain_becomes_localhost() {
+    for (host, expected) in [
+        ("mx1.example.org", "mx1.example.org"),
+        ("vm", "vm"),
+        ("", "localhost"),
+        ("under_score", "localhost"),
+        ("trailing.", "localhost"),
+        ("a..b", "localhost"),
+        ("line\nbreak", "localhost"),
+    ] {
+        let mut config = Config::default();
+        config.validate(host).unwrap();
+        assert_eq!(config.server_name, expected);
+    }
+    assert!(is_domain(&["a"; 128].join(".")));
+    assert!(!is_domain(&["a"; 129].join(".")));
+    assert!(!is_domain(&"a".repeat(64)));
+}
+
+#[test]
+fn the_nearest_name_is_found_within_a_slip_of_the_fingers() {
+    let known = ["serve", "send", "log"];
+    assert_eq!(nearest("sevre", known), Some("serve"));
+    assert_eq!(nearest("serv", known), Some("serve"));
+    assert_eq!(nearest("sed", known), Some("send"));
+    assert_eq!(nearest("consume", known), None);
+    assert_eq!(nearest(&"s".repeat(1_000_000), known), None);
+}

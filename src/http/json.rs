@@ -1,0 +1,150 @@
+//! `/status`: everything as JSON. Fields may be added; one that changes its meaning gets a new `schema`.
+
+use serde_json::{Map, Value, json};
+
+use super::status::{Message, NEWEST_MAX, Status, path_text};
+use crate::clock::rfc3339;
+use crate::metrics::{CloseCause, Phase};
+
+/// Version of the layout.
+const SCHEMA: &str = "ringmx.status.v1";
+
+pub(super) fn render(status: &Status<'_>) -> String {
+    let m = status.metrics;
+    let counted = |names: &[&str], counts: &[u64]| -> Value {
+        let pairs = names.iter().zip(counts);
+        Value::Object(pairs.map(|(n, c)| ((*n).to_owned(), json!(c))).collect())
+    };
+    let replies: Map<String, Value> = status
+        .replies
+        .iter()
+        .zip(&m.replies)
+        .filter(|(_, count)| **count > 0)
+        .map(|((name, code), count)| ((*name).to_owned(), json!({"code": code, "count": count})))
+        .collect();
+    let sessions: Map<String, Value> = status
+        .sessions
+        .iter()
+        .map(|(phase, count)| ((*phase).to_owned(), json!(count)))
+        .collect();
+    let ring = status.ring.map(|ring| {
+        json!({
+            "directory": ring.directory,
+            "write": ring.write,
+            "bytes": ring.bytes,
+            "used_bytes": ring.used_bytes,
+            "tail": ring.tail,
+            "head": ring.head,
+            "durable": ring.durable,
+            "epoch": ring.epoch,
+            "oldest_number": ring.oldest_number,
+            "next_number": ring.next_number,
+        })
+    });
+    let consumers: Vec<Value> = status
+        .consumers
+        .iter()
+        .map(|consumer| {
+            json!({
+                "name": consumer.name,
+                "connected": consumer.connected,
+                "lag_messages": consumer.lag_messages,
+                "lag_bytes": consumer.lag_bytes,
+                "lag_ns": consumer.lag_ns,
+            })
+        })
+        .collect();
+    let newest: Vec<Value> = status.newest.iter().take(NEWEST_MAX).map(message).collect();
+    let value = json!({
+        "schema": SCHEMA,
+        "version": env!("CARGO_PKG_VERSION"),
+        "server_name": status.server_name,
+        "started": rfc3339(status.started_ns),
+        "uptime_ns": status.now_ns.saturating_sub(status.started_ns),
+        "listen": status.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "healthy": status.unhealthy.is_none(),
+        "ready": status.unready.is_none(),
+        "unhealthy_because": status.unhealthy,
+        "unready_because": status.unready,
+        "survive": status.survive,
+        "full": status.full,
+        "keep_for_s": status.keep_for_s,
+        "sessions": sessions,
+        "sessions_max": status.sessions_max,
+        "pool": {"bytes": status.pool.bytes, "used_bytes": status.pool.used_bytes},
+        "ring": ring,
+        "consumers": consumers,
+        "newest": newest,
+        "connections": {
+            "accepted": m.connections_accepted,
+            "closed": counted(&CloseCause::NAMES, &m.connections_closed),
+            "sessions_refused": m.sessions_refused,
+            "accept_pauses": m.accept_pauses,
+        },
+        "commands": counted(status.commands, &m.commands),
+        "replies": replies,
+        "bytes_in": m.bytes_in,
+        "bytes_out": m.bytes_out,
+        "messages": {
+            "accepted": m.messages_accepted,
+            "accepted_bytes": m.message_bytes_accepted,
+            "refused": m.messages_refused,
+            "aborted": m.messages_aborted,
+            "unacknowledged_commits": m.unacknowledged_commits,
+        },
+        "bare_newlines": {"bare_lf": m.bare_lf, "bare_cr": m.bare_cr, "nul": m.nul},
+        "storage": {
+            "batches": m.batches,
+            "syncs": m.syncs,
+            "failures": m.storage_failures,
+            "ring_bytes_written": m.ring_bytes_written,
+            "overwritten_unread": m.overwritten_unread,
+            "no_space_after_data": m.no_space_after_data,
+            "pool_low_events": m.pool_low_events,
+        },
+        "session_panics": m.session_panics,
+        "http_requests": m.http_requests,
+        "turns": m.turns,
+        "log_lines_dropped": status.log_lines_dropped,
+        "phases": phases(status),
+    });
+    format!("{value}\n")
+}
+
+fn message(message: &Message<'_>) -> Value {
+    json!({
+        "id": format!("{}-{}", message.shard, message.number),
+        "received": rfc3339(message.received_ns),
+        "octets": message.octets,
+        "from": path_text(message.from),
+        "to": path_text(message.to),
+        "recipients": message.recipients,
+    })
+}
+
+fn phases(status: &Status<'_>) -> Map<String, Value> {
+    let all = Phase::TIMES
+        .into_iter()
+        .chain([Phase::BatchMessages, Phase::BatchBytes]);
+    all.map(|phase| {
+        let d = status.metrics.distribution(phase);
+        let unit = if Phase::TIMES.contains(&phase) {
+            "_ns"
+        } else {
+            ""
+        };
+        let mut summary = Map::new();
+        summary.insert("count".to_owned(), json!(d.count()));
+        for (name, value) in [
+            ("sum", d.sum()),
+            ("p50", d.quantile(0.5)),
+            ("p99", d.quantile(0.99)),
+            ("p999", d.quantile(0.999)),
+            ("max", d.max()),
+        ] {
+            summary.insert(format!("{name}{unit}"), json!(value));
+        }
+        (phase.name().to_owned(), Value::Object(summary))
+    })
+    .collect()
+}

@@ -1,0 +1,717 @@
+//! The event loop: readiness in, turns of the server out.
+//!
+//! mio is edge-triggered. A listener that was not drained (bounded accept, no descriptors left) gets no new
+//! event, so it is remembered here; what a connection has left unread is remembered by the server.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::time::Duration;
+
+use mio::event::Event;
+use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Waker};
+
+use super::desk::{CTL_SESSIONS_MAX, Desk, HTTP_IDLE_NS, HTTP_SESSIONS_MAX};
+use super::stream::MioStream;
+use crate::clock::{Clock, Instant, nanos};
+use crate::conn::Token;
+use crate::ctl;
+use crate::http;
+use crate::logger::{Class, Value};
+use crate::metrics::Phase;
+use crate::ringlog::backing::Backing;
+use crate::ringlog::reader::Window;
+use crate::server::control::Control;
+use crate::server::{Committer, Server};
+use crate::smtp::reply::Reply;
+use crate::status::{self, About, Summary};
+use crate::sys::signal::{Request, Signals};
+
+/// Events taken from the kernel at once.
+const EVENTS: usize = 1_024;
+/// Connections accepted from one listener in one turn: sessions under way are served in between.
+const TURN_ACCEPTS: usize = 64;
+/// How long accepting pauses when descriptors ran out, nanoseconds.
+const ACCEPT_PAUSE_NS: u64 = 100_000_000;
+/// Longest wait of the poll: idle work of the log and the logger is due then.
+const IDLE_TICK: Duration = Duration::from_secs(1);
+/// Interval at which idle memory is given back, nanoseconds.
+const GIVE_BACK_NS: u64 = 10_000_000_000;
+
+const KIND_SHIFT: usize = 60;
+const KIND_SESSION: usize = 0;
+const KIND_LISTENER: usize = 1 << KIND_SHIFT;
+const KIND_HTTP_LISTENER: usize = 2 << KIND_SHIFT;
+const KIND_HTTP: usize = 3 << KIND_SHIFT;
+const KIND_CTL_LISTENER: usize = 4 << KIND_SHIFT;
+const KIND_CTL: usize = 5 << KIND_SHIFT;
+const KIND_WAKER: usize = 6 << KIND_SHIFT;
+const KIND_SIGNALS: usize = 7 << KIND_SHIFT;
+const KIND_MASK: usize = 15 << KIND_SHIFT;
+
+/// The token under which a session's events come.
+pub(super) fn session_token(token: Token) -> mio::Token {
+    mio::Token(KIND_SESSION | (token.generation as usize) << 32 | token.key as usize)
+}
+
+fn token_of(bits: usize) -> Token {
+    Token {
+        key: bits as u32,
+        generation: (bits >> 32) as u32 & Token::GENERATION_MAX,
+    }
+}
+
+/// How the loop waits and stops.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Polls this long without blocking before it blocks.
+    pub spin: Duration,
+    /// Never blocks.
+    pub busy_poll: bool,
+    /// After a stop is asked for, open messages may go on for this long.
+    pub drain_deadline: Duration,
+    /// After a storage failure, clients are answered for this long; `None`: for ever.
+    pub failed_grace: Option<Duration>,
+}
+
+/// How the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every session ended in order.
+    Drained,
+    /// So many sessions were cut.
+    Cut(u64),
+    /// Storage failed and the grace is over.
+    StorageFailed,
+}
+
+struct Listening {
+    socket: TcpListener,
+    /// The kernel may hold connections.
+    ready: bool,
+}
+
+/// Looks up the newest messages; runs on a thread of its own because it reads the ring.
+pub type FindNewest = Box<dyn FnMut(Window) -> Vec<Summary> + Send>;
+
+struct NewestThread {
+    requests: SyncSender<Window>,
+    answers: Receiver<Vec<Summary>>,
+    /// HTTP requests that wait for the answer under way.
+    waiting: Vec<(usize, http::Request)>,
+    asked: bool,
+}
+
+impl NewestThread {
+    fn is_awaited_by(&self, key: usize) -> bool {
+        self.waiting.iter().any(|(waiting, _)| *waiting == key)
+    }
+}
+
+/// The reactor.
+pub struct Reactor<B: Backing, C: Committer> {
+    poll: Poll,
+    registry: Rc<Registry>,
+    clock: Clock,
+    /// The server it drives.
+    pub server: Server<MioStream, B, C>,
+    options: Options,
+    about: About,
+    listeners: Vec<Listening>,
+    http_listener: Option<TcpListener>,
+    http: Desk<TcpStream, http::Session>,
+    ctl_listener: Option<UnixListener>,
+    ctl: Desk<UnixStream, ctl::ServerSession>,
+    /// Read-only descriptor of the ring, for readers.
+    ring: Option<OwnedFd>,
+    newest: Option<NewestThread>,
+    signals: Signals,
+    accept_paused_until: Option<Instant>,
+    stop_since: Option<Instant>,
+    /// Status document for tools, at most a second old.
+    status_json: Vec<u8>,
+    status_at: Instant,
+    gave_back_at: Instant,
+    idle_at: Instant,
+}
+
+/// The poll and its waker, made before the server because the sync thread needs the waker.
+pub struct Wake {
+    poll: Poll,
+    waker: Arc<Waker>,
+}
+
+impl Wake {
+    /// A poll with a waker.
+    ///
+    /// # Errors
+    /// Whatever epoll or eventfd says.
+    pub fn new() -> io::Result<Wake> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), mio::Token(KIND_WAKER))?);
+        Ok(Wake { poll, waker })
+    }
+
+    /// Wakes the loop from another thread.
+    pub fn handle(&self) -> Box<dyn Fn() + Send> {
+        let waker = Arc::clone(&self.waker);
+        // A wake-up that fails leaves the result for the next turn, a second away at most.
+        Box::new(move || drop(waker.wake()))
+    }
+}
+
+/// What the reactor listens to.
+pub struct Side {
+    /// SMTP, in the order of the server's listeners.
+    pub smtp: Vec<TcpListener>,
+    /// SIGTERM and its like.
+    pub signals: Signals,
+    /// HTTP.
+    pub http: Option<TcpListener>,
+    /// Tools and consumers.
+    pub ctl: Option<std::os::unix::net::UnixListener>,
+    /// Read-only descriptor of the ring.
+    pub ring: Option<OwnedFd>,
+    /// Looks up the newest messages.
+    pub find_newest: Option<FindNewest>,
+}
+
+impl<B: Backing, C: Committer> Reactor<B, C> {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// Whatever a registration says.
+    pub fn new(
+        wake: Wake,
+        clock: Clock,
+        server: Server<MioStream, B, C>,
+        side: Side,
+        options: Options,
+        about: About,
+    ) -> io::Result<Reactor<B, C>> {
+        let Wake { poll, waker } = wake;
+        let (sockets, signals) = (side.smtp, side.signals);
+        let registry = Rc::new(poll.registry().try_clone()?);
+        let mut listeners = Vec::new();
+        for (index, mut socket) in sockets.into_iter().enumerate() {
+            registry.register(
+                &mut socket,
+                mio::Token(KIND_LISTENER | index),
+                Interest::READABLE,
+            )?;
+            listeners.push(Listening {
+                socket,
+                ready: true,
+            });
+        }
+        let mut http_listener = side.http;
+        if let Some(socket) = &mut http_listener {
+            registry.register(socket, mio::Token(KIND_HTTP_LISTENER), Interest::READABLE)?;
+        }
+        let mut ctl_listener = side.ctl.map(UnixListener::from_std);
+        if let Some(socket) = &mut ctl_listener {
+            registry.register(socket, mio::Token(KIND_CTL_LISTENER), Interest::READABLE)?;
+        }
+        let fd = signals.raw_fd();
+        registry.register(
+            &mut SourceFd(&fd),
+            mio::Token(KIND_SIGNALS),
+            Interest::READABLE,
+        )?;
+        let newest = match side.find_newest {
+            Some(find) => Some(start_newest_thread(find, Arc::clone(&waker))?),
+            None => None,
+        };
+        let now = clock.now();
+        Ok(Reactor {
+            poll,
+            registry,
+            clock,
+            server,
+            options,
+            about,
+            listeners,
+            http_listener,
+            http: Desk::new(KIND_HTTP, HTTP_SESSIONS_MAX),
+            ctl_listener,
+            ctl: Desk::new(KIND_CTL, CTL_SESSIONS_MAX),
+            ring: side.ring,
+            newest,
+            signals,
+            accept_paused_until: None,
+            stop_since: None,
+            status_json: Vec::new(),
+            status_at: Instant(0),
+            gave_back_at: now,
+            idle_at: now,
+        })
+    }
+
+    /// Runs turns until the server has stopped.
+    ///
+    /// # Errors
+    /// Whatever the poll says.
+    pub fn run(&mut self) -> io::Result<Outcome> {
+        let mut events = Events::with_capacity(EVENTS);
+        let spin_ns = nanos(self.options.spin);
+        let mut spin_until = Instant(0);
+        loop {
+            let mut timeout = self.timeout();
+            let may_spin = self.options.busy_poll || self.clock.now() < spin_until;
+            if may_spin {
+                timeout = Duration::ZERO;
+            }
+            match self.poll.poll(&mut events, Some(timeout)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => other?,
+            }
+            let now = self.clock.now();
+            if may_spin && events.is_empty() && !self.work_is_due(now) {
+                continue;
+            }
+            if spin_ns > 0 && !events.is_empty() {
+                spin_until = Instant(now.0.saturating_add(spin_ns));
+            }
+            self.turn(&events, now);
+            if let Some(outcome) = self.outcome() {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// Waits for the sync under way and closes the log in order, so that the next start need not scan it.
+    /// Returns the server for a last look at its counters.
+    ///
+    /// # Errors
+    /// The storage failed, or a sync did not end in `wait`; the next start recovers.
+    pub fn close(mut self, wait: Duration) -> io::Result<Server<MioStream, B, C>> {
+        let until = self.clock.now().after(wait);
+        let mut events = Events::with_capacity(EVENTS);
+        loop {
+            let now = self.clock.now();
+            self.server.begin_turn(now, self.clock.wall_ns());
+            self.server.end_turn();
+            if !self.server.is_syncing() {
+                break;
+            }
+            if now >= until {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "a sync does not end",
+                ));
+            }
+            match self
+                .poll
+                .poll(&mut events, Some(Duration::from_millis(100)))
+            {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => other?,
+            }
+        }
+        self.server.close_log()?;
+        Ok(self.server)
+    }
+
+    fn work_is_due(&self, now: Instant) -> bool {
+        self.server.next_turn().is_some_and(|due| due <= now)
+            || now.since_ns(self.idle_at) >= nanos(IDLE_TICK)
+            || self.listeners.iter().any(|listening| listening.ready)
+    }
+
+    fn timeout(&self) -> Duration {
+        let now = self.clock.now();
+        let may_accept = self.may_accept(now);
+        if may_accept && self.listeners.iter().any(|listening| listening.ready) {
+            return Duration::ZERO;
+        }
+        let mut wait_ns = nanos(IDLE_TICK);
+        if let Some(due) = self.server.next_turn() {
+            wait_ns = wait_ns.min(due.since_ns(now));
+        }
+        if let Some(until) = self.accept_paused_until {
+            wait_ns = wait_ns.min(until.since_ns(now));
+        }
+        Duration::from_nanos(wait_ns)
+    }
+
+    fn may_accept(&self, now: Instant) -> bool {
+        self.stop_since.is_none() && self.accept_paused_until.is_none_or(|until| until <= now)
+    }
+
+    fn turn(&mut self, events: &Events, now: Instant) {
+        self.server.begin_turn(now, self.clock.wall_ns());
+        for event in events {
+            let bits = event.token().0;
+            let key = bits & !KIND_MASK;
+            match bits & KIND_MASK {
+                KIND_SESSION => self.session_event(token_of(bits), event),
+                KIND_LISTENER => self.listeners[key].ready = true,
+                KIND_HTTP_LISTENER => self.admit_http(now),
+                KIND_HTTP => self.http_event(key, now),
+                KIND_CTL_LISTENER => self.admit_ctl(now),
+                KIND_CTL => self.ctl_event(key, now),
+                KIND_SIGNALS => self.take_signals(now),
+                // The waker: finished syncs are looked at once a turn anyway.
+                _ => {}
+            }
+        }
+        self.accept(now);
+        self.server.end_turn();
+        self.answer_newest(now);
+        self.report_progress(now);
+        self.idle_work(now);
+        self.server.shared.logger.tick(now);
+        self.server.shared.metrics.turns += 1;
+        let spent = self.clock.now().since_ns(now);
+        let replies = self.server.shared.take_turn_replies();
+        let metrics = &mut self.server.shared.metrics;
+        metrics.record(Phase::Turn, spent);
+        // A command's reply leaves at the end of the turn that read it: the turn's length bounds its time.
+        metrics.record_many(Phase::Command, spent, replies);
+    }
+
+    fn session_event(&mut self, token: Token, event: &Event) {
+        let hung_up = event.is_read_closed() || event.is_write_closed() || event.is_error();
+        self.server
+            .ready(token, event.is_readable(), event.is_writable(), hung_up);
+    }
+
+    fn accept(&mut self, now: Instant) {
+        if !self.may_accept(now) {
+            return;
+        }
+        self.accept_paused_until = None;
+        for index in 0..self.listeners.len() {
+            for _ in 0..TURN_ACCEPTS {
+                if !self.listeners[index].ready {
+                    break;
+                }
+                match self.listeners[index].socket.accept() {
+                    Ok((socket, peer)) => self.admit(socket, peer, index),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.listeners[index].ready = false;
+                    }
+                    Err(error) if crate::sys::descriptors::is_exhausted(&error) => {
+                        self.pause_accepting(&error, now);
+                        return;
+                    }
+                    // The connection ended before it was taken; the next one may not have.
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, socket: TcpStream, peer: SocketAddr, listener: usize) {
+        if !self.server.has_place() {
+            self.refuse(socket);
+            return;
+        }
+        let registry = &self.registry;
+        // A socket that can't be registered is closed by being dropped.
+        let _ = self.server.accept(peer, listener as u8, |token| {
+            MioStream::register(socket, registry, token)
+        });
+    }
+
+    /// Tells a client that all places are taken, if its socket takes that at once.
+    fn refuse(&mut self, mut socket: TcpStream) {
+        let row = Reply::TooManySessions.row();
+        let _ = io::Write::write(&mut socket, row.wire);
+        self.server
+            .shared
+            .metrics
+            .reply(Reply::TooManySessions as usize);
+        self.server.shared.metrics.sessions_refused += 1;
+    }
+
+    fn pause_accepting(&mut self, error: &io::Error, now: Instant) {
+        self.accept_paused_until = Some(Instant(now.0 + ACCEPT_PAUSE_NS));
+        let shared = &mut self.server.shared;
+        shared.metrics.accept_pauses += 1;
+        let text = error.to_string();
+        shared
+            .logger
+            .line(Class::AcceptPaused, &[("error", Value::Str(&text))], now);
+    }
+
+    fn take_signals(&mut self, now: Instant) {
+        while let Some(request) = self.signals.next_request() {
+            match request {
+                Request::Stop if self.stop_since.is_some() => {
+                    // The second signal ends at once; recovery will find everything that was promised.
+                    crate::sys::signal::exit_now(3);
+                }
+                Request::Stop => {
+                    self.stop_since = Some(now);
+                    let fields = [("sessions", Value::Number(self.server.connections() as u64))];
+                    self.server
+                        .shared
+                        .logger
+                        .line(Class::Stopping, &fields, now);
+                    self.server.begin_drain();
+                    // A closed listener refuses connections at once instead of letting them wait.
+                    self.listeners.clear();
+                }
+                Request::Reload => {}
+            }
+        }
+    }
+
+    fn outcome(&mut self) -> Option<Outcome> {
+        let now = self.clock.now();
+        if let (Some(failed), Some(grace)) =
+            (self.server.shared.failed_at(), self.options.failed_grace)
+            && now.since_ns(failed) >= nanos(grace)
+        {
+            self.server.cut_all();
+            return Some(Outcome::StorageFailed);
+        }
+        let since = self.stop_since?;
+        if self.server.shared.is_failed() {
+            self.server.cut_all();
+            return Some(Outcome::StorageFailed);
+        }
+        if self.server.is_drained() {
+            return Some(Outcome::Drained);
+        }
+        if now.since_ns(since) >= nanos(self.options.drain_deadline) {
+            return Some(Outcome::Cut(self.server.cut_all()));
+        }
+        None
+    }
+
+    fn idle_work(&mut self, now: Instant) {
+        if now.since_ns(self.idle_at) < nanos(IDLE_TICK) {
+            return;
+        }
+        self.idle_at = now;
+        self.server.idle_tick();
+        for key in self
+            .http
+            .expire(Instant(now.0.saturating_sub(HTTP_IDLE_NS)))
+        {
+            self.send_http(key, now);
+        }
+        if now.since_ns(self.gave_back_at) >= GIVE_BACK_NS {
+            self.gave_back_at = now;
+            self.server.give_back_idle_memory();
+        }
+    }
+
+    // HTTP.
+
+    fn admit_http(&mut self, now: Instant) {
+        let Some(listener) = &self.http_listener else {
+            return;
+        };
+        while let Ok((socket, _)) = listener.accept() {
+            let _ = self
+                .http
+                .admit(socket, http::Session::new(), &self.registry, now);
+        }
+    }
+
+    fn http_event(&mut self, key: usize, now: Instant) {
+        self.http.read(key, now, |visitor, bytes| {
+            let mut rest = bytes;
+            while !rest.is_empty() {
+                let taken = visitor.protocol.receive(rest);
+                rest = &rest[taken..];
+                if taken == 0 {
+                    // A head that fills the buffer is answered with 431 below; the rest is of no use.
+                    break;
+                }
+            }
+        });
+        self.answer_http(key, now);
+    }
+
+    fn answer_http(&mut self, key: usize, now: Instant) {
+        while let Some(visitor) = self.http.get_mut(key) {
+            if self
+                .newest
+                .as_ref()
+                .is_some_and(|newest| newest.is_awaited_by(key))
+            {
+                break;
+            }
+            match visitor.protocol.step() {
+                http::Step::Read => break,
+                http::Step::Close => {
+                    visitor.closing = true;
+                    break;
+                }
+                http::Step::Answer(request) => {
+                    if request.route.needs_newest() && self.newest.is_some() {
+                        self.ask_newest(key, request);
+                        break;
+                    }
+                    self.put_http(key, &request, &[]);
+                }
+            }
+        }
+        self.send_http(key, now);
+    }
+
+    fn send_http(&mut self, key: usize, now: Instant) {
+        if self.http.send(key, now, None).is_some()
+            && let Some(newest) = &mut self.newest
+        {
+            // The key may be taken again: no answer of this connection may reach the next one.
+            newest.waiting.retain(|(waiting, _)| *waiting != key);
+        }
+    }
+
+    fn put_http(&mut self, key: usize, request: &http::Request, newest: &[Summary]) {
+        self.server.shared.metrics.http_requests += 1;
+        let Some(visitor) = self.http.get_mut(key) else {
+            return;
+        };
+        let wall_ns = self.clock.wall_ns();
+        status::answer(
+            &self.server,
+            &self.about,
+            newest,
+            request,
+            wall_ns,
+            &mut visitor.output,
+        );
+        visitor.closing |= !request.keep_alive;
+    }
+
+    fn ask_newest(&mut self, key: usize, request: http::Request) {
+        let (Some(newest), Some(storage)) = (&mut self.newest, &self.server.shared.storage) else {
+            return;
+        };
+        newest.waiting.push((key, request));
+        let window = Window {
+            tail: storage.log.tail(),
+            end: storage.log.acknowledged(),
+        };
+        newest.asked = newest.asked || newest.requests.try_send(window).is_ok();
+    }
+
+    fn answer_newest(&mut self, now: Instant) {
+        let Some(newest) = &mut self.newest else {
+            return;
+        };
+        let summaries = match newest.answers.try_recv() {
+            Ok(summaries) => summaries,
+            Err(TryRecvError::Empty) => return,
+            // The thread is gone: pages come without messages from now on.
+            Err(TryRecvError::Disconnected) => Vec::new(),
+        };
+        newest.asked = false;
+        for (key, request) in std::mem::take(&mut newest.waiting) {
+            self.put_http(key, &request, &summaries);
+            self.answer_http(key, now);
+        }
+    }
+
+    // Tools and consumers.
+
+    fn admit_ctl(&mut self, now: Instant) {
+        let Some(listener) = &self.ctl_listener else {
+            return;
+        };
+        while let Ok((socket, _)) = listener.accept() {
+            let _ = self
+                .ctl
+                .admit(socket, ctl::ServerSession::new(), &self.registry, now);
+        }
+    }
+
+    fn ctl_event(&mut self, key: usize, now: Instant) {
+        if now.since_ns(self.status_at) >= nanos(IDLE_TICK) {
+            self.status_at = now;
+            self.status_json.clear();
+            let wall_ns = self.clock.wall_ns();
+            status::json(&self.server, &self.about, wall_ns, &mut self.status_json);
+        }
+        let shared = &mut self.server.shared;
+        let Some(storage) = &mut shared.storage else {
+            return;
+        };
+        let mut control = Control {
+            log: &mut storage.log,
+            attachments: &mut shared.attachments,
+            shard: shared.options.shard,
+            status_json: &self.status_json,
+        };
+        self.ctl.read(key, now, |visitor, bytes| {
+            match visitor
+                .protocol
+                .receive(bytes, &mut control, &mut visitor.output)
+            {
+                Ok(actions) => {
+                    visitor.descriptor_due |= actions.send_descriptor;
+                    visitor.closing |= actions.close;
+                }
+                Err(_) => {
+                    visitor.output.clear();
+                    visitor.closing = true;
+                }
+            }
+        });
+        let ring = self.ring.as_ref().map(AsFd::as_fd);
+        if let Some(session) = self.ctl.send(key, now, ring) {
+            session.close(&mut control);
+        }
+    }
+
+    /// Tells those who watch how far the log has come, once a turn at most.
+    fn report_progress(&mut self, now: Instant) {
+        if self.ctl.is_empty() {
+            return;
+        }
+        let shared = &mut self.server.shared;
+        let Some(storage) = &mut shared.storage else {
+            return;
+        };
+        let mut control = Control {
+            log: &mut storage.log,
+            attachments: &mut shared.attachments,
+            shard: shared.options.shard,
+            status_json: &[],
+        };
+        for key in self.ctl.keys() {
+            let Some(visitor) = self.ctl.get_mut(key) else {
+                continue;
+            };
+            if visitor.output.is_empty()
+                && visitor.protocol.report(&control, &mut visitor.output)
+                && let Some(session) = self.ctl.send(key, now, self.ring.as_ref().map(AsFd::as_fd))
+            {
+                session.close(&mut control);
+            }
+        }
+    }
+}
+
+fn start_newest_thread(mut find: FindNewest, waker: Arc<Waker>) -> io::Result<NewestThread> {
+    let (requests, jobs) = sync_channel::<Window>(1);
+    let (results, answers) = sync_channel(1);
+    std::thread::Builder::new()
+        .name("newest".to_owned())
+        .spawn(move || {
+            for window in jobs {
+                if results.send(find(window)).is_err() {
+                    break;
+                }
+                drop(waker.wake());
+            }
+        })?;
+    Ok(NewestThread {
+        requests,
+        answers,
+        waiting: Vec::new(),
+        asked: false,
+    })
+}

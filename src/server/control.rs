@@ -1,0 +1,106 @@
+//! What tools and consumers ask of the log through their socket, carried out between turns.
+
+use crate::ctl::{Attachments, Cursor, Progress, Refusal, RingControl, RingFacts};
+use crate::ringlog::backing::Backing;
+use crate::ringlog::format::ConsumerName;
+use crate::ringlog::writer::{ConsumerError, Log, StartAt};
+
+/// The log as control sessions see it.
+pub struct Control<'a, B: Backing> {
+    /// The log.
+    pub log: &'a mut Log<B>,
+    /// Names that a process is attached to.
+    pub attachments: &'a mut Attachments,
+    /// Shard number.
+    pub shard: u16,
+    /// Status document.
+    pub status_json: &'a [u8],
+}
+
+fn refusal(error: ConsumerError) -> Refusal {
+    match error {
+        ConsumerError::Exists => Refusal::InUse,
+        ConsumerError::Unknown => Refusal::NoSuchConsumer,
+        ConsumerError::TableFull => Refusal::TableFull,
+        ConsumerError::NotKept | ConsumerError::NotARecord | ConsumerError::GoesBack => {
+            Refusal::Position
+        }
+        ConsumerError::Overwrite | ConsumerError::Failed(_) => Refusal::Unavailable,
+    }
+}
+
+fn name_of(name: &str) -> Result<ConsumerName, Refusal> {
+    ConsumerName::new(name).ok_or(Refusal::Name)
+}
+
+impl<B: Backing> RingControl for Control<'_, B> {
+    fn facts(&self) -> RingFacts {
+        let superblock = self.log.superblock();
+        RingFacts {
+            ring_id: superblock.ring_id,
+            shard: u32::from(self.shard),
+            data_offset: superblock.data_offset,
+            data_bytes: superblock.data_size,
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            // What a consumer hands on must not be un-sent by a power cut that the level promises to survive.
+            durable: self.log.acknowledged(),
+            tail: self.log.tail(),
+            next_number: self.log.next_number(),
+        }
+    }
+
+    fn register(&mut self, name: &str, create: Option<u64>) -> Result<Cursor, Refusal> {
+        let name = name_of(name)?;
+        let consumer = match (self.log.consumer(&name), create) {
+            (Some(consumer), _) => *consumer,
+            (None, Some(position)) => self
+                .log
+                .register(name, StartAt::Position(position))
+                .map_err(refusal)?,
+            (None, None) => return Err(Refusal::NoSuchConsumer),
+        };
+        Ok(Cursor {
+            scan_pos: consumer.scan_pos,
+            done_pos: consumer.done_pos,
+        })
+    }
+
+    fn acknowledge(&mut self, name: &str, cursor: Cursor) -> Result<(), Refusal> {
+        self.log
+            .acknowledge(&name_of(name)?, cursor.scan_pos, cursor.done_pos)
+            .map_err(refusal)
+    }
+
+    fn seek(&mut self, name: &str, pos: u64) -> Result<(), Refusal> {
+        self.log
+            .seek(&name_of(name)?, StartAt::Position(pos))
+            .map(|_| ())
+            .map_err(refusal)
+    }
+
+    fn drop_consumer(&mut self, name: &str) -> Result<(), Refusal> {
+        self.log.drop_consumer(&name_of(name)?).map_err(refusal)
+    }
+
+    fn consumers(&self, each: &mut dyn FnMut(&str, Cursor)) {
+        for consumer in self.log.consumers() {
+            let cursor = Cursor {
+                scan_pos: consumer.scan_pos,
+                done_pos: consumer.done_pos,
+            };
+            each(consumer.name.as_str(), cursor);
+        }
+    }
+
+    fn status_json(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.status_json);
+    }
+
+    fn attachments(&mut self) -> &mut Attachments {
+        self.attachments
+    }
+}

@@ -1,0 +1,352 @@
+//! What a session does to its connection: replies, questions, message bytes. The one place all replies leave
+//! through.
+
+use super::Shared;
+use super::storage::{Large, Pending, Queued};
+use crate::buffer::Urgency;
+use crate::conn::{Io, Token};
+use crate::envelope::{Facts, Field};
+use crate::message::{ID_BYTES_MAX, Message};
+use crate::metrics::{CloseCause, Phase};
+use crate::ringlog::backing::Backing;
+use crate::smtp::reply::Reply;
+use crate::smtp::sink::{CloseReason, Completion, MessageFacts, Question, Sink, Verb, Verdict};
+
+/// The sink of one session.
+pub(super) struct Out<'a, B: Backing, C> {
+    pub(super) io: &'a mut Io,
+    pub(super) shared: &'a mut Shared<B, C>,
+    pub(super) token: Token,
+}
+
+/// Text of a number without allocation.
+pub(super) struct Digits {
+    bytes: [u8; 20],
+    start: usize,
+}
+
+impl Digits {
+    pub(super) fn new(mut value: u64) -> Digits {
+        let mut digits = Digits {
+            bytes: [0; 20],
+            start: 20,
+        };
+        loop {
+            digits.start -= 1;
+            digits.bytes[digits.start] = b'0' + (value % 10) as u8;
+            value /= 10;
+            if value == 0 {
+                return digits;
+            }
+        }
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+/// A message's id, `SHARD-NUMBER`, and the reply that promises it.
+pub(super) struct Named {
+    bytes: [u8; Named::PREFIX.len() + ID_BYTES_MAX + 2],
+    len: usize,
+}
+
+impl Named {
+    const PREFIX: &'static [u8] = b"250 2.0.0 Ok: stored as ";
+
+    pub(super) fn new(shard: u16, number: u64) -> Named {
+        let mut named = Named {
+            bytes: [0; Named::PREFIX.len() + ID_BYTES_MAX + 2],
+            len: 0,
+        };
+        let shard = Digits::new(u64::from(shard));
+        let number = Digits::new(number);
+        for part in [
+            Named::PREFIX,
+            shard.as_bytes(),
+            b"-",
+            number.as_bytes(),
+            b"\r\n",
+        ] {
+            named.bytes[named.len..named.len + part.len()].copy_from_slice(part);
+            named.len += part.len();
+        }
+        named
+    }
+
+    pub(super) fn id(&self) -> &[u8] {
+        &self.bytes[Named::PREFIX.len()..self.len - 2]
+    }
+
+    pub(super) fn reply(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl<B: Backing, C> Out<'_, B, C> {
+    pub(super) fn queue_to_flush(&mut self) {
+        if !self.io.flags.queued_to_flush {
+            self.io.flags.queued_to_flush = true;
+            self.shared.flush.push(self.token);
+        }
+    }
+
+    /// Urgency with which this connection may take chunks: the oldest message that grows always finishes.
+    pub(super) fn urgency(&self) -> Urgency {
+        if self.io.flags.holds_growth && self.shared.growing.oldest() == Some(self.token.key) {
+            Urgency::Reserve
+        } else {
+            Urgency::Normal
+        }
+    }
+}
+
+impl<B: Backing, C> Sink for Out<'_, B, C> {
+    fn has_room(&self) -> bool {
+        self.io.has_room()
+    }
+
+    fn commits_pending(&self) -> u32 {
+        u32::from(self.io.commits_pending) + u32::from(self.io.flags.large_pending)
+    }
+
+    fn command(&mut self, verb: Verb) {
+        self.shared.metrics.command(verb as usize);
+    }
+
+    fn reply(&mut self, reply: Reply) {
+        let row = reply.row();
+        self.shared.metrics.reply(reply as usize);
+        if row.code >= 400 {
+            self.shared.log_refusal(self.io, reply);
+        }
+        self.shared.turn_replies += 1;
+        self.io.push_reply(&mut self.shared.pool, row.wire);
+        self.queue_to_flush();
+    }
+
+    fn reply_configured(&mut self, reply: Reply, wire: &[u8]) {
+        self.shared.metrics.reply(reply as usize);
+        self.shared.turn_replies += 1;
+        self.io.push_reply(&mut self.shared.pool, wire);
+        self.queue_to_flush();
+    }
+
+    fn ask(&mut self, question: Question<'_>) -> Option<Verdict> {
+        Some(match question {
+            Question::Connect if self.shared.draining => {
+                Verdict::RefuseAndClose(Reply::ShuttingDown)
+            }
+            Question::Connect if self.shared.is_failed() => {
+                Verdict::RefuseAndClose(Reply::StorageDownClose)
+            }
+            Question::Mail { .. } if self.shared.refuses_mail() => {
+                Verdict::Refuse(Reply::StorageDown)
+            }
+            Question::Mail { size, .. } if !self.shared.admits(size.unwrap_or(0)) => {
+                Verdict::Refuse(Reply::NoSpace)
+            }
+            _ => crate::policy::answer(&question),
+        })
+    }
+
+    fn begin_message(&mut self) -> bool {
+        if self.shared.storage.is_none() {
+            return true;
+        }
+        let Some(mut message) = Message::begin(&mut self.shared.pool) else {
+            self.shared.metrics.pool_low_events += 1;
+            return false;
+        };
+        let listener = self.shared.listeners[usize::from(self.io.listener)].address;
+        let pool = &mut self.shared.pool;
+        let address = |socket: core::net::SocketAddr| {
+            let ip = match socket.ip() {
+                core::net::IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                core::net::IpAddr::V6(ip) => ip,
+            };
+            (ip.octets(), socket.port().to_le_bytes())
+        };
+        let (client_ip, client_port) = address(self.io.peer);
+        let (listener_ip, listener_port) = address(listener);
+        let role = self.shared.listeners[usize::from(self.io.listener)].role;
+        let taken = message.envelope_field(pool, Field::Client, &[&client_ip, &client_port])
+            && message.envelope_field(pool, Field::Listener, &[&listener_ip, &listener_port])
+            && message.envelope_field(pool, Field::Role, &[role.as_bytes()]);
+        debug_assert!(taken, "three short fields fit into a fresh chunk");
+        self.io.message = Some(message);
+        true
+    }
+
+    fn envelope_field(&mut self, field: Field, parts: &[&[u8]]) -> bool {
+        match &mut self.io.message {
+            Some(message) => message.envelope_field(&mut self.shared.pool, field, parts),
+            None => true,
+        }
+    }
+
+    fn envelope_room(&self) -> usize {
+        match &self.io.message {
+            Some(message) => message.envelope_room(&self.shared.pool),
+            None => usize::MAX,
+        }
+    }
+
+    fn begin_body(&mut self, trace: &[u8], id_at: usize) -> bool {
+        self.io.phase_at = self.shared.now;
+        match &mut self.io.message {
+            Some(message) => message.begin_body(&mut self.shared.pool, trace, id_at),
+            None => true,
+        }
+    }
+
+    fn body_room(&self) -> usize {
+        match &self.io.message {
+            Some(message) if message.in_body() => {
+                message.body_room(&self.shared.pool, self.urgency())
+            }
+            _ => usize::MAX,
+        }
+    }
+
+    fn body(&mut self, bytes: &[u8]) {
+        let urgency = self.urgency();
+        if let Some(message) = &mut self.io.message {
+            message.body(&mut self.shared.pool, bytes, urgency);
+            if message.wants_direct_reads() && !self.io.flags.holds_growth {
+                self.io.flags.holds_growth = true;
+                self.shared.growing.push(self.token.key);
+            }
+        }
+    }
+
+    fn end_of_message(&mut self, facts: &MessageFacts) -> Completion {
+        let shared = &mut *self.shared;
+        let ended_at = shared.now;
+        shared.metrics.bare_lf += u64::from(facts.content.bare_lf);
+        shared.metrics.bare_cr += u64::from(facts.content.bare_cr);
+        shared.metrics.nul += u64::from(facts.content.nul);
+        shared
+            .metrics
+            .record(Phase::Data, ended_at.since_ns(facts.data_started));
+        shared.stop_growing(self.io, self.token.key);
+        let Some(storage) = &mut shared.storage else {
+            shared.discarded += 1;
+            shared.metrics.messages_accepted += 1;
+            shared.metrics.message_bytes_accepted += facts.content.octets;
+            shared.metrics.reply(Reply::Stored as usize);
+            let named = Named::new(shared.options.shard, shared.discarded);
+            self.io.push_reply(&mut shared.pool, named.reply());
+            self.queue_to_flush();
+            return Completion::Queued;
+        };
+        let Some(mut message) = self.io.message.take() else {
+            shared.metrics.no_space_after_data += 1;
+            shared.metrics.messages_refused += 1;
+            return Completion::Refused(Reply::NoSpace);
+        };
+        let refusal = if storage.log.failed().is_some() {
+            Some(Reply::StorageDown)
+        } else {
+            None
+        };
+        if let Some(reply) = refusal {
+            message.free(&mut shared.pool);
+            shared.metrics.messages_refused += 1;
+            return Completion::Refused(reply);
+        }
+        let stored_facts = stored_facts(facts, ended_at);
+        if message.fragments() > 1 {
+            self.io.flags.large_pending = true;
+            self.io.phase_at = ended_at;
+            shared.large.push_back(Large {
+                message,
+                facts: stored_facts,
+                token: self.token,
+                ended_at,
+                progress: None,
+            });
+            return Completion::Wait;
+        }
+        let number = storage.log.next_number();
+        let named = Named::new(shared.options.shard, number);
+        message.name(&mut shared.pool, named.id(), stored_facts);
+        let Ok(slot) = storage.log.reserve(message.payload_bytes()) else {
+            message.free(&mut shared.pool);
+            shared.metrics.no_space_after_data += 1;
+            shared.metrics.messages_refused += 1;
+            return Completion::Refused(Reply::NoSpace);
+        };
+        debug_assert_eq!(slot.number, number);
+        let reply = self.io.push_reply(&mut shared.pool, named.reply());
+        self.io.hold(reply.0);
+        shared.pending.push_back(Pending {
+            token: self.token,
+            end: slot.end,
+            reply,
+            large_number: None,
+            ended_at,
+            octets: message.octets(),
+        });
+        shared.batch.push(Queued { message, slot });
+        self.queue_to_flush();
+        Completion::Queued
+    }
+
+    fn abort_message(&mut self) {
+        self.shared.stop_growing(self.io, self.token.key);
+        if let Some(message) = self.io.message.take() {
+            message.free(&mut self.shared.pool);
+        }
+    }
+
+    fn close(&mut self, reason: CloseReason) {
+        self.io.cause = match reason {
+            CloseReason::Quit => CloseCause::Quit,
+            CloseReason::Refused => CloseCause::Refused,
+            CloseReason::TimedOut => CloseCause::TimedOut,
+        };
+        self.io.flags.closing = true;
+        self.io.flags.quit = reason == CloseReason::Quit;
+        self.io.phase_at = self.shared.now;
+        self.queue_to_flush();
+    }
+}
+
+/// The facts as the envelope stores them.
+fn stored_facts(facts: &MessageFacts, ended_at: crate::clock::Instant) -> Facts {
+    let micros = |ns: u64| u32::try_from(ns / 1_000).unwrap_or(u32::MAX);
+    Facts {
+        flags: facts.flags,
+        body: facts.body,
+        trace_bytes: 0,
+        recipients: facts.recipients,
+        declared_size_plus_1: facts.declared_size.map_or(0, |size| size.saturating_add(1)),
+        bare_lf: facts.content.bare_lf,
+        bare_cr: facts.content.bare_cr,
+        nul: facts.content.nul,
+        transaction_us: micros(ended_at.since_ns(facts.transaction_started)),
+        data_us: micros(ended_at.since_ns(facts.data_started)),
+        reserved: 0,
+        first_offset_plus_1: facts
+            .content
+            .first_offset
+            .map_or(0, |at| at.saturating_add(1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reply_names_the_message_as_the_trace_field_does() {
+        let named = Named::new(0, 1);
+        assert_eq!(named.id(), b"0-1");
+        assert_eq!(named.reply(), b"250 2.0.0 Ok: stored as 0-1\r\n");
+        let longest = Named::new(999, u64::MAX);
+        assert_eq!(longest.id(), b"999-18446744073709551615");
+        assert!(longest.id().len() <= ID_BYTES_MAX);
+    }
+}

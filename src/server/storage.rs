@@ -1,0 +1,462 @@
+//! The turn's end: one vectored write of every message that ended, the sync behind it, and the replies that a
+//! finished sync releases.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use super::out::{Named, Out};
+use super::{Server, live, run_later};
+use crate::buffer::{ChunkId, Pool};
+use crate::clock::Instant;
+use crate::conn::{Stream, Token};
+use crate::envelope::Facts;
+use crate::limits::{LOG_WRITE_BYTES_MAX, RECORD_HEADER_BYTES};
+use crate::logger::{Class, Value};
+use crate::message::{Fragment, Message};
+use crate::metrics::Phase;
+use crate::ringlog::backing::Backing;
+use crate::ringlog::commit::{SyncDone, SyncRequest, SyncThread};
+use crate::ringlog::format::WHOLE_BYTES;
+use crate::ringlog::writer::{Failed, LargeSlot, Log, Slot};
+use crate::smtp::reply::Reply;
+use crate::smtp::sink::Blocked;
+
+/// Zeros behind a payload, up to the next record.
+const PADDING: [u8; RECORD_HEADER_BYTES] = [0; RECORD_HEADER_BYTES];
+
+/// Carries out syncs away from the loop; one at a time.
+pub trait Committer {
+    /// Starts a sync. Never called while one is under way.
+    fn submit(&mut self, request: &SyncRequest<'_>);
+    /// The sync that ended since the last call, if one did.
+    fn poll(&mut self) -> Option<SyncDone>;
+}
+
+impl Committer for SyncThread {
+    fn submit(&mut self, request: &SyncRequest<'_>) {
+        SyncThread::submit(self, request);
+    }
+
+    fn poll(&mut self) -> Option<SyncDone> {
+        self.completed()
+    }
+}
+
+/// Storage of a server that stores.
+pub struct Storage<B: Backing, C> {
+    /// The log.
+    pub log: Log<B>,
+    /// What carries out the syncs.
+    pub committer: C,
+}
+
+/// A message that has its place in the log and is written at the end of the turn.
+pub(super) struct Queued {
+    pub(super) message: Message,
+    pub(super) slot: Slot,
+}
+
+/// A large message: written over one or more turns.
+pub(super) struct Large {
+    pub(super) message: Message,
+    pub(super) facts: Facts,
+    pub(super) token: Token,
+    pub(super) ended_at: Instant,
+    /// Set with the first record.
+    pub(super) progress: Option<Progress>,
+}
+
+/// How far the writing of a large message is.
+pub(super) struct Progress {
+    slot: LargeSlot,
+    number: u64,
+    /// Chunk the next record starts with.
+    next: ChunkId,
+    /// CRC32C of what was written.
+    crc: u32,
+}
+
+/// One record of a large message that is written in this turn.
+pub(super) struct FragmentWrite {
+    header: [u8; RECORD_HEADER_BYTES],
+    fragment: Fragment,
+    /// First chunk of the message, whose front is not part of the record.
+    message_first: ChunkId,
+    whole: [u8; WHOLE_BYTES],
+    whole_len: usize,
+    padding: usize,
+}
+
+/// A message that waits for its commit.
+pub(super) struct Pending {
+    pub(super) token: Token,
+    /// Position the acknowledged part of the log must reach.
+    pub(super) end: u64,
+    /// Range of its 250 in the connection's stream of replies; unused for a large message.
+    pub(super) reply: (u32, u32),
+    /// Number of a large message, whose 250 is queued only when it is due.
+    pub(super) large_number: Option<u64>,
+    pub(super) ended_at: Instant,
+    /// Octets of the message, trace field included.
+    pub(super) octets: u64,
+}
+
+/// Empties a vector and lends its memory to slices of another lifetime.
+fn recycled<'to>(mut parts: Vec<IoSlice<'_>>) -> Vec<IoSlice<'to>> {
+    parts.clear();
+    // Collecting in place keeps the allocation; there is nothing to map.
+    parts.into_iter().map(|_| IoSlice::new(&[])).collect()
+}
+
+impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
+    /// Writes all messages that ended in this turn, and the next part of a large one, in one vectored write.
+    pub(super) fn append(&mut self) {
+        let shared = &mut self.shared;
+        let Some(storage) = &mut shared.storage else {
+            return;
+        };
+        if shared.batch.is_empty() && shared.large.is_empty() {
+            return;
+        }
+        let log = &mut storage.log;
+        if let Some(failed) = log.failed() {
+            self.fail_storage(failed);
+            return;
+        }
+        let mut bytes = 0;
+        for queued in &shared.batch {
+            let (fragment, _) = queued
+                .message
+                .fragment_from(&shared.pool, queued.message.first());
+            let header = log.header(&queued.slot, queued.message.envelope_bytes(), fragment.crc);
+            queued
+                .message
+                .header_mut(&mut shared.pool)
+                .copy_from_slice(&header);
+            bytes += fragment.bytes;
+        }
+        let refused = self.reserve_large();
+        let shared = &mut self.shared;
+        let Some(storage) = &mut shared.storage else {
+            return;
+        };
+        let mut parts = recycled(std::mem::take(&mut shared.parts));
+        for queued in &shared.batch {
+            push_message(&mut parts, &shared.pool, queued);
+        }
+        for write in &shared.fragments {
+            push_fragment(&mut parts, &shared.pool, write);
+            bytes += write.fragment.bytes;
+        }
+        let result = if parts.is_empty() {
+            Ok(())
+        } else {
+            storage.log.write(&parts)
+        };
+        if !parts.is_empty() {
+            let messages = shared.batch.len() + shared.written_large.len();
+            shared.metrics.batches += 1;
+            shared.metrics.record(Phase::BatchMessages, messages as u64);
+            shared.metrics.record(Phase::BatchBytes, bytes);
+            shared
+                .metrics
+                .record(Phase::Write, storage.log.take_write_ns());
+        }
+        shared.parts = recycled(parts);
+        for queued in shared.batch.drain(..) {
+            queued.message.free(&mut shared.pool);
+        }
+        shared.fragments.clear();
+        for message in shared.written_large.drain(..) {
+            message.free(&mut shared.pool);
+        }
+        if let Err(failed) = result {
+            self.fail_storage(failed);
+        }
+        for (token, reply) in refused {
+            self.complete_large(token, Err(reply));
+        }
+    }
+
+    /// Takes places for the next records of large messages, [`LOG_WRITE_BYTES_MAX`] bytes at most in one turn.
+    /// Returns those that the log has no space for.
+    fn reserve_large(&mut self) -> Vec<(Token, Reply)> {
+        let mut refused = Vec::new();
+        let shared = &mut self.shared;
+        let Some(storage) = &mut shared.storage else {
+            return refused;
+        };
+        let log = &mut storage.log;
+        let mut given = 0;
+        while given < LOG_WRITE_BYTES_MAX
+            && let Some(large) = shared.large.front_mut()
+        {
+            if large.progress.is_none() {
+                let Ok(slot) = log.begin_large(large.message.payload_bytes()) else {
+                    shared.metrics.no_space_after_data += 1;
+                    refused.extend(drop_front(&mut shared.large, &mut shared.pool));
+                    continue;
+                };
+                let number = log.next_number();
+                let named = Named::new(shared.options.shard, number);
+                large
+                    .message
+                    .name(&mut shared.pool, named.id(), large.facts);
+                let next = large.message.first();
+                large.progress = Some(Progress {
+                    slot,
+                    number,
+                    next,
+                    crc: 0,
+                });
+            }
+            let Some(progress) = &mut large.progress else {
+                break;
+            };
+            let (fragment, next) = large.message.fragment_from(&shared.pool, progress.next);
+            let first = fragment.first == large.message.first();
+            let Ok(slot) = log.reserve_fragment(&mut progress.slot, fragment.bytes) else {
+                if let Some(progress) = large.progress.take() {
+                    log.abandon_large(progress.slot);
+                }
+                shared.metrics.no_space_after_data += 1;
+                refused.extend(drop_front(&mut shared.large, &mut shared.pool));
+                continue;
+            };
+            given += fragment.bytes;
+            progress.crc =
+                crc32c::crc32c_combine(progress.crc, fragment.crc, fragment.bytes as usize);
+            let mut whole = [0; WHOLE_BYTES];
+            let mut crc = fragment.crc;
+            let whole_len = if next.is_none() {
+                whole = progress.slot.whole(progress.crc).encode();
+                crc = crc32c::crc32c_combine(crc32c::crc32c(&whole), crc, fragment.bytes as usize);
+                WHOLE_BYTES
+            } else {
+                0
+            };
+            let envelope_bytes = if first {
+                large.message.envelope_bytes()
+            } else {
+                0
+            };
+            shared.fragments.push(FragmentWrite {
+                header: log.header(&slot, envelope_bytes, crc),
+                fragment,
+                message_first: large.message.first(),
+                whole,
+                whole_len,
+                padding: slot.padding,
+            });
+            match next {
+                Some(next) => progress.next = next,
+                None => {
+                    shared.pending.push_back(Pending {
+                        token: large.token,
+                        end: slot.end,
+                        reply: (0, 0),
+                        large_number: Some(progress.number),
+                        ended_at: large.ended_at,
+                        octets: large.message.octets(),
+                    });
+                    if let Some(large) = shared.large.pop_front() {
+                        shared.written_large.push(large.message);
+                    }
+                }
+            }
+        }
+        refused
+    }
+
+    /// Takes the outcome of a finished sync and releases the replies that it covers.
+    pub(super) fn poll_commits(&mut self) {
+        let shared = &mut self.shared;
+        let Some(storage) = &mut shared.storage else {
+            return;
+        };
+        if let Some(done) = storage.committer.poll() {
+            shared.sync_since = None;
+            shared.metrics.syncs += 1;
+            let took_ns = crate::clock::nanos(done.took);
+            shared.metrics.record(Phase::Sync, took_ns);
+            if took_ns > super::SYNC_SLOW_NS {
+                let fields = [("took_ms", Value::Number(took_ns / 1_000_000))];
+                shared.logger.line(Class::SyncSlow, &fields, shared.now);
+            }
+            if let Err(failed) = storage.log.sync_completed(done.target, done.result) {
+                self.fail_storage(failed);
+                return;
+            }
+        }
+        self.release();
+    }
+
+    /// Hands the next sync to the committer, if one is due and none is under way.
+    pub(super) fn submit_sync(&mut self) {
+        let shared = &mut self.shared;
+        let Some(storage) = &mut shared.storage else {
+            return;
+        };
+        if let Some(request) = storage.log.sync_wanted(shared.now) {
+            storage.committer.submit(&request);
+            shared.sync_since = Some(shared.now);
+        }
+    }
+
+    /// Settles every pending message that the acknowledged part of the log covers.
+    fn release(&mut self) {
+        let Some(storage) = &self.shared.storage else {
+            return;
+        };
+        let acknowledged = storage.log.acknowledged();
+        while self
+            .shared
+            .pending
+            .front()
+            .is_some_and(|pending| pending.end <= acknowledged)
+        {
+            let Some(pending) = self.shared.pending.pop_front() else {
+                break;
+            };
+            let waited_ns = self.shared.now.since_ns(pending.ended_at);
+            // The 250 is handed to the socket at the end of this very turn.
+            self.shared.metrics.record(Phase::CommitWait, waited_ns);
+            self.shared.metrics.record(Phase::EndOfData, waited_ns);
+            self.shared.metrics.messages_accepted += 1;
+            self.shared.metrics.message_bytes_accepted += pending.octets;
+            if let Some(number) = pending.large_number {
+                self.complete_large(pending.token, Ok(number));
+                continue;
+            }
+            let Some(conn) = live(&mut self.conns, pending.token) else {
+                // The client is gone and will send the message again: a duplicate, never a loss.
+                self.shared.metrics.unacknowledged_commits += 1;
+                continue;
+            };
+            conn.io.settle(pending.reply.1);
+            self.shared.metrics.reply(Reply::Stored as usize);
+            if !conn.io.flags.queued_to_flush {
+                conn.io.flags.queued_to_flush = true;
+                self.shared.flush.push(pending.token);
+            }
+            if conn.io.blocked == Some(Blocked::Replies) {
+                run_later(conn, &mut self.shared, pending.token);
+            }
+        }
+    }
+
+    /// Tells a session what became of its large message.
+    fn complete_large(&mut self, token: Token, result: Result<u64, Reply>) {
+        let Some(conn) = live(&mut self.conns, token) else {
+            self.shared.metrics.unacknowledged_commits += u64::from(result.is_ok());
+            return;
+        };
+        conn.io.flags.large_pending = false;
+        conn.io.blocked = None;
+        conn.io.active_at = self.shared.now;
+        if let Ok(number) = result {
+            let named = Named::new(self.shared.options.shard, number);
+            conn.io.push_reply(&mut self.shared.pool, named.reply());
+            self.shared.metrics.reply(Reply::Stored as usize);
+        }
+        run_later(conn, &mut self.shared, token);
+        let mut out = Out {
+            io: &mut conn.io,
+            shared: &mut self.shared,
+            token,
+        };
+        out.queue_to_flush();
+        conn.session.completed(result.map(|_| ()), &mut out);
+    }
+
+    /// Storage failed: nothing more is written or synced for the life of the process. Every message that waits
+    /// is refused, in the order of its session's replies.
+    pub(super) fn fail_storage(&mut self, failed: Failed) {
+        let shared = &mut self.shared;
+        if shared.failed_at.is_none() {
+            shared.failed_at = Some(shared.now);
+            shared.metrics.storage_failures += 1;
+            let text = failed.to_string();
+            let fields = [("error", Value::Str(&text))];
+            shared
+                .logger
+                .line(Class::StorageFailed, &fields, shared.now);
+        }
+        for queued in shared.batch.drain(..) {
+            queued.message.free(&mut shared.pool);
+        }
+        shared.fragments.clear();
+        for message in shared.written_large.drain(..) {
+            message.free(&mut shared.pool);
+        }
+        while let Some(pending) = self.shared.pending.pop_back() {
+            if pending.large_number.is_some() {
+                self.complete_large(pending.token, Err(Reply::CommitFailed));
+                continue;
+            }
+            let shared = &mut self.shared;
+            let Some(conn) = live(&mut self.conns, pending.token) else {
+                continue;
+            };
+            let (begin, end) = pending.reply;
+            let wire = Reply::CommitFailed.row().wire;
+            conn.io.replace_reply(&mut shared.pool, begin, end, wire);
+            conn.io.settle(begin);
+            shared.metrics.reply(Reply::CommitFailed as usize);
+            if !conn.io.flags.queued_to_flush {
+                conn.io.flags.queued_to_flush = true;
+                shared.flush.push(pending.token);
+            }
+            run_later(conn, shared, pending.token);
+        }
+        while let Some(large) = self.shared.large.pop_front() {
+            large.message.free(&mut self.shared.pool);
+            self.complete_large(large.token, Err(Reply::CommitFailed));
+        }
+    }
+}
+
+/// Drops the front large message, which the log has no space for.
+fn drop_front(large: &mut VecDeque<Large>, pool: &mut Pool) -> Option<(Token, Reply)> {
+    let large = large.pop_front()?;
+    large.message.free(pool);
+    Some((large.token, Reply::NoSpace))
+}
+
+fn push_message<'a>(parts: &mut Vec<IoSlice<'a>>, pool: &'a Pool, queued: &Queued) {
+    let mut next = Some(queued.message.first());
+    while let Some(id) = next {
+        let meta = pool.meta(id);
+        // The first chunk begins with the record's header.
+        parts.push(IoSlice::new(&pool.bytes(id)[..meta.used as usize]));
+        next = meta.next;
+    }
+    if queued.slot.padding > 0 {
+        parts.push(IoSlice::new(&PADDING[..queued.slot.padding]));
+    }
+}
+
+fn push_fragment<'a>(parts: &mut Vec<IoSlice<'a>>, pool: &'a Pool, write: &'a FragmentWrite) {
+    parts.push(IoSlice::new(&write.header));
+    // A LAST record's payload begins with the description of the whole.
+    if write.whole_len > 0 {
+        parts.push(IoSlice::new(&write.whole[..write.whole_len]));
+    }
+    let mut id = write.fragment.first;
+    loop {
+        let meta = pool.meta(id);
+        let front = if id == write.message_first {
+            RECORD_HEADER_BYTES
+        } else {
+            0
+        };
+        parts.push(IoSlice::new(&pool.bytes(id)[front..meta.used as usize]));
+        match meta.next {
+            Some(next) if id != write.fragment.last => id = next,
+            _ => break,
+        }
+    }
+    if write.padding > 0 {
+        parts.push(IoSlice::new(&PADDING[..write.padding]));
+    }
+}

@@ -1,0 +1,1329 @@
+//! The state machine of one SMTP session (RFC 5321), without sockets, clocks or storage.
+//!
+//! Promises: exactly one reply to each command, in order; the same replies and the same message for the same
+//! octets, wherever the input is cut; no panic, no unbounded work or memory on anything a client sends; only
+//! CRLF ends a command (RFC 5321 2.3.8). A client can make it allocate only by a HELO name longer than
+//! [`HELO_INLINE_BYTES`].
+//! Does not: know sockets or timers, keep message octets or recipients (those go straight to the [`Sink`]), or
+//! decide policy (it asks).
+
+use core::fmt;
+use core::net::IpAddr;
+
+use memchr::memchr;
+
+use super::command::{self, Command};
+use super::data::{BareNewlines, Checker, ContentFacts, Decoder, InPlace, Piece};
+use super::extension;
+use super::parameter::{self, Body, Offered};
+use super::path::{ForwardPath, ReversePath};
+use super::reply::Reply;
+use super::sink::{
+    Blocked, CloseReason, Completion, Field, MessageFacts, Question, Sink, Verb, Verdict,
+};
+use super::trace::{self, Protocol, TraceArguments};
+use crate::clock::Instant;
+use crate::envelope::{
+    BODY_7BIT, BODY_8BITMIME, BODY_BINARYMIME, BODY_UNSTATED, FIELD_HEADER_BYTES, FLAG_BDAT,
+    FLAG_ESMTP, FLAG_NORMALIZED, FLAG_SMTPUTF8,
+};
+use crate::limits::{
+    COMMAND_LINE_BYTES_MAX, CONFIGURED_REPLY_BYTES_MAX, DOMAIN_BYTES_MAX,
+    MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, RECIPIENTS_MAX_DEFAULT,
+    SESSION_ERRORS_MAX,
+};
+
+/// What a listener is for; the name is stored with each message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Takes every recipient.
+    #[default]
+    Sink,
+    /// Takes mail for its own domains.
+    Mx,
+    /// Takes mail from authenticated users.
+    Submission,
+}
+
+impl Role {
+    /// Name of the role as it is stored.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Sink => "sink",
+            Role::Mx => "mx",
+            Role::Submission => "submission",
+        }
+    }
+}
+
+/// What a [`Context`] is made of.
+#[derive(Clone, Debug)]
+pub struct ContextOptions {
+    /// Domain or address literal of this server.
+    pub server_name: String,
+    /// What the listener is for.
+    pub role: Role,
+    /// Largest message, octets.
+    pub message_bytes_max: u64,
+    /// Most recipients of one message, at least 1.
+    pub recipients_max: u32,
+    /// Most MAIL commands that one session may succeed with, at least 1.
+    pub messages_max: u32,
+    /// What is done about bare LF, bare CR and NUL in content.
+    pub bare_newlines: BareNewlines,
+    /// Extensions to offer.
+    pub offered: Offered,
+}
+
+impl Default for ContextOptions {
+    fn default() -> ContextOptions {
+        ContextOptions {
+            server_name: "localhost".to_owned(),
+            role: Role::Sink,
+            message_bytes_max: MESSAGE_BYTES_MAX_DEFAULT,
+            recipients_max: RECIPIENTS_MAX_DEFAULT,
+            messages_max: MESSAGES_PER_SESSION_MAX_DEFAULT,
+            bare_newlines: BareNewlines::Reject,
+            offered: extension::ALL,
+        }
+    }
+}
+
+/// Why a [`Context`] can't be built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContextError {
+    /// The server name is empty, longer than a domain may be, or not printable ASCII without spaces.
+    ServerName,
+    /// `recipients_max` or `messages_max` is 0.
+    LimitIsZero,
+}
+
+impl fmt::Display for ContextError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ContextError::ServerName => write!(
+                f,
+                "the server name must be a domain or an address literal of at most \
+                 {DOMAIN_BYTES_MAX} ASCII characters"
+            ),
+            ContextError::LimitIsZero => {
+                f.write_str("recipients and messages must be limited to 1 or more")
+            }
+        }
+    }
+}
+
+impl core::error::Error for ContextError {}
+
+/// What all sessions of one listener share; built once at start.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Domain or address literal of this server.
+    pub server_name: String,
+    /// What the listener is for.
+    pub role: Role,
+    /// The 220 of a new session, CRLF included.
+    pub greeting: Vec<u8>,
+    /// The 250 to HELO, CRLF included.
+    pub helo_reply: Vec<u8>,
+    /// The 250 to EHLO, CRLF included.
+    pub ehlo_reply: Vec<u8>,
+    /// The 214 to HELP, CRLF included.
+    pub help_reply: Vec<u8>,
+    /// Largest message, octets.
+    pub message_bytes_max: u64,
+    /// Most recipients of one message.
+    pub recipients_max: u32,
+    /// Most MAIL commands that one session may succeed with.
+    pub messages_max: u32,
+    /// What is done about bare LF, bare CR and NUL in content.
+    pub bare_newlines: BareNewlines,
+    /// Extensions that are offered after EHLO.
+    pub offered: Offered,
+}
+
+impl Context {
+    /// Builds the replies that depend on configuration.
+    ///
+    /// # Errors
+    /// When the server name can't stand in a reply line, or a limit is 0.
+    pub fn new(options: ContextOptions) -> Result<Context, ContextError> {
+        let ContextOptions {
+            server_name,
+            role,
+            message_bytes_max,
+            recipients_max,
+            messages_max,
+            bare_newlines,
+            offered,
+        } = options;
+        let name_fits = (1..=DOMAIN_BYTES_MAX).contains(&server_name.len());
+        if !name_fits || !server_name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(ContextError::ServerName);
+        }
+        if recipients_max == 0 || messages_max == 0 {
+            return Err(ContextError::LimitIsZero);
+        }
+        let context = Context {
+            greeting: format!("220 {server_name} ESMTP ringmx ready\r\n").into_bytes(),
+            helo_reply: format!("250 {server_name}\r\n").into_bytes(),
+            ehlo_reply: extension::ehlo_reply(
+                &server_name,
+                offered,
+                message_bytes_max,
+                recipients_max,
+                messages_max,
+            ),
+            help_reply: extension::help_reply(offered),
+            server_name,
+            role,
+            message_bytes_max,
+            recipients_max,
+            messages_max,
+            bare_newlines,
+            offered,
+        };
+        for reply in [
+            &context.greeting,
+            &context.helo_reply,
+            &context.ehlo_reply,
+            &context.help_reply,
+        ] {
+            debug_assert!(reply.len() <= CONFIGURED_REPLY_BYTES_MAX);
+        }
+        Ok(context)
+    }
+}
+
+/// What [`Session::receive`] did with its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Octets that are done with. Fewer than given and `blocked` `None`: the rest is the beginning of a command
+    /// line, shorter than [`COMMAND_LINE_BYTES_MAX`], and has to be presented again with what follows it.
+    pub consumed: usize,
+    /// Why the session takes no more input for now, even when all of this one was consumed: call again when
+    /// the reason is gone, with what was not consumed, though that be nothing.
+    pub blocked: Option<Blocked>,
+}
+
+/// What a session waits for; time-outs are chosen by it (RFC 5321 4.5.3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The greeting has not been sent.
+    Greeting,
+    /// A command, outside a transaction.
+    Command,
+    /// A command inside a transaction.
+    Envelope,
+    /// Content after DATA.
+    Data,
+    /// Octets of a BDAT chunk.
+    Bdat,
+    /// A verdict or a commit: not the client's turn.
+    Waiting,
+    /// Nothing; the session is over.
+    Closed,
+}
+
+impl Phase {
+    /// Number of variants.
+    pub const COUNT: usize = 7;
+    /// Names in the order of the variants.
+    pub const NAMES: [&'static str; Phase::COUNT] = [
+        "greeting", "command", "envelope", "data", "bdat", "waiting", "closed",
+    ];
+}
+
+/// One SMTP session.
+#[derive(Debug)]
+pub struct Session {
+    client: IpAddr,
+    state: State,
+    helo: HeloName,
+    /// EHLO rather than HELO was last.
+    esmtp: bool,
+    /// The answer to what the command line at the front of the input asked.
+    verdict: Option<Verdict>,
+    /// Commands that got a 5xx of the session's own.
+    errors: u32,
+    /// MAIL commands that succeeded.
+    messages: u32,
+    transaction: Transaction,
+    content: Content,
+    chunk: Chunk,
+}
+
+/// A HELO name up to this long is kept without an allocation, bytes.
+pub const HELO_INLINE_BYTES: usize = 46;
+
+/// What the session waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// [`Session::start`], or the verdict on the client itself.
+    Greeting,
+    /// A command line.
+    Command,
+    /// The verdict on the command line at the front of the input, which was not consumed.
+    CommandVerdict,
+    /// The end of a command line that is too long.
+    LongLine,
+    /// Content after DATA, up to CRLF "." CRLF.
+    Data,
+    /// The rest of a BDAT chunk, or its end when nothing is left of it.
+    Chunk,
+    /// The verdict on a message that is complete.
+    MessageVerdict,
+    /// The commit of a message that is complete.
+    Commit,
+    /// Nothing.
+    Closed,
+}
+
+/// Domain or address literal of the client, as given.
+#[derive(Debug)]
+enum HeloName {
+    /// Neither HELO nor EHLO yet.
+    None,
+    Inline {
+        len: u8,
+        bytes: [u8; HELO_INLINE_BYTES],
+    },
+    Long(Box<[u8]>),
+}
+
+impl HeloName {
+    fn new(name: &[u8]) -> HeloName {
+        let mut bytes = [0; HELO_INLINE_BYTES];
+        match bytes.get_mut(..name.len()) {
+            Some(front) => {
+                front.copy_from_slice(name);
+                HeloName::Inline {
+                    len: name.len() as u8,
+                    bytes,
+                }
+            }
+            None => HeloName::Long(name.into()),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            HeloName::None => &[],
+            HeloName::Inline { len, bytes } => &bytes[..usize::from(*len)],
+            HeloName::Long(name) => name,
+        }
+    }
+}
+
+/// How far a transaction is (RFC 5321 3.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// There is none; MAIL may follow.
+    None,
+    /// MAIL was accepted; RCPT, DATA or BDAT may follow.
+    Envelope,
+    /// A BDAT was accepted; only BDAT may follow.
+    Chunks,
+    /// It can't succeed any more: this reply answers everything but RSET, EHLO, HELO and QUIT.
+    Failed(Reply),
+}
+
+/// What MAIL begins, and RSET, EHLO, HELO and the end of the message clear.
+#[derive(Debug)]
+struct Transaction {
+    stage: Stage,
+    /// The sink holds an open message.
+    is_open: bool,
+    /// The content can't be accepted any more; its octets are counted and dropped.
+    is_discarding: bool,
+    smtputf8: bool,
+    /// One of `BODY_*`.
+    body: u8,
+    recipients: u32,
+    /// Declared SIZE plus one, octets; 0 when none was declared. Saturates.
+    declared_size_plus_1: u64,
+    started: Instant,
+    data_started: Instant,
+}
+
+impl Transaction {
+    const NONE: Transaction = Transaction {
+        stage: Stage::None,
+        is_open: false,
+        is_discarding: false,
+        smtputf8: false,
+        body: BODY_UNSTATED,
+        recipients: 0,
+        declared_size_plus_1: 0,
+        started: Instant(0),
+        data_started: Instant(0),
+    };
+}
+
+/// The content of the message, as it comes.
+#[derive(Debug)]
+enum Content {
+    /// There is none.
+    None,
+    /// By DATA.
+    Data(Decoder),
+    /// By BDAT, in lines.
+    Text(Checker),
+    /// By BDAT, any octets (BODY=BINARYMIME); their number.
+    Binary(u64),
+}
+
+impl Content {
+    fn facts(&self) -> ContentFacts {
+        match self {
+            Content::None => ContentFacts::default(),
+            Content::Data(decoder) => decoder.facts(),
+            Content::Text(checker) => checker.facts(),
+            Content::Binary(octets) => ContentFacts {
+                octets: *octets,
+                ..ContentFacts::default()
+            },
+        }
+    }
+}
+
+/// The BDAT chunk whose octets arrive.
+#[derive(Debug)]
+struct Chunk {
+    /// Octets that are still to come.
+    left: u64,
+    /// LAST was given.
+    is_last: bool,
+    /// Nothing is inserted into text: the message octets are the octets that come.
+    is_kept: bool,
+    /// The reply that this BDAT gets once its octets have been dropped (RFC 3030 2: accept and discard).
+    refusal: Option<Reply>,
+}
+
+/// How a command ends.
+enum Outcome {
+    /// With this reply, which counts as an error when it is a 5xx.
+    Reply(Reply),
+    /// With the reply of a verdict.
+    Refused(Reply),
+    /// With the reply of a verdict, and the session with it.
+    RefusedAndClosed(Reply),
+    /// The reply has been sent, or follows the content.
+    Done,
+    /// Not yet: a verdict comes first, and the line is presented again.
+    Awaits,
+}
+
+/// Octets consumed, or why none were.
+enum Step {
+    Took(usize),
+    Partial,
+    Blocked(Blocked),
+}
+
+impl Session {
+    /// A session with this client; nothing is sent before [`Session::start`].
+    pub fn new(client: IpAddr) -> Session {
+        Session {
+            client,
+            state: State::Greeting,
+            helo: HeloName::None,
+            esmtp: false,
+            verdict: None,
+            errors: 0,
+            messages: 0,
+            transaction: Transaction::NONE,
+            content: Content::None,
+            chunk: Chunk {
+                left: 0,
+                is_last: false,
+                is_kept: false,
+                refusal: None,
+            },
+        }
+    }
+
+    /// Asks whether the client may connect, and greets it unless the answer comes later. Called once.
+    pub fn start(&mut self, ctx: &Context, out: &mut impl Sink) {
+        if let Some(verdict) = out.ask(Question::Connect) {
+            self.greet(ctx, verdict, out);
+        }
+    }
+
+    /// Takes input; may stop early, see [`Progress`]. Never blocks.
+    ///
+    /// `now` is the monotonic clock, `wall_ns` nanoseconds since 1970.
+    /// **Bounds:** work is linear in `input.len()`.
+    pub fn receive(
+        &mut self,
+        ctx: &Context,
+        input: &[u8],
+        now: Instant,
+        wall_ns: u64,
+        out: &mut impl Sink,
+    ) -> Progress {
+        let mut consumed = 0;
+        loop {
+            let rest = &input[consumed..];
+            let step = match self.state {
+                State::Greeting | State::CommandVerdict | State::MessageVerdict => {
+                    Step::Blocked(Blocked::Verdict)
+                }
+                State::Commit => Step::Blocked(Blocked::Commit),
+                State::Closed => Step::Blocked(Blocked::Closed),
+                State::Chunk if self.chunk.left == 0 => self.finish_chunk(ctx, out),
+                _ if rest.is_empty() => Step::Partial,
+                // Content is covered too: its end takes a reply.
+                _ if !out.has_room() => Step::Blocked(Blocked::Replies),
+                State::Command => self.receive_line(ctx, rest, now, wall_ns, out),
+                State::LongLine => self.receive_long_line(rest, out),
+                State::Data => self.receive_data(ctx, rest, out),
+                State::Chunk => self.receive_chunk(ctx, rest, out),
+            };
+            let blocked = match step {
+                Step::Took(octets) => {
+                    consumed += octets;
+                    continue;
+                }
+                Step::Partial => None,
+                Step::Blocked(blocked) => Some(blocked),
+            };
+            return Progress { consumed, blocked };
+        }
+    }
+
+    /// Whether the next octets are message content that may be read straight into the message's storage and
+    /// given to [`Session::receive_in_place`]. False while content is dropped: it needs no storage then.
+    ///
+    /// The caller checks [`Sink::has_room`] as well, because the content's end takes a reply.
+    pub fn can_receive_in_place(&self) -> bool {
+        if self.is_discarding() || (self.state == State::Chunk && self.chunk.left == 0) {
+            return false;
+        }
+        match (self.state, &self.content) {
+            (State::Data, Content::Data(decoder)) => decoder.can_decode_in_place(),
+            (State::Chunk, Content::Text(_)) => self.chunk.is_kept,
+            (State::Chunk, Content::Binary(_)) => true,
+            _ => false,
+        }
+    }
+
+    /// Takes octets that were just read from the socket behind the message's storage: decodes them and moves
+    /// the message octets to the front of `buf`. `kept` is 0 when the message is being dropped; then the sink
+    /// hears of it at the next `receive` or `end_in_place`. `end`: call [`Session::end_in_place`] next.
+    ///
+    /// Takes nothing when [`Session::can_receive_in_place`] is false.
+    pub fn receive_in_place(&mut self, ctx: &Context, buf: &mut [u8]) -> InPlace {
+        let mut taken = InPlace {
+            consumed: 0,
+            kept: 0,
+            end: false,
+        };
+        if !self.can_receive_in_place() {
+            return taken;
+        }
+        if let Content::Data(decoder) = &mut self.content {
+            taken = decoder.decode_in_place(buf);
+        } else {
+            let octets = self.chunk_part(buf.len());
+            match &mut self.content {
+                Content::Text(checker) => checker.check(&buf[..octets], |_| {}),
+                Content::Binary(total) => *total = total.saturating_add(octets as u64),
+                Content::None | Content::Data(_) => {}
+            }
+            self.chunk.left -= octets as u64;
+            taken.consumed = octets;
+            taken.kept = octets;
+            taken.end = self.chunk.left == 0;
+        }
+        if self.content_refusal(ctx).is_some() {
+            self.transaction.is_discarding = true;
+            taken.kept = 0;
+        }
+        taken
+    }
+
+    /// Ends the content or the chunk after `receive_in_place` said so, as `receive` would have.
+    pub fn end_in_place(&mut self, ctx: &Context, out: &mut impl Sink) {
+        match self.state {
+            State::Data => self.end_of_data(ctx, out),
+            State::Chunk if self.chunk.left == 0 => self.end_of_chunk(ctx, out),
+            _ => {}
+        }
+    }
+
+    /// Takes the answer after [`Blocked::Verdict`]. Call [`Session::receive`] next, with the input that was
+    /// not consumed: a command that waited is executed when its line is presented again.
+    pub fn answer(&mut self, ctx: &Context, verdict: Verdict, out: &mut impl Sink) {
+        match self.state {
+            State::Greeting => self.greet(ctx, verdict, out),
+            State::CommandVerdict => {
+                self.verdict = Some(verdict);
+                self.state = State::Command;
+            }
+            State::MessageVerdict => self.conclude(ctx, verdict, out),
+            // The session was closed meanwhile.
+            _ => {}
+        }
+    }
+
+    /// Takes the result of a commit after [`Blocked::Commit`]. `Ok`: the caller has put the 250 into the reply
+    /// queue itself, because it names the message.
+    pub fn completed(&mut self, result: Result<(), Reply>, out: &mut impl Sink) {
+        if self.state == State::Commit {
+            self.state = State::Command;
+            if let Err(reply) = result {
+                out.reply(reply);
+            }
+        }
+    }
+
+    /// What the session waits for.
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Greeting => Phase::Greeting,
+            State::Command | State::LongLine => match self.transaction.stage {
+                Stage::None => Phase::Command,
+                _ => Phase::Envelope,
+            },
+            State::Data => Phase::Data,
+            State::Chunk => Phase::Bdat,
+            State::CommandVerdict | State::MessageVerdict | State::Commit => Phase::Waiting,
+            State::Closed => Phase::Closed,
+        }
+    }
+
+    /// Whether the message that arrives is dropped as it comes, because it can't be accepted any more.
+    pub fn is_discarding(&self) -> bool {
+        self.transaction.is_discarding || self.chunk.refusal.is_some()
+    }
+
+    /// Client's address.
+    pub fn client(&self) -> IpAddr {
+        self.client
+    }
+
+    /// Argument of the last HELO or EHLO, as given; empty before it.
+    pub fn helo(&self) -> &[u8] {
+        self.helo.as_bytes()
+    }
+
+    /// Ends the session for the server's own reason with this reply ([`Reply::TimedOut`], [`Reply::TooSlow`],
+    /// [`Reply::ShuttingDown`], ...), wherever it stands. An open message is dropped; one that is being
+    /// committed is not touched.
+    pub fn timed_out(&mut self, reply: Reply, out: &mut impl Sink) {
+        let reason = match reply {
+            Reply::TimedOut | Reply::TooSlow => CloseReason::TimedOut,
+            _ => CloseReason::Refused,
+        };
+        if self.state != State::Closed {
+            self.close(reply, reason, out);
+        }
+    }
+
+    /// The client is gone: drops the open message. Nothing is sent.
+    pub fn connection_lost(&mut self, out: &mut impl Sink) {
+        self.clear_transaction(out);
+        self.state = State::Closed;
+    }
+
+    fn greet(&mut self, ctx: &Context, verdict: Verdict, out: &mut impl Sink) {
+        match verdict {
+            Verdict::Accept => {
+                out.reply_configured(Reply::Greeting, &ctx.greeting);
+                self.state = State::Command;
+            }
+            // RFC 5321 3.1 lets a refused client stay until its QUIT; nothing is gained by that.
+            Verdict::Refuse(reply) | Verdict::RefuseAndClose(reply) => {
+                self.close(reply, CloseReason::Refused, out);
+            }
+        }
+    }
+
+    /// Takes one command line, if all of it is there.
+    fn receive_line(
+        &mut self,
+        ctx: &Context,
+        rest: &[u8],
+        now: Instant,
+        wall_ns: u64,
+        out: &mut impl Sink,
+    ) -> Step {
+        let window = &rest[..rest.len().min(COMMAND_LINE_BYTES_MAX)];
+        let Some(at) = memchr(b'\n', window) else {
+            if window.len() < COMMAND_LINE_BYTES_MAX {
+                return Step::Partial;
+            }
+            self.state = State::LongLine;
+            return Step::Took(window.len());
+        };
+        // RFC 5321 2.3.8: LF alone ends no command. The line is refused at once all the same, so that someone
+        // who types into a plain TCP client is told instead of left waiting.
+        let Some(line) = window[..at].strip_suffix(b"\r") else {
+            out.command(Verb::Other);
+            self.reply(Reply::LineEndsInLf, out);
+            return Step::Took(at + 1);
+        };
+        let parsed = command::parse(line);
+        let prior = self.verdict.take();
+        if prior.is_none() {
+            out.command(parsed.verb);
+        }
+        let outcome = match parsed.command {
+            Ok(command) => self.execute(ctx, command, prior, (now, wall_ns), out),
+            Err(reply) => self.refuse_line(parsed.verb, reply),
+        };
+        match outcome {
+            Outcome::Reply(reply) => self.reply(reply, out),
+            Outcome::Refused(reply) => out.reply(reply),
+            Outcome::RefusedAndClosed(reply) => self.close(reply, CloseReason::Refused, out),
+            Outcome::Done => {}
+            Outcome::Awaits => {
+                self.state = State::CommandVerdict;
+                return Step::Blocked(Blocked::Verdict);
+            }
+        }
+        Step::Took(at + 1)
+    }
+
+    /// Drops octets up to the end of a line that is too long.
+    fn receive_long_line(&mut self, rest: &[u8], out: &mut impl Sink) -> Step {
+        let Some(at) = memchr(b'\n', rest) else {
+            return Step::Took(rest.len());
+        };
+        self.state = State::Command;
+        out.command(Verb::Other);
+        self.reply(Reply::LineTooLong, out);
+        Step::Took(at + 1)
+    }
+
+    /// Decides about a line that is no command.
+    fn refuse_line(&mut self, verb: Verb, reply: Reply) -> Outcome {
+        if reply == Reply::NotSmtp {
+            // A browser that was tricked into posting here would have the body of its request executed.
+            return Outcome::RefusedAndClosed(reply);
+        }
+        if verb == Verb::Bdat {
+            // RFC 3030 2: the state after a failed BDAT is indeterminate until RSET.
+            self.fail_transaction();
+        }
+        Outcome::Reply(reply)
+    }
+
+    fn execute(
+        &mut self,
+        ctx: &Context,
+        command: Command<'_>,
+        prior: Option<Verdict>,
+        (now, wall_ns): (Instant, u64),
+        out: &mut impl Sink,
+    ) -> Outcome {
+        match command {
+            Command::Helo(name) => self.helo_or_ehlo(ctx, name, false, prior, out),
+            Command::Ehlo(name) => self.helo_or_ehlo(ctx, name, true, prior, out),
+            Command::Mail { path, parameters } => self.mail(ctx, path, parameters, prior, now, out),
+            Command::Rcpt { path, parameters } => self.rcpt(ctx, path, parameters, prior, out),
+            Command::Data => self.data(ctx, prior, (now, wall_ns), out),
+            Command::Bdat { size, last } => self.bdat(ctx, size, last, prior, (now, wall_ns), out),
+            Command::Rset => {
+                self.clear_transaction(out);
+                Outcome::Reply(Reply::Rset)
+            }
+            Command::Noop => Outcome::Reply(Reply::Noop),
+            Command::Vrfy(_) => Outcome::Reply(Reply::VrfyUnverified),
+            Command::Help(_) => {
+                out.reply_configured(Reply::Help, &ctx.help_reply);
+                Outcome::Done
+            }
+            Command::Quit => {
+                self.close(Reply::Quit, CloseReason::Quit, out);
+                Outcome::Done
+            }
+            // STARTTLS and AUTH are not offered. Where they are, they act only when no commit is pending.
+            Command::StartTls | Command::Auth(_) => Outcome::Reply(Reply::NotImplemented),
+            Command::Expn(_) | Command::NotImplemented => Outcome::Reply(Reply::NotImplemented),
+        }
+    }
+
+    fn helo_or_ehlo(
+        &mut self,
+        ctx: &Context,
+        name: &[u8],
+        esmtp: bool,
+        prior: Option<Verdict>,
+        out: &mut impl Sink,
+    ) -> Outcome {
+        match prior.or_else(|| out.ask(Question::Helo(name))) {
+            None => return Outcome::Awaits,
+            Some(Verdict::Refuse(reply)) => return Outcome::Refused(reply),
+            Some(Verdict::RefuseAndClose(reply)) => return Outcome::RefusedAndClosed(reply),
+            Some(Verdict::Accept) => {}
+        }
+        // RFC 5321 4.1.4: clears all buffers, as RSET does.
+        self.clear_transaction(out);
+        self.helo = HeloName::new(name);
+        self.esmtp = esmtp;
+        if esmtp {
+            out.reply_configured(Reply::Ehlo, &ctx.ehlo_reply);
+        } else {
+            out.reply_configured(Reply::Helo, &ctx.helo_reply);
+        }
+        Outcome::Done
+    }
+
+    fn mail(
+        &mut self,
+        ctx: &Context,
+        path: ReversePath<'_>,
+        parameters: &[u8],
+        prior: Option<Verdict>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Outcome {
+        if matches!(self.helo, HeloName::None) {
+            return Outcome::Reply(Reply::NeedHelo);
+        }
+        match self.transaction.stage {
+            Stage::None => {}
+            Stage::Envelope => return Outcome::Reply(Reply::NestedMail),
+            Stage::Chunks => return Outcome::Reply(Reply::BdatOpen),
+            Stage::Failed(reply) => return Outcome::Reply(reply),
+        }
+        let given = match parameter::parse_mail(parameters, self.offered(ctx)) {
+            Ok(given) => given,
+            Err(reply) => return Outcome::Reply(reply),
+        };
+        if !path.ascii && !given.smtputf8 {
+            return Outcome::Reply(Reply::SenderNeedsUtf8);
+        }
+        if given.size.is_some_and(|size| size > ctx.message_bytes_max) {
+            return Outcome::Reply(Reply::TooBig);
+        }
+        if self.messages >= ctx.messages_max {
+            return Outcome::Reply(Reply::TooManyMessages);
+        }
+        let question = Question::Mail {
+            path: path.mailbox,
+            size: given.size,
+        };
+        match prior.or_else(|| out.ask(question)) {
+            None => return Outcome::Awaits,
+            Some(Verdict::Refuse(reply)) => return Outcome::Refused(reply),
+            Some(Verdict::RefuseAndClose(reply)) => return Outcome::RefusedAndClosed(reply),
+            Some(Verdict::Accept) => {}
+        }
+        if !out.begin_message() {
+            return Outcome::Reply(Reply::NoSpace);
+        }
+        let complete = out.envelope_field(Field::Helo, &[self.helo.as_bytes()])
+            && out.envelope_field(Field::ReversePath, &[path.mailbox])
+            && (parameters.is_empty()
+                || out.envelope_field(
+                    Field::MailParameters,
+                    &[Normalized::new(parameters).as_bytes()],
+                ));
+        if !complete {
+            out.abort_message();
+            return Outcome::Reply(Reply::NoSpace);
+        }
+        self.messages += 1;
+        self.transaction = Transaction {
+            stage: Stage::Envelope,
+            is_open: true,
+            smtputf8: given.smtputf8,
+            body: match given.body {
+                None => BODY_UNSTATED,
+                Some(Body::SevenBit) => BODY_7BIT,
+                Some(Body::EightBit) => BODY_8BITMIME,
+                Some(Body::Binary) => BODY_BINARYMIME,
+            },
+            declared_size_plus_1: given.size.map_or(0, |size| size.saturating_add(1)),
+            started: now,
+            ..Transaction::NONE
+        };
+        Outcome::Reply(Reply::MailOk)
+    }
+
+    fn rcpt(
+        &mut self,
+        ctx: &Context,
+        path: ForwardPath<'_>,
+        parameters: &[u8],
+        prior: Option<Verdict>,
+        out: &mut impl Sink,
+    ) -> Outcome {
+        match self.transaction.stage {
+            Stage::None => return Outcome::Reply(Reply::NeedMail),
+            Stage::Envelope => {}
+            Stage::Chunks => return Outcome::Reply(Reply::BdatOpen),
+            Stage::Failed(reply) => return Outcome::Reply(reply),
+        }
+        if let Err(reply) = parameter::parse_rcpt(parameters, self.offered(ctx)) {
+            return Outcome::Reply(reply);
+        }
+        if !path.ascii && !self.transaction.smtputf8 {
+            return Outcome::Reply(Reply::RecipientNeedsUtf8);
+        }
+        if self.transaction.recipients >= ctx.recipients_max {
+            return Outcome::Reply(Reply::TooManyRecipients);
+        }
+        let question = Question::Rcpt { path: path.mailbox };
+        match prior.or_else(|| out.ask(question)) {
+            None => return Outcome::Awaits,
+            Some(Verdict::Refuse(reply)) => return Outcome::Refused(reply),
+            Some(Verdict::RefuseAndClose(reply)) => return Outcome::RefusedAndClosed(reply),
+            Some(Verdict::Accept) => {}
+        }
+        // Most recipients come without parameters: nothing is copied for them.
+        let normalized = (!parameters.is_empty()).then(|| Normalized::new(parameters));
+        let mut needed = FIELD_HEADER_BYTES + path.mailbox.len();
+        if let Some(normalized) = &normalized {
+            needed += FIELD_HEADER_BYTES + normalized.as_bytes().len();
+        }
+        if needed > out.envelope_room() || !out.envelope_field(Field::ForwardPath, &[path.mailbox])
+        {
+            return Outcome::Reply(Reply::EnvelopeFull);
+        }
+        if let Some(normalized) = &normalized
+            && !out.envelope_field(Field::RcptParameters, &[normalized.as_bytes()])
+        {
+            // The pool ran dry between the two fields: a recipient that the client was refused stands in the
+            // envelope, so this message must not go on.
+            self.drop_message(out);
+            self.transaction.stage = Stage::Failed(Reply::NoSpace);
+            return Outcome::Reply(Reply::NoSpace);
+        }
+        self.transaction.recipients += 1;
+        Outcome::Reply(Reply::RcptOk)
+    }
+
+    fn data(
+        &mut self,
+        ctx: &Context,
+        prior: Option<Verdict>,
+        (now, wall_ns): (Instant, u64),
+        out: &mut impl Sink,
+    ) -> Outcome {
+        match self.transaction.stage {
+            Stage::None => return Outcome::Reply(Reply::NeedMail),
+            Stage::Envelope => {}
+            Stage::Chunks => return Outcome::Reply(Reply::BdatOpen),
+            Stage::Failed(reply) => return Outcome::Reply(reply),
+        }
+        if self.transaction.body == BODY_BINARYMIME {
+            return Outcome::Reply(Reply::BinaryNeedsBdat);
+        }
+        if self.transaction.recipients == 0 {
+            return Outcome::Reply(Reply::NeedRcpt);
+        }
+        let recipients = self.transaction.recipients;
+        match prior.or_else(|| out.ask(Question::Data { recipients })) {
+            None => return Outcome::Awaits,
+            Some(Verdict::Refuse(reply)) => return Outcome::Refused(reply),
+            Some(Verdict::RefuseAndClose(reply)) => return Outcome::RefusedAndClosed(reply),
+            Some(Verdict::Accept) => {}
+        }
+        if !self.begin_body(ctx, (now, wall_ns), out) {
+            return Outcome::Reply(Reply::NoSpace);
+        }
+        self.content = Content::Data(Decoder::new(ctx.bare_newlines));
+        self.state = State::Data;
+        Outcome::Reply(Reply::DataStart)
+    }
+
+    fn bdat(
+        &mut self,
+        ctx: &Context,
+        size: u64,
+        last: bool,
+        prior: Option<Verdict>,
+        (now, wall_ns): (Instant, u64),
+        out: &mut impl Sink,
+    ) -> Outcome {
+        if !ctx.offered.has(Offered::CHUNKING) {
+            return Outcome::Reply(Reply::NotImplemented);
+        }
+        let mut refusal = match self.transaction.stage {
+            Stage::None => Some(Reply::NeedMail),
+            Stage::Failed(reply) => Some(reply),
+            Stage::Envelope if self.transaction.recipients == 0 => Some(Reply::NeedRcpt),
+            Stage::Envelope => {
+                let recipients = self.transaction.recipients;
+                match prior.or_else(|| out.ask(Question::Data { recipients })) {
+                    None => return Outcome::Awaits,
+                    Some(Verdict::Refuse(reply)) => Some(reply),
+                    Some(Verdict::RefuseAndClose(reply)) => {
+                        return Outcome::RefusedAndClosed(reply);
+                    }
+                    Some(Verdict::Accept) if self.begin_body(ctx, (now, wall_ns), out) => None,
+                    Some(Verdict::Accept) => Some(Reply::NoSpace),
+                }
+            }
+            Stage::Chunks => None,
+        };
+        if refusal.is_none() {
+            if self.transaction.stage == Stage::Envelope {
+                self.transaction.stage = Stage::Chunks;
+                self.content = match self.transaction.body {
+                    BODY_BINARYMIME => Content::Binary(0),
+                    _ => Content::Text(Checker::new(ctx.bare_newlines)),
+                };
+            }
+            let total = self.stored_octets(ctx).checked_add(size);
+            if total.is_none_or(|total| total > ctx.message_bytes_max) {
+                refusal = Some(Reply::TooBig);
+            }
+        }
+        if refusal.is_some() {
+            self.drop_message(out);
+        }
+        self.chunk = Chunk {
+            left: size,
+            is_last: last,
+            is_kept: ctx.bare_newlines != BareNewlines::Normalize,
+            refusal,
+        };
+        self.state = State::Chunk;
+        Outcome::Done
+    }
+
+    /// Ends the envelope with the trace field (RFC 5321 4.4).
+    fn begin_body(
+        &mut self,
+        ctx: &Context,
+        (now, wall_ns): (Instant, u64),
+        out: &mut impl Sink,
+    ) -> bool {
+        let protocol = match (self.esmtp, self.transaction.smtputf8) {
+            (true, true) => Protocol::Utf8Smtp,
+            (true, false) => Protocol::Esmtp,
+            (false, _) => Protocol::Smtp,
+        };
+        let trace = trace::build(&TraceArguments {
+            helo: self.helo.as_bytes(),
+            client: self.client,
+            server_name: &ctx.server_name,
+            protocol,
+            // Recipients go to the envelope and are not kept here; the clause is optional.
+            recipient: None,
+            wall_ns,
+        });
+        self.transaction.data_started = now;
+        out.begin_body(trace.bytes(), trace.id_at())
+    }
+
+    /// Takes octets of DATA.
+    fn receive_data(&mut self, ctx: &Context, rest: &[u8], out: &mut impl Sink) -> Step {
+        let input = match self.body_part(ctx, rest, out) {
+            [] => return Step::Blocked(Blocked::Pool),
+            input => input,
+        };
+        let discarding = self.transaction.is_discarding;
+        // INVARIANT: the state Data comes with a decoder.
+        let Content::Data(decoder) = &mut self.content else {
+            return Step::Blocked(Blocked::Closed);
+        };
+        let decoded = decoder.decode(input, |piece| {
+            if !discarding {
+                emit(piece, input, out);
+            }
+        });
+        self.discard_if_refused(ctx, out);
+        if decoded.end {
+            self.end_of_data(ctx, out);
+        }
+        Step::Took(decoded.consumed)
+    }
+
+    /// Takes octets of a BDAT chunk.
+    fn receive_chunk(&mut self, ctx: &Context, rest: &[u8], out: &mut impl Sink) -> Step {
+        let rest = &rest[..self.chunk_part(rest.len())];
+        let input = match self.body_part(ctx, rest, out) {
+            [] => return Step::Blocked(Blocked::Pool),
+            input => input,
+        };
+        if self.chunk.refusal.is_none() {
+            let discarding = self.transaction.is_discarding;
+            match &mut self.content {
+                Content::Text(checker) => checker.check(input, |piece| {
+                    if !discarding {
+                        emit(piece, input, out);
+                    }
+                }),
+                Content::Binary(octets) => {
+                    *octets = octets.saturating_add(input.len() as u64);
+                    out.body(input);
+                }
+                Content::None | Content::Data(_) => {}
+            }
+        }
+        self.discard_if_refused(ctx, out);
+        self.chunk.left -= input.len() as u64;
+        Step::Took(input.len())
+    }
+
+    /// Ends a chunk of which nothing is left.
+    fn finish_chunk(&mut self, ctx: &Context, out: &mut impl Sink) -> Step {
+        if !out.has_room() {
+            return Step::Blocked(Blocked::Replies);
+        }
+        // The end of the last chunk may turn a CR into CRLF. After a chunk with octets there is room for that
+        // one octet; after an empty one there may be none, and no input is left to wait with.
+        let may_emit = self.chunk.is_last && !self.chunk.is_kept && !self.is_discarding();
+        if may_emit && out.body_room() == 0 {
+            self.chunk.refusal = Some(Reply::NoSpace);
+            self.drop_message(out);
+        }
+        self.end_of_chunk(ctx, out);
+        Step::Took(0)
+    }
+
+    /// How many of `available` octets belong to the chunk.
+    fn chunk_part(&self, available: usize) -> usize {
+        usize::try_from(self.chunk.left).map_or(available, |left| left.min(available))
+    }
+
+    /// The front of `rest` whose message octets the sink has room for.
+    fn body_part<'a>(&self, ctx: &Context, rest: &'a [u8], out: &mut impl Sink) -> &'a [u8] {
+        if self.is_discarding() {
+            return rest;
+        }
+        // A CR may have been withheld from the input before.
+        let room = out.body_room().saturating_sub(WITHHELD_BYTES_MAX);
+        let octets = match ctx.bare_newlines {
+            // At worst each octet is a bare newline that becomes CRLF.
+            BareNewlines::Normalize => room / 2,
+            BareNewlines::Reject | BareNewlines::Keep => room,
+        };
+        &rest[..rest.len().min(octets)]
+    }
+
+    /// Octets of the message as it is stored so far.
+    fn stored_octets(&self, ctx: &Context) -> u64 {
+        let facts = self.content.facts();
+        let inserted = match ctx.bare_newlines {
+            // Each bare newline became CRLF.
+            BareNewlines::Normalize => u64::from(facts.bare_lf) + u64::from(facts.bare_cr),
+            BareNewlines::Reject | BareNewlines::Keep => 0,
+        };
+        facts.octets.saturating_add(inserted)
+    }
+
+    /// Why the content so far can't be accepted.
+    fn content_refusal(&self, ctx: &Context) -> Option<Reply> {
+        let facts = self.content.facts();
+        if self.stored_octets(ctx) > ctx.message_bytes_max {
+            return Some(Reply::TooBig);
+        }
+        let is_bare = facts.bare_lf > 0 || facts.bare_cr > 0 || facts.nul > 0;
+        (ctx.bare_newlines == BareNewlines::Reject && is_bare).then_some(Reply::BareNewline)
+    }
+
+    /// Gives the message's storage back as soon as it is clear that it will be refused.
+    fn discard_if_refused(&mut self, ctx: &Context, out: &mut impl Sink) {
+        if self.transaction.is_discarding || self.content_refusal(ctx).is_some() {
+            self.drop_message(out);
+        }
+    }
+
+    fn end_of_data(&mut self, ctx: &Context, out: &mut impl Sink) {
+        self.state = State::Command;
+        match self.content_refusal(ctx) {
+            Some(reply) => {
+                self.clear_transaction(out);
+                out.reply(reply);
+            }
+            None => self.ask_about_message(ctx, out),
+        }
+    }
+
+    fn end_of_chunk(&mut self, ctx: &Context, out: &mut impl Sink) {
+        self.state = State::Command;
+        if let Some(reply) = self.chunk.refusal.take() {
+            let was_begun = self.transaction.stage == Stage::Chunks;
+            if was_begun && self.chunk.is_last {
+                self.clear_transaction(out);
+            } else {
+                self.fail_transaction();
+            }
+            return match reply {
+                Reply::NeedMail | Reply::NeedRcpt | Reply::BdatFailed => self.reply(reply, out),
+                _ => out.reply(reply),
+            };
+        }
+        if !self.chunk.is_last {
+            return out.reply(Reply::ChunkOk);
+        }
+        let discarding = self.transaction.is_discarding;
+        if let Content::Text(checker) = &mut self.content {
+            checker.finish(|piece| {
+                if !discarding {
+                    emit(piece, &[], out);
+                }
+            });
+        }
+        match self.content_refusal(ctx) {
+            Some(reply) => {
+                self.clear_transaction(out);
+                out.reply(reply);
+            }
+            None => self.ask_about_message(ctx, out),
+        }
+    }
+
+    fn ask_about_message(&mut self, ctx: &Context, out: &mut impl Sink) {
+        let octets = self.stored_octets(ctx);
+        match out.ask(Question::EndOfData { octets }) {
+            Some(verdict) => self.conclude(ctx, verdict, out),
+            None => self.state = State::MessageVerdict,
+        }
+    }
+
+    /// Hands the complete message over, or drops it.
+    fn conclude(&mut self, ctx: &Context, verdict: Verdict, out: &mut impl Sink) {
+        self.state = State::Command;
+        match verdict {
+            Verdict::Accept => {
+                let facts = self.message_facts(ctx);
+                self.transaction.is_open = false;
+                self.clear_transaction(out);
+                match out.end_of_message(&facts) {
+                    Completion::Queued => {}
+                    Completion::Wait => self.state = State::Commit,
+                    Completion::Refused(reply) => out.reply(reply),
+                }
+            }
+            Verdict::Refuse(reply) => {
+                self.clear_transaction(out);
+                out.reply(reply);
+            }
+            Verdict::RefuseAndClose(reply) => self.close(reply, CloseReason::Refused, out),
+        }
+    }
+
+    fn message_facts(&self, ctx: &Context) -> MessageFacts {
+        let content = self.content.facts();
+        let is_changed = ctx.bare_newlines == BareNewlines::Normalize
+            && !matches!(self.content, Content::Binary(_))
+            && (content.bare_lf > 0 || content.bare_cr > 0);
+        let mut flags = 0;
+        for (flag, is_set) in [
+            (FLAG_ESMTP, self.esmtp),
+            (FLAG_SMTPUTF8, self.transaction.smtputf8),
+            (FLAG_BDAT, self.transaction.stage == Stage::Chunks),
+            (FLAG_NORMALIZED, is_changed),
+        ] {
+            if is_set {
+                flags |= flag;
+            }
+        }
+        MessageFacts {
+            content,
+            flags,
+            body: self.transaction.body,
+            recipients: self.transaction.recipients,
+            declared_size: self.transaction.declared_size_plus_1.checked_sub(1),
+            transaction_started: self.transaction.started,
+            data_started: self.transaction.data_started,
+        }
+    }
+
+    /// The extensions this client may use: none after HELO.
+    fn offered(&self, ctx: &Context) -> Offered {
+        if self.esmtp {
+            ctx.offered
+        } else {
+            Offered::NONE
+        }
+    }
+
+    /// Sends a reply to a command. A client that makes too many errors is sent away with the next one.
+    fn reply(&mut self, reply: Reply, out: &mut impl Sink) {
+        if reply.code() >= 500 {
+            if self.errors >= SESSION_ERRORS_MAX {
+                return self.close(Reply::TooManyErrors, CloseReason::Refused, out);
+            }
+            self.errors += 1;
+        }
+        out.reply(reply);
+    }
+
+    fn close(&mut self, reply: Reply, reason: CloseReason, out: &mut impl Sink) {
+        self.clear_transaction(out);
+        out.reply(reply);
+        out.close(reason);
+        self.state = State::Closed;
+    }
+
+    /// Marks an open transaction as one that only RSET, EHLO or HELO can end.
+    fn fail_transaction(&mut self) {
+        if matches!(self.transaction.stage, Stage::Envelope | Stage::Chunks) {
+            self.transaction.stage = Stage::Failed(Reply::BdatFailed);
+        }
+    }
+
+    /// Drops what the sink holds of the message; the rest of its content is read and dropped as well.
+    fn drop_message(&mut self, out: &mut impl Sink) {
+        self.transaction.is_discarding = self.transaction.stage != Stage::None;
+        if self.transaction.is_open {
+            self.transaction.is_open = false;
+            out.abort_message();
+        }
+    }
+
+    fn clear_transaction(&mut self, out: &mut impl Sink) {
+        self.drop_message(out);
+        self.transaction = Transaction::NONE;
+        self.content = Content::None;
+    }
+}
+
+/// Octets that a decoder may have withheld from earlier input: a CR and a dot.
+const WITHHELD_BYTES_MAX: usize = 4;
+
+/// Hands a piece of content to the sink.
+fn emit(piece: Piece, input: &[u8], out: &mut impl Sink) {
+    match piece {
+        Piece::Input(range) => out.body(&input[range]),
+        Piece::Literal(bytes) => out.body(bytes),
+    }
+}
+
+/// Parameters with single spaces between them and keywords in upper case, as the envelope stores them.
+struct Normalized {
+    len: usize,
+    bytes: [u8; COMMAND_LINE_BYTES_MAX],
+}
+
+impl Normalized {
+    /// Normalizes parameters that have been parsed, hence are shorter than a command line.
+    fn new(parameters: &[u8]) -> Normalized {
+        let mut normalized = Normalized {
+            len: 0,
+            bytes: [0; COMMAND_LINE_BYTES_MAX],
+        };
+        let words = parameters
+            .split(|byte| *byte == b' ')
+            .filter(|word| !word.is_empty());
+        for (index, word) in words.enumerate() {
+            if index > 0 {
+                normalized.push(b" ");
+            }
+            let keyword_len = memchr(b'=', word).unwrap_or(word.len());
+            let start = normalized.len;
+            normalized.push(word);
+            normalized.bytes[start..start + keyword_len].make_ascii_uppercase();
+        }
+        normalized
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        // INVARIANT: the result is never longer than the parameters, and those are part of a command line.
+        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}

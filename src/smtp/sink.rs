@@ -1,0 +1,207 @@
+//! What a session asks of whoever drives it: the connection, the simulator, a fuzzer, a transcript test.
+
+use super::reply::Reply;
+use crate::clock::Instant;
+
+/// A question the session can't answer from its own state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question<'a> {
+    /// A client connected; nothing was sent yet.
+    Connect,
+    /// HELO or EHLO with this name (as given).
+    Helo(&'a [u8]),
+    /// MAIL with this reverse-path (without brackets; empty for the null reverse-path) and declared SIZE in octets.
+    Mail {
+        /// Reverse-path without brackets.
+        path: &'a [u8],
+        /// Declared SIZE, octets (RFC 1870).
+        size: Option<u64>,
+    },
+    /// RCPT with this forward-path (without brackets and source route).
+    Rcpt {
+        /// Forward-path.
+        path: &'a [u8],
+    },
+    /// DATA or the first BDAT, `recipients` accepted.
+    Data {
+        /// Accepted recipients.
+        recipients: u32,
+    },
+    /// The whole message is here, `octets` long; not yet appended.
+    EndOfData {
+        /// Octets of the message.
+        octets: u64,
+    },
+}
+
+/// The answer to a [`Question`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on.
+    Accept,
+    /// Refuse with this reply; the session goes on.
+    Refuse(Reply),
+    /// Refuse with this reply and close.
+    RefuseAndClose(Reply),
+}
+
+/// Why a session stopped taking input although there is some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocked {
+    /// The reply buffer has no room, or too many commits are pending.
+    Replies,
+    /// A verdict has to come first: call `Session::answer`.
+    Verdict,
+    /// The message that ended has to be committed first: call `Session::completed`.
+    Commit,
+    /// The chunk pool has no room for message bytes.
+    Pool,
+    /// The session is over; nothing more is read.
+    Closed,
+}
+
+/// What became of a message whose last byte arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// It is queued, its 250 stands in the reply queue and leaves when it is due. The session goes on.
+    Queued,
+    /// It is too large to be queued at once; the session waits for `Session::completed`.
+    Wait,
+    /// It is refused; the session sends this reply.
+    Refused(Reply),
+}
+
+/// Fields of a message's envelope that the session knows; see `crate::envelope` for their layout.
+pub use crate::envelope::Field;
+
+/// What the decoder learnt about a message's content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContentFacts {
+    /// Octets of the message after transparency was undone.
+    pub octets: u64,
+    /// LF without CR before it.
+    pub bare_lf: u32,
+    /// CR without LF behind it.
+    pub bare_cr: u32,
+    /// NUL octets.
+    pub nul: u32,
+    /// Offset of the first of these three in the message octets as the client sent them, transparency undone.
+    pub first_offset: Option<u64>,
+}
+
+/// What the session knows about a message that is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageFacts {
+    /// What the content holds.
+    pub content: ContentFacts,
+    /// `FLAG_*` bits of `crate::envelope`.
+    pub flags: u8,
+    /// One of the `BODY_*` values of `crate::envelope`.
+    pub body: u8,
+    /// Accepted recipients, at least 1.
+    pub recipients: u32,
+    /// Declared SIZE, octets (RFC 1870).
+    pub declared_size: Option<u64>,
+    /// When MAIL was accepted.
+    pub transaction_started: Instant,
+    /// When DATA or the first BDAT was accepted.
+    pub data_started: Instant,
+}
+
+/// Why a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// QUIT.
+    Quit,
+    /// The server refused to go on (421, policy, errors).
+    Refused,
+    /// A timer ran out.
+    TimedOut,
+}
+
+/// The commands, for counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Verb {
+    /// HELO
+    Helo,
+    /// EHLO
+    Ehlo,
+    /// MAIL
+    Mail,
+    /// RCPT
+    Rcpt,
+    /// DATA
+    Data,
+    /// BDAT
+    Bdat,
+    /// RSET
+    Rset,
+    /// NOOP
+    Noop,
+    /// VRFY
+    Vrfy,
+    /// EXPN
+    Expn,
+    /// HELP
+    Help,
+    /// QUIT
+    Quit,
+    /// STARTTLS
+    StartTls,
+    /// AUTH
+    Auth,
+    /// Anything else, malformed lines included.
+    Other,
+}
+
+impl Verb {
+    /// Number of variants.
+    pub const COUNT: usize = 15;
+    /// Names in the order of the variants, lower case.
+    pub const NAMES: [&'static str; Verb::COUNT] = [
+        "helo", "ehlo", "mail", "rcpt", "data", "bdat", "rset", "noop", "vrfy", "expn", "help",
+        "quit", "starttls", "auth", "other",
+    ];
+}
+
+/// Receives what a session does. No call blocks.
+///
+/// The session calls `has_room` before each command and stops with [`Blocked::Replies`] when it is false; each
+/// command then leads to at most one reply.
+pub trait Sink {
+    /// Whether one more reply of any kind, and one more pending commit, can be taken.
+    fn has_room(&self) -> bool;
+    /// Messages of this session that are queued and not yet durable.
+    fn commits_pending(&self) -> u32;
+    /// A command line was recognised (or not: [`Verb::Other`]). For counters.
+    fn command(&mut self, verb: Verb);
+    /// Sends a fixed reply.
+    fn reply(&mut self, reply: Reply);
+    /// Sends a configured reply: `wire` is complete, CRLF included; `reply` names its row for counters.
+    fn reply_configured(&mut self, reply: Reply, wire: &[u8]);
+    /// Asks; `None` means that the answer comes later through `Session::answer`.
+    fn ask(&mut self, question: Question<'_>) -> Option<Verdict>;
+    /// MAIL is about to be accepted: opens a message. False when there is no chunk for it.
+    fn begin_message(&mut self) -> bool;
+    /// Octets of envelope, field headers included, that the envelope may still grow by.
+    fn envelope_room(&self) -> usize;
+    /// Appends one envelope field, its value the concatenation of `parts`. False when the envelope is full;
+    /// then nothing of it was appended.
+    fn envelope_field(&mut self, field: Field, parts: &[&[u8]]) -> bool;
+    /// The envelope is complete. `trace` is the Received field, CRLF included, with the message's id missing at
+    /// offset `id_at`. False when there is no chunk for it; the session then refuses the command and the
+    /// message stays open without a body.
+    fn begin_body(&mut self, trace: &[u8], id_at: usize) -> bool;
+    /// Octets of body that `body` can take now.
+    fn body_room(&self) -> usize;
+    /// Body octets, at most `body_room` of them.
+    fn body(&mut self, bytes: &[u8]);
+    /// The message is complete and accepted as far as the session knows. Whatever the result, the message is no
+    /// longer open: [`Sink::abort_message`] does not follow.
+    fn end_of_message(&mut self, facts: &MessageFacts) -> Completion;
+    /// Drops the open message, if any (RSET, EHLO, refusal, oversize, connection lost).
+    fn abort_message(&mut self);
+    /// Nothing more will be read; the connection closes when the queued replies have left.
+    fn close(&mut self, reason: CloseReason);
+}

@@ -1,0 +1,116 @@
+//! Signals as bytes in a pipe, so that they arrive through the poll. A flag beside a blocking poll loses the
+//! signal that comes between the look at the flag and the poll.
+
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// Write end of the pipe; -1 before `install`.
+static PIPE: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn on_signal(number: libc::c_int) {
+    let fd = PIPE.load(Ordering::Relaxed);
+    let byte = number as u8;
+    // SAFETY: write(2) is async-signal-safe; the byte lives on this stack; errno is put back below.
+    unsafe {
+        let errno = *libc::__errno_location();
+        libc::write(fd, (&raw const byte).cast(), 1);
+        *libc::__errno_location() = errno;
+    }
+}
+
+/// The read end of the pipe.
+#[derive(Debug)]
+pub struct Signals {
+    pipe: std::fs::File,
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// SIGTERM or SIGINT.
+    Stop,
+    /// SIGHUP.
+    Reload,
+}
+
+impl Signals {
+    /// Routes SIGTERM, SIGINT and SIGHUP into a pipe. Once per process.
+    ///
+    /// # Errors
+    /// Whatever pipe or sigaction says.
+    pub fn install() -> io::Result<Signals> {
+        let mut ends = [0; 2];
+        // SAFETY: pipe2 writes two descriptors into a valid array.
+        if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just created and nobody else owns it. The write end stays open for ever.
+        let read_end = unsafe { OwnedFd::from_raw_fd(ends[0]) };
+        PIPE.store(ends[1], Ordering::Relaxed);
+        for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            // SAFETY: an all-zero sigaction is valid; the handler is async-signal-safe.
+            let done = unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = on_signal as *const () as usize;
+                action.sa_flags = libc::SA_RESTART;
+                libc::sigaction(number, &action, std::ptr::null_mut())
+            };
+            if done != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(Signals {
+            pipe: std::fs::File::from(read_end),
+        })
+    }
+
+    /// The next signal that has arrived.
+    pub fn next_request(&mut self) -> Option<Request> {
+        let mut byte = [0];
+        while let Ok(1) = self.pipe.read(&mut byte) {
+            match libc::c_int::from(byte[0]) {
+                libc::SIGTERM | libc::SIGINT => return Some(Request::Stop),
+                libc::SIGHUP => return Some(Request::Reload),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Descriptor to poll for readability.
+    pub fn raw_fd(&self) -> i32 {
+        self.pipe.as_raw_fd()
+    }
+}
+
+/// Ends this process at once, as the second SIGTERM or SIGINT asks.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit takes any code and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Sends SIGKILL to a child that this process started.
+///
+/// # Errors
+/// Whatever kill says.
+pub fn kill(pid: u32) -> io::Result<()> {
+    send(pid, libc::SIGKILL)
+}
+
+/// Sends SIGTERM to a child that this process started.
+///
+/// # Errors
+/// Whatever kill says.
+pub fn terminate(pid: u32) -> io::Result<()> {
+    send(pid, libc::SIGTERM)
+}
+
+fn send(pid: u32, number: libc::c_int) -> io::Result<()> {
+    let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: kill takes any numbers; a positive pid names one process.
+    if unsafe { libc::kill(pid, number) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

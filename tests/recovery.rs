@@ -1,0 +1,902 @@
+//! The ring after crashes, over a disk that loses power at any call.
+//!
+//! Each 512-byte sector that was written since the last completed sync keeps its old bytes or takes
+//! any of the versions written since, independently of all others. A ledger of what was
+//! acknowledged says what must be there afterwards. `RINGMX_RECOVERY_SEED=n` replays one seed,
+//! `RINGMX_RECOVERY_SEEDS=n` runs that many.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+use std::time::Duration;
+
+use ringmx::clock::Instant;
+use ringmx::ringlog::backing::{Backing, MemoryBacking};
+use ringmx::ringlog::format::{
+    ConsumerName, DATA_OFFSET, Header, Kind, SUPERBLOCK_OFFSETS, Superblock, WHOLE_BYTES, Whole,
+};
+use ringmx::ringlog::recover::{self, NewRing, OpenError, OpenOptions};
+use ringmx::ringlog::writer::{FullPolicy, LargeSlot, Log, ReserveError, StartAt, Survive};
+
+const SECTOR: usize = 512;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// What the machine holds: the disk, and the page cache in front of it.
+struct Disk {
+    durable: Vec<u8>,
+    cache: Vec<u8>,
+    /// Versions of each sector since the last sync that covered it, with the call that made them.
+    unsynced: BTreeMap<usize, Vec<(u64, [u8; SECTOR])>>,
+    calls: u64,
+    /// The process dies at this call.
+    dies_at: Option<u64>,
+    random: Random,
+}
+
+impl Disk {
+    fn die(&mut self) -> io::Result<()> {
+        self.calls += 1;
+        if self.dies_at.is_some_and(|at| self.calls >= at) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, bytes: &[u8], at: usize) {
+        self.cache[at..at + bytes.len()].copy_from_slice(bytes);
+        if bytes.is_empty() {
+            return;
+        }
+        for sector in at / SECTOR..=(at + bytes.len() - 1) / SECTOR {
+            let mut version = [0; SECTOR];
+            version.copy_from_slice(&self.cache[sector * SECTOR..(sector + 1) * SECTOR]);
+            self.unsynced
+                .entry(sector)
+                .or_default()
+                .push((self.calls, version));
+        }
+    }
+
+    /// What was written by call `until` is durable.
+    fn synced(&mut self, until: u64) {
+        let durable = &mut self.durable;
+        self.unsynced.retain(|sector, versions| {
+            let covered = versions.partition_point(|(call, _)| *call <= until);
+            if let Some((_, bytes)) = versions[..covered].last() {
+                durable[sector * SECTOR..(sector + 1) * SECTOR].copy_from_slice(bytes);
+            }
+            versions.drain(..covered);
+            !versions.is_empty()
+        });
+    }
+
+    /// Power is lost; `choose` picks for each sector 0 (old bytes) up to the number of its
+    /// versions.
+    fn lose_power(&mut self, mut choose: impl FnMut(usize, usize) -> usize) {
+        for (index, (sector, versions)) in
+            std::mem::take(&mut self.unsynced).into_iter().enumerate()
+        {
+            let chosen = choose(index, versions.len() + 1);
+            if let Some(version) = chosen.checked_sub(1) {
+                self.durable[sector * SECTOR..(sector + 1) * SECTOR]
+                    .copy_from_slice(&versions[version].1);
+            }
+        }
+        self.cache.clone_from(&self.durable);
+    }
+}
+
+#[derive(Clone)]
+struct SimDisk(Rc<RefCell<Disk>>);
+
+impl SimDisk {
+    fn new(bytes: Vec<u8>, seed: u64) -> SimDisk {
+        SimDisk(Rc::new(RefCell::new(Disk {
+            durable: bytes.clone(),
+            cache: bytes,
+            unsynced: BTreeMap::new(),
+            calls: 0,
+            dies_at: None,
+            random: Random(seed | 1),
+        })))
+    }
+}
+
+impl Backing for SimDisk {
+    fn len(&self) -> u64 {
+        self.0.borrow().cache.len() as u64
+    }
+
+    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        let disk = self.0.borrow();
+        let at = at as usize;
+        let n = buf.len().min(disk.cache.len() - at);
+        buf[..n].copy_from_slice(&disk.cache[at..at + n]);
+        Ok(n)
+    }
+
+    fn write_at(&mut self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+        let mut disk = self.0.borrow_mut();
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let dead = disk.die();
+        // A dying write, and one in eight others, takes only a part.
+        let taken = if dead.is_err() || disk.random.one_in(8) {
+            disk.random.below(bytes.len() as u64 + 1).max(1) as usize
+        } else {
+            bytes.len()
+        };
+        disk.store(&bytes[..taken.min(bytes.len())], at as usize);
+        dead?;
+        if disk.random.one_in(16) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        Ok(taken)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut disk = self.0.borrow_mut();
+        disk.die()?;
+        let calls = disk.calls;
+        disk.synced(calls);
+        Ok(())
+    }
+}
+
+fn new_ring(data_size: u64) -> Vec<u8> {
+    let mut backing = MemoryBacking {
+        bytes: vec![0; (DATA_OFFSET + data_size) as usize],
+    };
+    let new = NewRing {
+        ring_id: [7; 16],
+        ring_key: 0x5eed,
+        data_size,
+        created_ns: 1,
+    };
+    recover::format(&mut backing, &new).unwrap();
+    backing.bytes
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    payload: Vec<u8>,
+    position: u64,
+    end: u64,
+    /// A 250 was sent, or a recovery found it: it has to stay.
+    promised: bool,
+}
+
+/// A reader that shares nothing with the program but the layout: every complete message from tail
+/// to head.
+fn read_all<B: Backing>(backing: &B, head: u64) -> (u64, BTreeMap<u64, (Vec<u8>, u64)>) {
+    let mut whole = vec![0; backing.len() as usize];
+    backing.read_at(&mut whole, 0).unwrap();
+    let superblock = SUPERBLOCK_OFFSETS
+        .iter()
+        .filter_map(|at| {
+            let bytes = whole[*at as usize..].first_chunk().unwrap();
+            Superblock::decode(bytes).ok()
+        })
+        .max_by_key(|superblock| superblock.generation)
+        .unwrap();
+    let byte = |position: u64| whole[superblock.place(position) as usize];
+    let bytes = |from: u64, len: u64| (from..from + len).map(byte).collect::<Vec<u8>>();
+    let mut messages = BTreeMap::new();
+    let mut open: Option<(u64, u64, Vec<u8>, u32)> = None;
+    let mut position = superblock.tail;
+    let mut last = (0, 0);
+    while position < head {
+        let header = Header::decode(
+            bytes(position, 64).first_chunk().unwrap(),
+            superblock.ring_key,
+        )
+        .unwrap_or_else(|error| panic!("at {position}: {error}"));
+        assert_eq!(header.position, position);
+        assert!((header.epoch, header.number) >= last, "order at {position}");
+        last = (header.epoch, header.number);
+        let payload = bytes(position + 64, u64::from(header.len));
+        if header.kind != Kind::Pad {
+            assert_eq!(crc32c::crc32c(&payload), header.payload_crc);
+        }
+        let mut add = |number, payload| {
+            let twice = messages.insert(number, (payload, position));
+            assert_eq!(twice, None, "number {number} names two messages");
+        };
+        match (header.kind, &mut open) {
+            (Kind::Message, _) => add(header.number, payload),
+            (Kind::First, _) => open = Some((header.number, position, payload, 1)),
+            (Kind::Middle, Some((_, _, body, fragments))) => {
+                body.extend(payload);
+                *fragments += 1;
+            }
+            (Kind::Last, Some(_)) => {
+                let (number, first_position, mut body, fragments) = open.take().unwrap();
+                body.extend(&payload[WHOLE_BYTES..]);
+                let expected = Whole {
+                    number,
+                    first_position,
+                    payload_bytes: body.len() as u64,
+                    fragments: fragments + 1,
+                    crc: crc32c::crc32c(&body),
+                };
+                assert_eq!(Whole::decode(&payload), Some(expected));
+                add(number, body);
+            }
+            _ => {}
+        }
+        position = header.end();
+    }
+    assert_eq!(position, head);
+    (superblock.tail, messages)
+}
+
+struct World {
+    disk: SimDisk,
+    options: OpenOptions,
+    random: Random,
+    now: Instant,
+    ledger: BTreeMap<u64, Entry>,
+    /// Numbers ever shown to a client.
+    shown: BTreeSet<u64>,
+    /// What the consumer has acknowledged at most.
+    consumed: u64,
+    /// The durable position that the last life of the process knew of.
+    durable_seen: u64,
+    crashes: u32,
+}
+
+struct Large {
+    slot: LargeSlot,
+    payload: Vec<u8>,
+    given: usize,
+}
+
+impl World {
+    fn new(seed: u64, data_size: u64, survive: Survive, full: FullPolicy) -> World {
+        let mut options = OpenOptions::new(survive, 10);
+        options.full = full;
+        World {
+            disk: SimDisk::new(new_ring(data_size), seed.wrapping_mul(0x9e37_79b9)),
+            options,
+            random: Random(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1),
+            now: Instant(1),
+            ledger: BTreeMap::new(),
+            shown: BTreeSet::new(),
+            consumed: 0,
+            durable_seen: 0,
+            crashes: 0,
+        }
+    }
+
+    fn payload(&mut self, max: u64) -> Vec<u8> {
+        let len = if self.random.one_in(3) {
+            self.random.below(max)
+        } else {
+            self.random.below(300)
+        };
+        let salt = self.random.next();
+        (0..len)
+            .map(|at| (salt.wrapping_mul(at | 1) >> 24) as u8)
+            .collect()
+    }
+
+    /// Opens the ring, dying inside a few times, and compares it with the ledger.
+    fn open(&mut self) -> Log<SimDisk> {
+        let mut deaths = self.random.below(4);
+        loop {
+            {
+                let mut disk = self.disk.0.borrow_mut();
+                disk.dies_at = None;
+                if deaths > 0 {
+                    let at = disk.calls + 1 + self.random.below(12);
+                    disk.dies_at = Some(at);
+                }
+            }
+            deaths = deaths.saturating_sub(1);
+            match Log::open(self.disk.clone(), &self.options) {
+                Ok((log, recovery)) => {
+                    assert_eq!(recovery.lost, []);
+                    // Without a sync behind each superblock an old cursor may be all that is left.
+                    assert!(
+                        recovery.consumers_moved == 0 && recovery.tail_moved_bytes == 0
+                            || self.options.survive == Survive::Process
+                    );
+                    self.disk.0.borrow_mut().dies_at = None;
+                    self.compare(&log, recovery.messages);
+                    return log;
+                }
+                Err(OpenError::Failed(_)) => self.crash(),
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    }
+
+    fn compare(&mut self, log: &Log<SimDisk>, messages: u64) {
+        let (tail, found) = read_all(&self.disk, log.written());
+        // A large message whose beginning lies before the tail is counted until its LAST has gone
+        // too.
+        assert!((0..=1).contains(&(messages - found.len() as u64)));
+        for (number, (payload, _)) in &found {
+            let entry = self.ledger.get(number);
+            assert_eq!(entry.map(|entry| &entry.payload), Some(payload), "{number}");
+        }
+        for (number, entry) in &self.ledger {
+            assert!(
+                !entry.promised || entry.position < tail || found.contains_key(number),
+                "message {number} at {} was promised and is gone, tail {tail}",
+                entry.position
+            );
+        }
+        if let Some(consumer) = log.consumers().next() {
+            assert!(tail <= consumer.scan_pos && consumer.done_pos <= self.consumed);
+        }
+        self.ledger.retain(|number, entry| {
+            entry.promised = true;
+            found.contains_key(number)
+        });
+    }
+
+    fn crash(&mut self) {
+        self.crashes += 1;
+        let power = self.options.survive == Survive::Power && !self.random.one_in(3)
+            || self.random.one_in(3);
+        if !power {
+            return;
+        }
+        let disk = Rc::clone(&self.disk.0);
+        let random = &mut self.random;
+        // From almost everything lost to almost everything kept.
+        let bias = random.below(8);
+        disk.borrow_mut().lose_power(|_, choices| {
+            if random.below(8) < bias {
+                choices - 1
+            } else {
+                random.below(choices as u64) as usize
+            }
+        });
+        if self.options.survive == Survive::Process {
+            // What was only in the page cache is not promised any more.
+            for entry in self.ledger.values_mut() {
+                entry.promised &= entry.end <= self.durable_seen;
+            }
+        }
+    }
+
+    /// One life of the process: random work until the disk dies, the work is done, or it is killed.
+    fn live(&mut self, turns: u64) {
+        let mut log = self.open();
+        self.durable_seen = log.durable();
+        if self.random.one_in(2) {
+            let at = self.disk.0.borrow().calls + 1 + self.random.below(turns * 2);
+            self.disk.0.borrow_mut().dies_at = Some(at);
+        }
+        let mut in_flight: Option<(u64, u64)> = None;
+        let mut large: Option<Large> = None;
+        for _ in 0..turns {
+            if self.turn(&mut log, &mut in_flight, &mut large).is_none() {
+                break;
+            }
+        }
+        if in_flight.is_none() && log.failed().is_none() && self.random.one_in(4) {
+            self.disk.0.borrow_mut().dies_at = None;
+            if log.close().is_ok() {
+                return;
+            }
+        }
+        self.crash();
+    }
+
+    /// `None` when the process has died.
+    fn turn(
+        &mut self,
+        log: &mut Log<SimDisk>,
+        in_flight: &mut Option<(u64, u64)>,
+        large: &mut Option<Large>,
+    ) -> Option<()> {
+        self.now = self
+            .now
+            .after(Duration::from_millis(self.random.below(400)));
+        if let Some((target, until)) = *in_flight
+            && self.random.one_in(2)
+        {
+            let died = self.disk.0.borrow_mut().die();
+            died.ok()?;
+            *in_flight = None;
+            if self.random.one_in(40) {
+                // After a failed write-back the pages count as clean, with new bytes in the cache
+                // only. The next sync of such pages succeeds and writes nothing.
+                self.disk.0.borrow_mut().unsynced.clear();
+                let eio = io::Error::from_raw_os_error(libc::EIO);
+                assert!(log.sync_completed(target, Err(eio)).is_err());
+                return None;
+            }
+            self.disk.0.borrow_mut().synced(until);
+            log.sync_completed(target, Ok(())).ok()?;
+            self.durable_seen = log.durable();
+        }
+        log.begin_turn(self.now.0);
+        self.consume(log);
+        let mut parts: Vec<Vec<u8>> = Vec::new();
+        for _ in 0..self.random.below(5) {
+            self.small(log, &mut parts);
+        }
+        if self.random.one_in(3) {
+            self.fragment(log, large, &mut parts);
+        }
+        let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        log.write(&slices).ok()?;
+        if self.random.one_in(4) {
+            log.idle_tick().ok()?;
+        }
+        self.promise(log);
+        if let Some(request) = log.sync_wanted(self.now) {
+            assert!(in_flight.is_none());
+            if let Some((at, bytes)) = request.superblock {
+                let mut disk = self.disk.0.borrow_mut();
+                let died = disk.die();
+                let taken = if died.is_err() { 700 } else { bytes.len() };
+                disk.store(&bytes[..taken], at as usize);
+                died.ok()?;
+            }
+            *in_flight = Some((request.target, self.disk.0.borrow().calls));
+        }
+        log.failed().is_none().then_some(())
+    }
+
+    fn promise(&mut self, log: &Log<SimDisk>) {
+        for (number, entry) in &mut self.ledger {
+            if entry.end <= log.acknowledged() && !entry.promised {
+                entry.promised = true;
+                assert!(
+                    self.shown.insert(*number),
+                    "number {number} was used before"
+                );
+            }
+        }
+    }
+
+    fn small(&mut self, log: &mut Log<SimDisk>, parts: &mut Vec<Vec<u8>>) {
+        let payload = self.payload(log.payload_bytes_max());
+        let slot = match log.reserve(payload.len() as u64) {
+            Ok(slot) => slot,
+            Err(ReserveError::Full { .. } | ReserveError::Failed(_)) => return,
+            Err(error) => panic!("{error:?}"),
+        };
+        parts.push(log.header(&slot, 0, crc32c::crc32c(&payload)).to_vec());
+        parts.push(payload.clone());
+        parts.push(vec![0; slot.padding]);
+        let entry = Entry {
+            payload,
+            position: slot.position,
+            end: slot.end,
+            promised: false,
+        };
+        assert_eq!(self.ledger.insert(slot.number, entry), None);
+    }
+
+    fn fragment(
+        &mut self,
+        log: &mut Log<SimDisk>,
+        large: &mut Option<Large>,
+        parts: &mut Vec<Vec<u8>>,
+    ) {
+        if large.is_none() {
+            let mut payload = self.payload(log.payload_bytes_max());
+            payload.extend(b"at least two fragments");
+            payload.truncate(log.payload_bytes_max() as usize);
+            let Ok(slot) = log.begin_large(payload.len() as u64) else {
+                return;
+            };
+            *large = Some(Large {
+                slot,
+                payload,
+                given: 0,
+            });
+        }
+        let open = large.as_mut().unwrap();
+        let rest = open.payload.len() - open.given;
+        let mut bytes = 1 + self.random.below(rest as u64) as usize;
+        if open.given == 0 && bytes == rest {
+            bytes -= 1;
+        }
+        let Ok(slot) = log.reserve_fragment(&mut open.slot, bytes as u64) else {
+            return;
+        };
+        let mut piece = Vec::new();
+        if slot.kind == Kind::Last {
+            let whole = open.slot.whole(crc32c::crc32c(&open.payload));
+            piece.extend(whole.encode());
+        }
+        piece.extend(&open.payload[open.given..open.given + bytes]);
+        open.given += bytes;
+        parts.push(log.header(&slot, 0, crc32c::crc32c(&piece)).to_vec());
+        parts.push(piece);
+        parts.push(vec![0; slot.padding]);
+        if slot.kind == Kind::Last {
+            let open = large.take().unwrap();
+            let whole = open.slot.whole(0);
+            let entry = Entry {
+                payload: open.payload,
+                position: whole.first_position,
+                end: slot.end,
+                promised: false,
+            };
+            assert_eq!(self.ledger.insert(whole.number, entry), None);
+        }
+    }
+
+    fn consume(&mut self, log: &mut Log<SimDisk>) {
+        if self.options.full == FullPolicy::Overwrite {
+            return;
+        }
+        let name = ConsumerName::new("sim").unwrap();
+        match log.consumer(&name).copied() {
+            None if self.random.one_in(20) => {
+                let consumer = log.register(name, StartAt::Newest).unwrap();
+                self.consumed = consumer.done_pos;
+            }
+            Some(consumer) if self.random.one_in(3) => {
+                // Any promised message's end; scanning goes on at the oldest message still open.
+                let ends: Vec<(u64, u64)> = self
+                    .ledger
+                    .values()
+                    .filter(|entry| entry.end <= log.durable() && entry.end > consumer.done_pos)
+                    .map(|entry| (entry.position, entry.end))
+                    .collect();
+                if ends.is_empty() {
+                    return;
+                }
+                let done = ends[self.random.below(ends.len() as u64) as usize].1;
+                let scan = ends
+                    .iter()
+                    .filter(|(position, end)| *end > done && *position < done)
+                    .map(|(position, _)| *position)
+                    .min()
+                    .unwrap_or(done)
+                    .max(consumer.scan_pos);
+                log.acknowledge(&name, scan, done).unwrap();
+                self.consumed = self.consumed.max(done);
+            }
+            Some(_) if self.random.one_in(60) => log.drop_consumer(&name).unwrap(),
+            _ => {}
+        }
+    }
+}
+
+fn run(seed: u64) {
+    let mut pick = Random(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    pick.next();
+    let survive = match pick.below(4) {
+        0 => Survive::Process,
+        _ => Survive::Power,
+    };
+    let full = match pick.below(3) {
+        0 => FullPolicy::Defer,
+        1 => FullPolicy::Overwrite,
+        _ => FullPolicy::Auto,
+    };
+    let data_size = 65_536 * (1 + pick.below(2));
+    let mut world = World::new(pick.next(), data_size, survive, full);
+    while world.crashes < 20 {
+        let turns = 5 + world.random.below(120);
+        world.live(turns);
+        if world.random.one_in(12) {
+            world.crashes += 1;
+        }
+    }
+    world.open();
+}
+
+#[test]
+fn promised_messages_survive_crashes_at_any_call_with_any_unsynced_sectors() {
+    let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
+    if let Some(seed) = number("RINGMX_RECOVERY_SEED") {
+        return run(seed);
+    }
+    for seed in 0..number("RINGMX_RECOVERY_SEEDS").unwrap_or(12) {
+        println!("RINGMX_RECOVERY_SEED={seed} cargo test --test recovery promised");
+        run(seed);
+    }
+}
+
+/// Messages of `payloads` appended in one write each, synced up to and including `synced`.
+fn fill(disk: &SimDisk, payloads: &[Vec<u8>], synced: usize) -> Vec<(u64, u64)> {
+    let options = OpenOptions::new(Survive::Power, 10);
+    let (mut log, _) = Log::open(disk.clone(), &options).unwrap();
+    let mut places = Vec::new();
+    for (index, payload) in payloads.iter().enumerate() {
+        log.begin_turn(20 + index as u64);
+        let slot = log.reserve(payload.len() as u64).unwrap();
+        places.push((slot.position, slot.end));
+        let header = log.header(&slot, 0, crc32c::crc32c(payload));
+        let parts = [&header[..], payload, &[0; 64][..slot.padding]];
+        log.write(&parts.map(IoSlice::new)).unwrap();
+        if index < synced {
+            log.sync_inline(Instant(1 + index as u64)).unwrap();
+        }
+    }
+    places
+}
+
+fn payloads(count: u8, len: usize) -> Vec<Vec<u8>> {
+    (0..count).map(|index| vec![b'a' + index; len]).collect()
+}
+
+#[test]
+fn every_subset_of_unsynced_sectors_keeps_what_was_synced_and_shows_nothing_else() {
+    // Three messages of 640 bytes behind two synced ones: few enough sectors for all subsets.
+    let payloads = payloads(5, 576);
+    let image = SimDisk::new(new_ring(65_536), 0);
+    fill(&image, &payloads, 2);
+    let sectors = image.0.borrow().unsynced.len() as u32;
+    assert!((4..=12).contains(&sectors), "{sectors}");
+    for subset in 0..1_u32 << sectors {
+        let disk = SimDisk::new(Vec::new(), 3);
+        {
+            let from = image.0.borrow();
+            let mut to = disk.0.borrow_mut();
+            to.durable.clone_from(&from.durable);
+            to.unsynced.clone_from(&from.unsynced);
+            to.lose_power(|index, choices| (subset as usize >> index & 1) * (choices - 1));
+        }
+        let options = OpenOptions::new(Survive::Power, 30);
+        let (log, recovery) = Log::open(disk.clone(), &options).unwrap();
+        assert_eq!(recovery.lost, []);
+        let (_, found) = read_all(&disk, log.written());
+        let count = found.len();
+        assert!((2..=5).contains(&count), "subset {subset:b}");
+        for (index, (number, (payload, _))) in found.iter().enumerate() {
+            assert_eq!((*number, payload), (index as u64 + 1, &payloads[index]));
+        }
+        // Twice is once: the same messages, no more and no fewer.
+        let (log, again) = Log::open(log.into_backing(), &options).unwrap();
+        assert_eq!(again.messages, count as u64);
+        assert_eq!(read_all(&disk, log.written()).1, found);
+    }
+}
+
+#[test]
+fn record_of_an_earlier_epoch_never_follows_a_later_one() {
+    // The second of two unacknowledged records reaches the disk, the first does not. Recovery cuts
+    // there, and a new record of the same length takes the first one's place. Without epochs the
+    // old second record would fit behind it.
+    let payloads = payloads(3, 448);
+    let disk = SimDisk::new(new_ring(65_536), 0);
+    let places = fill(&disk, &payloads, 1);
+    // The sector that holds its header keeps its old bytes: the end of the first message, zeros.
+    let header_at = (DATA_OFFSET + places[1].0) as usize;
+    disk.0.borrow_mut().lose_power(|_, choices| choices - 1);
+    disk.0.borrow_mut().cache[header_at..header_at.next_multiple_of(SECTOR)].fill(0);
+    let options = OpenOptions::new(Survive::Power, 30);
+    let (mut log, recovery) = Log::open(disk.clone(), &options).unwrap();
+    assert_eq!((recovery.messages, recovery.discarded_records), (1, 1));
+    // The EPOCH record takes 64 bytes of the gap; the new record takes the rest.
+    let slot = log.reserve(384).unwrap();
+    assert_eq!(slot.end, places[2].0);
+    let payload = [b'z'; 384];
+    let header = log.header(&slot, 0, crc32c::crc32c(&payload));
+    log.write(&[IoSlice::new(&header), IoSlice::new(&payload)])
+        .unwrap();
+    // Page filling would hide the old record; put it back as a dropped sector leaves it.
+    let place = (DATA_OFFSET + places[2].0) as usize;
+    let old = Header {
+        position: places[2].0,
+        // Larger than the skipped numbers reach: the epoch alone tells it.
+        number: 200_000,
+        len: 448,
+        payload_crc: crc32c::crc32c(&payloads[2]),
+        epoch: 1,
+        kind: Kind::Message,
+        flags: 0,
+        env_len: 0,
+        hint_back: 0,
+        received_ns: 22,
+    };
+    {
+        let mut disk = disk.0.borrow_mut();
+        disk.store(&old.encode(0x5eed), place);
+        disk.store(&payloads[2], place + 64);
+    }
+    let (log, recovery) = Log::open(disk.clone(), &options).unwrap();
+    assert_eq!((recovery.messages, recovery.discarded_records), (2, 1));
+    let found = read_all(&disk, log.written()).1;
+    let bodies: Vec<&Vec<u8>> = found.values().map(|(payload, _)| payload).collect();
+    assert_eq!(bodies, [&payloads[0], &payload.to_vec()]);
+}
+
+#[test]
+fn flipped_bits_in_acknowledged_records_are_never_cut_and_never_shown() {
+    let payloads = payloads(8, 200);
+    let image = SimDisk::new(new_ring(65_536), 0);
+    let places = fill(&image, &payloads, 8);
+    let bytes = image.0.borrow().durable.clone();
+    let mut random = Random(99);
+    // The hint names all but the last batch; damage there looks torn.
+    let end = places[6].1;
+    for _ in 0..300 {
+        let position = 64 + random.below(end - 64);
+        let mut damaged = bytes.clone();
+        damaged[(DATA_OFFSET + position) as usize] ^= 1 << random.below(8);
+        let hit = places
+            .iter()
+            .position(|(from, to)| (*from..*to).contains(&position))
+            .unwrap();
+        let padding = position >= places[hit].0 + 64 + 200;
+        let disk = SimDisk::new(damaged.clone(), 5);
+        let mut options = OpenOptions::new(Survive::Power, 30);
+        let refused = Log::open(disk.clone(), &options).map(|_| ());
+        if padding {
+            assert!(refused.is_ok(), "padding is not checked");
+            continue;
+        }
+        let Err(OpenError::DamagedAcknowledged { lost }) = refused else {
+            panic!("byte {position}: {refused:?}");
+        };
+        assert_eq!((lost[0].from, lost[0].to), places[hit]);
+        assert_eq!(
+            disk.0.borrow().cache,
+            damaged,
+            "a refused ring is untouched"
+        );
+
+        options.accept_loss = true;
+        let (log, recovery) = Log::open(disk.clone(), &options).unwrap();
+        assert_eq!(recovery.lost, lost);
+        let found = read_all(&disk, log.written()).1;
+        let expected: Vec<&Vec<u8>> = payloads
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| *index != hit)
+            .map(|(_, payload)| payload)
+            .collect();
+        assert_eq!(
+            found.values().map(|(body, _)| body).collect::<Vec<_>>(),
+            expected
+        );
+        options.accept_loss = false;
+        let (_, again) = Log::open(disk, &options).unwrap();
+        assert_eq!((again.messages, again.lost), (7, vec![]));
+    }
+}
+
+#[test]
+fn idle_log_writes_one_epoch_record_and_then_damage_to_the_last_message_is_recognised() {
+    let disk = SimDisk::new(new_ring(65_536), 0);
+    let options = OpenOptions::new(Survive::Power, 10);
+    let (mut log, _) = Log::open(disk.clone(), &options).unwrap();
+    assert_eq!(log.idle_tick(), Ok(false));
+    log.begin_turn(11);
+    let slot = log.reserve(100).unwrap();
+    let header = log.header(&slot, 0, crc32c::crc32c(&[7; 100]));
+    log.write(&[
+        IoSlice::new(&header),
+        IoSlice::new(&[7; 100]),
+        IoSlice::new(&[0; 28]),
+    ])
+    .unwrap();
+    assert_eq!(log.idle_tick(), Ok(false), "not durable yet");
+    assert!(log.sync_inline(Instant(1)).unwrap());
+    assert_eq!(log.idle_tick(), Ok(true));
+    assert!(log.sync_inline(Instant(2)).unwrap());
+    assert_eq!(log.idle_tick(), Ok(false));
+    drop(log);
+    let at = (DATA_OFFSET + slot.position) as usize + 70;
+    disk.0.borrow_mut().cache[at] ^= 1;
+    let refused = Log::open(disk, &options).map(|_| ());
+    assert!(matches!(
+        refused,
+        Err(OpenError::DamagedAcknowledged { .. })
+    ));
+}
+
+#[test]
+fn older_superblock_counts_when_the_newest_is_damaged() {
+    let payloads = payloads(4, 100);
+    let disk = SimDisk::new(new_ring(65_536), 0);
+    fill(&disk, &payloads, 4);
+    let options = OpenOptions::new(Survive::Power, 10);
+    let found = recover::find_superblock(&disk).unwrap();
+    disk.0.borrow_mut().cache[SUPERBLOCK_OFFSETS[found.slot] as usize + 90] ^= 1;
+    let (_, recovery) = Log::open(disk.clone(), &options).unwrap();
+    assert_eq!((recovery.messages, recovery.lost), (4, vec![]));
+    for at in SUPERBLOCK_OFFSETS {
+        disk.0.borrow_mut().cache[at as usize + 90] ^= 1;
+    }
+    let refused = Log::open(disk, &options).map(|_| ());
+    assert!(matches!(
+        refused,
+        Err(OpenError::NotARing { damaged: true })
+    ));
+}
+
+#[test]
+fn failed_sync_stops_the_log_for_good() {
+    let disk = SimDisk::new(new_ring(65_536), 0);
+    let (mut log, _) = Log::open(disk, &OpenOptions::new(Survive::Power, 10)).unwrap();
+    let slot = log.reserve(0).unwrap();
+    let header = log.header(&slot, 0, 0);
+    log.write(&[IoSlice::new(&header)]).unwrap();
+    let target = log.sync_wanted(Instant(1)).unwrap().target;
+    let durable = log.durable();
+    let failed = log
+        .sync_completed(target, Err(io::Error::from_raw_os_error(libc::EIO)))
+        .unwrap_err();
+    assert_eq!(failed.errno, libc::EIO);
+    assert_eq!(log.failed(), Some(failed));
+    assert_eq!(log.durable(), durable);
+    assert_eq!(log.reserve(1), Err(ReserveError::Failed(failed)));
+    assert_eq!(log.write(&[]), Err(failed));
+    assert!(log.sync_wanted(Instant(u64::MAX)).is_none());
+    assert!(!log.accepting());
+    assert!(log.close().is_err());
+}
+
+#[test]
+fn damaged_bytes_anywhere_give_an_answer_and_no_panic() {
+    let image = SimDisk::new(new_ring(65_536), 0);
+    fill(&image, &payloads(8, 300), 6);
+    let bytes = image.0.borrow().cache.clone();
+    let mut random = Random(1234);
+    for round in 0..300 {
+        let mut damaged = bytes.clone();
+        for _ in 0..1 + random.below(20) {
+            let at = random.below(damaged.len() as u64) as usize;
+            let near = random.below(8_192) as usize;
+            let at = if random.one_in(2) {
+                at
+            } else {
+                DATA_OFFSET as usize + near
+            };
+            damaged[at] = random.next() as u8;
+        }
+        if random.one_in(3) {
+            // A sector in the wrong place, with a checksum that fits.
+            let from = DATA_OFFSET as usize + random.below(8) as usize * SECTOR;
+            let to = DATA_OFFSET as usize + random.below(120) as usize * SECTOR;
+            damaged.copy_within(from..from + SECTOR, to);
+        }
+        if round % 50 == 0 {
+            damaged.truncate(random.below(damaged.len() as u64) as usize);
+        }
+        let mut options = OpenOptions::new(Survive::Power, 30);
+        options.accept_loss = round % 2 == 0;
+        let disk = MemoryBacking { bytes: damaged };
+        if let Ok((log, _)) = Log::open(disk, &options) {
+            let _ = read_headers(&log);
+        }
+    }
+}
+
+/// Follows the log of an opened ring; payloads before the checkpoint may be damaged.
+fn read_headers(log: &Log<MemoryBacking>) -> usize {
+    let superblock = log.superblock();
+    let (mut position, mut count) = (log.tail(), 0);
+    while position < log.written() {
+        let mut bytes = [0; 64];
+        log.backing()
+            .read_at(&mut bytes, superblock.place(position))
+            .unwrap();
+        position = Header::decode(&bytes, superblock.ring_key).unwrap().end();
+        count += 1;
+    }
+    assert_eq!(position, log.written());
+    count
+}

@@ -1,0 +1,368 @@
+//! A connection in miniature: drives a session without sockets and records what it does.
+//!
+//! It can cut the input anywhere, answer verdicts and commits late, run out of room for replies and body, and
+//! read content in place. None of that may change a reply or a stored message.
+
+#![allow(dead_code, reason = "each test crate uses a part of it")]
+
+use ringmx::clock::Instant;
+use ringmx::smtp::reply::Reply;
+use ringmx::smtp::session::{Context, Session};
+use ringmx::smtp::sink::{
+    Blocked, CloseReason, Completion, Field, MessageFacts, Question, Sink, Verb, Verdict,
+};
+
+/// Seconds since 1970 at which all messages arrive, in nanoseconds: 2026-11-23 01:02:03 UTC.
+pub const WALL_NS: u64 = 1_795_395_723_000_000_000;
+
+/// Small pseudo-random generator (xorshift64).
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+/// A stored message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    pub fields: Vec<(u8, Vec<u8>)>,
+    pub trace: Vec<u8>,
+    pub id_at: usize,
+    pub body: Vec<u8>,
+    pub facts: Option<MessageFacts>,
+}
+
+/// How unkind the connection is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Manner {
+    /// Verdicts and commits come only after the session has stopped for them.
+    pub late: bool,
+    /// Room for replies and body is short now and then.
+    pub tight: bool,
+    /// Content is read in place where the session allows it.
+    pub in_place: bool,
+}
+
+/// The sink that records.
+#[derive(Debug)]
+pub struct Recorder {
+    pub wire: Vec<u8>,
+    pub stored: Vec<Stored>,
+    pub closed: Option<CloseReason>,
+    pub verbs: [u32; Verb::COUNT],
+    /// The question, and what it is answered with; everything else is accepted.
+    pub policy: Vec<(String, Verdict)>,
+    pub envelope_bytes_max: usize,
+    pub has_storage: bool,
+    /// Fields after which the pool is dry though the envelope has room.
+    pub fields_max: usize,
+    /// Whether there is a chunk for the trace field.
+    pub has_body_storage: bool,
+    /// What is answered to each commit.
+    pub commit: Result<(), Reply>,
+    open: Option<Stored>,
+    asked: Option<Verdict>,
+    manner: Manner,
+    random: Random,
+    has_room: bool,
+    pub body_room: usize,
+}
+
+impl Recorder {
+    pub fn new(manner: Manner, seed: u64) -> Recorder {
+        Recorder {
+            wire: Vec::new(),
+            stored: Vec::new(),
+            closed: None,
+            verbs: [0; Verb::COUNT],
+            policy: Vec::new(),
+            envelope_bytes_max: 1 << 20,
+            has_storage: true,
+            fields_max: usize::MAX,
+            has_body_storage: true,
+            commit: Ok(()),
+            open: None,
+            asked: None,
+            manner,
+            random: Random::new(seed),
+            has_room: true,
+            body_room: 1 << 20,
+        }
+    }
+
+    /// Whether a message is open.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    fn tighten(&mut self) {
+        if self.manner.tight {
+            self.has_room = self.random.below(3) > 0;
+            self.body_room = 1 + self.random.below(40);
+        }
+    }
+
+    fn widen(&mut self) {
+        self.has_room = true;
+        self.body_room = if self.manner.tight { 64 } else { 1 << 20 };
+    }
+
+    fn open_mut(&mut self) -> &mut Stored {
+        self.open.as_mut().expect("a message is open")
+    }
+}
+
+impl Sink for Recorder {
+    fn has_room(&self) -> bool {
+        self.has_room
+    }
+
+    fn commits_pending(&self) -> u32 {
+        0
+    }
+
+    fn command(&mut self, verb: Verb) {
+        self.verbs[verb as usize] += 1;
+    }
+
+    fn reply(&mut self, reply: Reply) {
+        assert_eq!(self.closed, None, "no reply follows the close");
+        self.wire.extend_from_slice(reply.row().wire);
+        self.tighten();
+    }
+
+    fn reply_configured(&mut self, _: Reply, wire: &[u8]) {
+        assert_eq!(self.closed, None, "no reply follows the close");
+        self.wire.extend_from_slice(wire);
+        self.tighten();
+    }
+
+    fn ask(&mut self, question: Question<'_>) -> Option<Verdict> {
+        assert_eq!(self.asked, None, "one question at a time");
+        let text = match question {
+            Question::Connect => "connect".to_owned(),
+            Question::Helo(name) => format!("helo {}", String::from_utf8_lossy(name)),
+            Question::Mail { path, size: _ } => {
+                format!("mail {}", String::from_utf8_lossy(path))
+            }
+            Question::Rcpt { path } => format!("rcpt {}", String::from_utf8_lossy(path)),
+            Question::Data { recipients } => format!("data {recipients}"),
+            Question::EndOfData { octets } => format!("end {octets}"),
+        };
+        let verdict = self
+            .policy
+            .iter()
+            .find(|(question, _)| *question == text)
+            .map_or(Verdict::Accept, |(_, verdict)| *verdict);
+        if self.manner.late {
+            self.asked = Some(verdict);
+            return None;
+        }
+        Some(verdict)
+    }
+
+    fn begin_message(&mut self) -> bool {
+        assert!(self.open.is_none(), "one message at a time");
+        if self.has_storage {
+            self.open = Some(Stored::default());
+        }
+        self.has_storage
+    }
+
+    fn envelope_room(&self) -> usize {
+        let used: usize = self.open.as_ref().map_or(0, |message| {
+            message
+                .fields
+                .iter()
+                .map(|(_, value)| 3 + value.len())
+                .sum()
+        });
+        self.envelope_bytes_max.saturating_sub(used)
+    }
+
+    fn envelope_field(&mut self, field: Field, parts: &[&[u8]]) -> bool {
+        let value = parts.concat();
+        let fits = 3 + value.len() <= self.envelope_room()
+            && self.open_mut().fields.len() < self.fields_max;
+        if fits {
+            self.open_mut().fields.push((field as u8, value));
+        }
+        fits
+    }
+
+    fn begin_body(&mut self, trace: &[u8], id_at: usize) -> bool {
+        if !self.has_body_storage {
+            return false;
+        }
+        let message = self.open_mut();
+        assert!(message.trace.is_empty(), "one trace field");
+        message.trace = trace.to_vec();
+        message.id_at = id_at;
+        true
+    }
+
+    fn body_room(&self) -> usize {
+        self.body_room
+    }
+
+    fn body(&mut self, bytes: &[u8]) {
+        assert!(
+            bytes.len() <= self.body_room,
+            "more octets than there is room for"
+        );
+        self.body_room -= bytes.len();
+        self.open_mut().body.extend_from_slice(bytes);
+    }
+
+    fn end_of_message(&mut self, facts: &MessageFacts) -> Completion {
+        let mut message = self.open.take().expect("a message is open");
+        message.facts = Some(*facts);
+        if self.manner.late {
+            if self.commit.is_ok() {
+                self.stored.push(message);
+            }
+            return Completion::Wait;
+        }
+        match self.commit {
+            Ok(()) => {
+                self.stored.push(message);
+                self.wire.extend_from_slice(Reply::Stored.row().wire);
+                Completion::Queued
+            }
+            Err(reply) => Completion::Refused(reply),
+        }
+    }
+
+    fn abort_message(&mut self) {
+        assert!(self.open.take().is_some(), "a message is open");
+    }
+
+    fn close(&mut self, reason: CloseReason) {
+        assert_eq!(self.closed, None, "closed once");
+        self.closed = Some(reason);
+    }
+}
+
+/// A session and its connection.
+pub struct Connection<'a> {
+    pub session: Session,
+    pub out: Recorder,
+    ctx: &'a Context,
+    input: Vec<u8>,
+}
+
+impl<'a> Connection<'a> {
+    /// Connects; the greeting is recorded.
+    pub fn new(ctx: &'a Context, out: Recorder) -> Connection<'a> {
+        let mut connection = Connection {
+            session: Session::new("192.0.2.1".parse().expect("an address")),
+            out,
+            ctx,
+            input: Vec::new(),
+        };
+        connection.session.start(ctx, &mut connection.out);
+        connection.run();
+        connection
+    }
+
+    /// Gives the session `bytes` as one read from the socket.
+    pub fn read(&mut self, bytes: &[u8]) {
+        let mut bytes = bytes.to_vec();
+        if self.out.manner.in_place && self.input.is_empty() {
+            while !bytes.is_empty() && self.session.can_receive_in_place() {
+                let taken = self.session.receive_in_place(self.ctx, &mut bytes);
+                if taken.kept > 0 {
+                    self.out
+                        .open_mut()
+                        .body
+                        .extend_from_slice(&bytes[..taken.kept]);
+                }
+                bytes.drain(..taken.consumed);
+                if taken.end {
+                    self.session.end_in_place(self.ctx, &mut self.out);
+                }
+            }
+        }
+        self.input.extend_from_slice(&bytes);
+        self.run();
+    }
+
+    /// Octets that the session has not consumed.
+    pub fn unread(&self) -> usize {
+        self.input.len()
+    }
+
+    fn run(&mut self) {
+        loop {
+            let progress =
+                self.session
+                    .receive(self.ctx, &self.input, Instant(1), WALL_NS, &mut self.out);
+            self.input.drain(..progress.consumed);
+            match progress.blocked {
+                None | Some(Blocked::Closed) => return,
+                Some(Blocked::Replies | Blocked::Pool) => self.out.widen(),
+                Some(Blocked::Verdict) => {
+                    let verdict = self.out.asked.take().expect("a question was asked");
+                    self.session.answer(self.ctx, verdict, &mut self.out);
+                }
+                Some(Blocked::Commit) => {
+                    if self.out.commit.is_ok() {
+                        self.out.wire.extend_from_slice(Reply::Stored.row().wire);
+                    }
+                    self.session.completed(self.out.commit, &mut self.out);
+                }
+            }
+        }
+    }
+}
+
+/// How `input` is cut into reads.
+#[derive(Clone, Copy, Debug)]
+pub enum Cut {
+    Whole,
+    Octets,
+    Random(u64),
+}
+
+/// The pieces of `input`.
+pub fn pieces(input: &[u8], cut: Cut) -> Vec<&[u8]> {
+    match cut {
+        Cut::Whole => vec![input],
+        Cut::Octets => input.chunks(1).collect(),
+        Cut::Random(seed) => {
+            let mut random = Random::new(seed);
+            let mut rest = input;
+            let mut pieces = Vec::new();
+            while !rest.is_empty() {
+                let longest = [3, 40, 4_096][random.below(3)];
+                let (piece, behind) = rest.split_at(rest.len().min(1 + random.below(longest)));
+                pieces.push(piece);
+                rest = behind;
+            }
+            pieces
+        }
+    }
+}
+
+/// All manners, each with its seed.
+pub fn manners() -> impl Iterator<Item = Manner> {
+    (0..8).map(|bits| Manner {
+        late: bits & 1 != 0,
+        tight: bits & 2 != 0,
+        in_place: bits & 4 != 0,
+    })
+}
