@@ -109,6 +109,7 @@ How
                             tls-stall binary smuggle-{lf-lf,cr-cr,lf-crlf,crlf-lf,crlf-cr,nul}
   --source NET              connect from these addresses, such as 127.0.0.0/8
   --congestion NAME         TCP congestion control, such as reno or cubic
+  --connect-burst N         connects under way at one time in each thread [64]
   --connect-attempts N      in a row before a session gives up [30]
   --threads N               event loops [1]
   --cpus LIST               bind the loops to these CPUs, such as 1 or 0,1
@@ -531,6 +532,7 @@ impl Options {
             tuning: Tuning {
                 spin: false,
                 cpus: Vec::new(),
+                connecting_max: 64,
                 attempts_max: 30,
             },
             sources: None,
@@ -696,6 +698,10 @@ impl Options {
             "xclient" => plan.xclient = Some(text.to_owned()),
             "source" => self.sources = Some(bad(Sources::parse(text), flag, text)?),
             "congestion" => self.congestion = Some(text.to_owned()),
+            "connect-burst" => {
+                let burst = text.parse().ok().filter(|burst| *burst > 0);
+                self.tuning.connecting_max = bad(burst, flag, text)?;
+            }
             "connect-attempts" => self.tuning.attempts_max = bad(text.parse().ok(), flag, text)?,
             "threads" => self.threads = bad(text.parse().ok().filter(|n| *n > 0), flag, text)?,
             "cpus" => {
@@ -836,6 +842,7 @@ fn execute(
     plan: &Plan,
 ) -> Result<(Value, verdict::Verdict, bool), Stop> {
     let load = Arc::new(Workload::new(plan.clone()));
+    let resident_before = sys::resident_max();
     let target = Arc::new(Target {
         address: prepared.address.clone(),
         sources: options.sources,
@@ -897,6 +904,9 @@ fn execute(
         ceiling: options.ceiling,
     };
     let mut report = report::run(&facts, &done.recorder, &verdict);
+    let grown = sys::resident_max().saturating_sub(resident_before);
+    report["generator"]["resident_per_session_bytes"] =
+        (grown / u64::from(plan.sessions.max(1))).into();
     if !tallies.is_empty() {
         report["hostile"] = tallies.iter().map(hostile::Tally::json).collect();
     }

@@ -477,11 +477,16 @@ pub fn text(report: &Value) -> String {
     let _ = writeln!(
         text,
         "\nGenerator   cpu {:.0} % of a core, with waiting {:.0} %, in the busiest of {} thread(s); \
-         resident {}{}",
+         resident {}, {} a session{}",
         generator["cpu_share"].as_f64().unwrap_or(0.0) * 100.0,
         generator["cpu_wanted_share"].as_f64().unwrap_or(0.0) * 100.0,
         config["threads"],
         size(generator["resident_max_bytes"].as_f64().unwrap_or(0.0)),
+        size(
+            generator["resident_per_session_bytes"]
+                .as_f64()
+                .unwrap_or(0.0)
+        ),
         generator["ceiling_share"]
             .as_f64()
             .map_or(String::new(), |share| format!(
