@@ -695,7 +695,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             status_json: &[],
             events: Vec::new(),
         };
-        for key in self.ctl.keys() {
+        for key in 0..self.ctl.key_bound() {
             let Some(visitor) = self.ctl.get_mut(key) else {
                 continue;
             };
