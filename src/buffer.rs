@@ -112,8 +112,8 @@ pub enum Urgency {
 }
 
 impl Pool {
-    /// A pool of `bytes` (rounded down to whole large chunks, at least four), of which `reserve_bytes` can only be taken with
-    /// [`Urgency::Reserve`].
+    /// A pool of `bytes` (rounded down to whole large chunks, at least four), of which `reserve_bytes` can only be
+    /// taken with [`Urgency::Reserve`].
     pub fn new(bytes: u64, reserve_bytes: u64) -> Pool {
         let count = usize::try_from(bytes / CHUNK_LARGE_BYTES as u64)
             .unwrap_or(0)

@@ -8,9 +8,11 @@ macro_rules! choices {
 
         impl $name {
             /// All values in the order of [`Self::NAMES`].
-            pub const ALL: [$name; $crate::choice::choices!(@count $($variant)*)] = [$($name::$variant,)*];
+            pub const ALL: [$name; $crate::choice::choices!(@count $($variant)*)] =
+                [$($name::$variant,)*];
             /// Words an operator writes.
-            pub const NAMES: [&'static str; $crate::choice::choices!(@count $($variant)*)] = [$($word,)*];
+            pub const NAMES: [&'static str; $crate::choice::choices!(@count $($variant)*)] =
+                [$($word,)*];
 
             /// Word of this value.
             pub fn name(self) -> &'static str {

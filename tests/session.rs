@@ -263,7 +263,8 @@ fn a_context_needs_a_name_that_can_stand_in_a_reply_and_limits_above_zero() {
     assert_eq!(error("a.example", 0), Some(ContextError::LimitIsZero));
 }
 
-/// The replies to `input` (RSET has the text of NOOP) when the sink is short of something, and whether a message was left open.
+/// The replies to `input` (RSET has the text of NOOP) when the sink is short of something, and whether a message
+/// was left open.
 fn replies_when(input: &[u8], shortage: impl FnOnce(&mut Recorder)) -> (Vec<Reply>, bool) {
     let ctx = context();
     let mut connection = after(&ctx, b"EHLO a.example\r\n");

@@ -19,6 +19,8 @@ const RESOLUTION: f64 = 0.01;
 const DOUBLINGS_MAX: u32 = 20;
 /// Most bisections; enough for the resolution from one doubling.
 const BISECTIONS_MAX: u32 = 8;
+/// Most rates that confirmation is tried at.
+const CONFIRMS_MAX: u32 = 10;
 
 /// What a step must meet.
 #[derive(Clone, Copy, Debug)]
@@ -191,22 +193,23 @@ pub fn find_max<E>(start: f64, ask: &mut impl FnMut(f64) -> Result<Step, E>) -> 
             }
         }
     }
-    // Chance may have let one run pass: two of three more must, or the rate goes down by 5 %.
+    // Chance may have let one run pass: two of three more must, or the rate goes down, by 5 % at
+    // first and by 10 % then.
     let mut confirmed = false;
-    for _ in 0..4 {
+    for attempt in 0..CONFIRMS_MAX {
         if low < 1.0 || confirmed {
             break;
         }
         let mut passes = 0;
-        for attempt in 0..3 {
+        for run_number in 0..3 {
             passes += u32::from(run(low, "confirm", &mut steps)?.pass);
-            if passes == 2 || attempt - passes as i32 >= 1 && passes == 0 {
+            if passes == 2 || (run_number == 1 && passes == 0) {
                 break;
             }
         }
         confirmed = passes >= 2;
         if !confirmed {
-            low = (low * 0.95).floor();
+            low = (low * if attempt == 0 { 0.95 } else { 0.9 }).floor();
         }
     }
     if confirmed {
@@ -227,6 +230,9 @@ pub fn report(found: &Found, limits: &Limits, target: &str, plan: &Plan) -> Valu
     let state = if found.rate > 0.0 { "VALID" } else { "INVALID" };
     let rate = grouped(found.rate);
     let reason = match (found.rate > 0.0, found.confirmed, found.at_least) {
+        (false, ..) if found.steps.iter().any(|step| step.pass) => {
+            "no rate met the limits twice: the machine or the target is unsteady".to_owned()
+        }
         (false, ..) => "no rate met the limits".to_owned(),
         (true, true, true) => {
             format!("at least {rate} a second: the generator saturated before the target did")

@@ -21,8 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Connects that may be under way at one time, so that no listen queue overflows.
-const CONNECTING_MAX: usize = 64;
 /// How often time-outs are looked for.
 const SCAN_NS: u64 = 100_000_000;
 /// How long the loop sleeps at most; an interrupt is noticed within this time.
@@ -79,6 +77,8 @@ pub struct Tuning {
     pub spin: bool,
     /// Bind workers to these CPUs in turn.
     pub cpus: Vec<usize>,
+    /// Connects that may be under way at one time, so that no listen queue overflows.
+    pub connecting_max: usize,
     /// Consecutive failures after which a session gives up.
     pub attempts_max: u32,
 }
@@ -651,7 +651,7 @@ impl Worker {
     }
 
     fn connect_some(&mut self, now: u64) {
-        while self.connecting < CONNECTING_MAX {
+        while self.connecting < self.tuning.connecting_max {
             let Some(index) = self.starts.pop_front() else {
                 break;
             };
@@ -711,7 +711,9 @@ impl Worker {
 
     /// How long to sleep; sets the timer when milliseconds are too coarse.
     fn pause(&self, now: u64) -> Duration {
-        if self.tuning.spin || (!self.starts.is_empty() && self.connecting < CONNECTING_MAX) {
+        if self.tuning.spin
+            || (!self.starts.is_empty() && self.connecting < self.tuning.connecting_max)
+        {
             return Duration::ZERO;
         }
         let due = self

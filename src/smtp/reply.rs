@@ -16,7 +16,10 @@ pub struct Row {
 }
 
 macro_rules! replies {
-    ($($(#[$meta:meta])* $variant:ident = $name:literal $code:literal $enhanced:literal $text:literal;)*) => {
+    ($(
+        $(#[$meta:meta])*
+        $variant:ident = $name:literal $code:literal $enhanced:literal $text:literal;
+    )*) => {
         /// Names a row of the reply table.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]

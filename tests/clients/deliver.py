@@ -1,0 +1,313 @@
+#!/usr/bin/env python3
+"""Delivers mail to a real server with clients that other people wrote, and reads it back.
+
+    deliver.py RINGMX CLIENT            swaks, smtplib, curl, msmtp, smtp-source or ringmx-send
+    deliver.py RINGMX messages DIR      the messages of DIR, see samples/fetch
+
+RINGMX is the program. Each run has a server of its own on a free port of the loopback interface and
+a ring in a temporary directory. Exit code 0: everything came back as it was sent; 77: the client is
+not installed; anything else is a failure.
+"""
+
+import glob
+import json
+import mailbox
+import os
+import re
+import select
+import shutil
+import smtplib
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+RING_READER = os.path.join(HERE, "..", "ring_reader.py")
+PATIENCE = 60
+MESSAGES_MIN = 250
+NOT_INSTALLED = 77
+
+SENDER, RECIPIENT = "sender@example.org", "recipient@example.net"
+
+# Lines that are easy to get wrong: leading dots, a lone dot, octets over 127, a line longer than
+# RFC 5321 4.5.3.1.6 demands, words that look like commands, empty lines at the end.
+HEADER = b"""\
+From: <sender@example.org>
+To: <recipient@example.net>
+Subject: one message from each client
+Date: Mon, 23 Nov 2026 08:00:00 +0000
+Message-ID: <one.message@example.org>
+MIME-Version: 1.0
+Content-Type: text/plain; charset=utf-8
+Content-Transfer-Encoding: 8bit
+
+"""
+BODY = (
+    b"first line\n.\n..\n.dot before text\n\nQUIT\nMAIL FROM:<x@example.org>\n"
+    + "na\u00efve text \u2014 \u20ac\n".encode()
+    + b"x" * 900
+    + b"\ntrailing blank \nlast line\n\n\n"
+)
+LINES = HEADER + BODY
+
+
+class Server:
+    """A `ringmx serve` process; its directory goes with it."""
+
+    def __init__(self, program, *options):
+        self.program = program
+        self.scratch = tempfile.TemporaryDirectory(prefix="ringmx-clients-")
+        self.ring = os.path.join(self.scratch.name, "ring-data")
+        command = [program, "serve", "--listen", "127.0.0.1:0", "--http", "off"]
+        command += ["--ring", self.ring, "--ring-size", "64MiB", *options]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        line = self.process.stdout.readline().decode() if ready else ""
+        found = re.fullmatch(r"ringmx \S+ on 127\.0\.0\.1:(\d+)\n", line)
+        if not found:
+            self.process.kill()
+            _, errors = self.process.communicate(timeout=PATIENCE)
+            raise SystemExit(f"the server did not start: {line!r} {errors!r}")
+        self.port = int(found[1])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, _value, _trace):
+        self.process.terminate()
+        try:
+            _, errors = self.process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        finally:
+            self.scratch.cleanup()
+        if kind is None:
+            assert self.process.returncode == 0, (self.process.returncode, errors)
+
+    def ringmx(self, *arguments):
+        return run([self.program, *arguments, "--ring", self.ring])
+
+    def listed(self):
+        """What `ringmx log ls` says about each message, oldest first."""
+        return [json.loads(line) for line in self.ringmx("log", "ls", "--json").splitlines()]
+
+    def stored(self):
+        """The content of each message without the Received field that the server put before it."""
+        return [
+            content(self.ringmx("log", "cat", entry["id"], "--raw"), entry["trace_octets"])
+            for entry in self.listed()
+        ]
+
+
+def content(stored, trace_octets):
+    trace, rest = stored[:trace_octets], stored[trace_octets:]
+    # One field, folded as it may be (RFC 5322 2.2.3), and nothing else.
+    assert re.fullmatch(rb"Received: [^\r\n]+\r\n([ \t][^\r\n]+\r\n)*", trace), trace
+    return rest
+
+
+def run(command, stdin=b""):
+    done = subprocess.run(
+        command, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=PATIENCE
+    )
+    assert done.returncode == 0, (command, done.returncode, done.stdout[-2000:], done.stderr)
+    return done.stdout
+
+
+def crlf(lines):
+    return re.sub(rb"(?<!\r)\n", b"\r\n", lines)
+
+
+def tool(name):
+    path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if path is None:
+        print(f"{name} is not installed")
+        sys.exit(NOT_INSTALLED)
+    return path
+
+
+def deliver(program, client):
+    tools = {"smtplib": None, "ringmx-send": program}
+    path = tools[client] if client in tools else tool(client)
+    with Server(program) as server, tempfile.NamedTemporaryFile(suffix=".eml") as file:
+        # curl and smtplib are given what goes over the wire, the others lines of a text file.
+        file.write(crlf(LINES) if client == "curl" else LINES)
+        file.flush()
+        expected = CLIENTS[client](server, path, file.name)
+        stored = server.stored()
+        assert stored == expected, (stored, expected)
+        for entry in server.listed():
+            recipients = [recipient["forward_path"] for recipient in entry["recipients"]]
+            assert (entry["reverse_path"], recipients) == (SENDER, [RECIPIENT]), entry
+        print(f"{client}: {len(stored)} messages came back as they were sent")
+
+
+def swaks(server, path, file):
+    command = [path, "--server", "127.0.0.1", "--port", str(server.port), "--helo", "localhost"]
+    command += ["--from", SENDER, "--to", RECIPIENT, "--data", "@" + file]
+    run(command)
+    run([*command, "--pipeline"])
+    # swaks sends CRLF "." CRLF even behind a whole line: one more empty line.
+    return [crlf(LINES) + b"\r\n"] * 2
+
+
+def python_smtplib(server, _path, _file):
+    with smtplib.SMTP("127.0.0.1", server.port, "localhost", timeout=PATIENCE) as client:
+        for _ in range(3):
+            refused = client.sendmail(SENDER, RECIPIENT, crlf(LINES), ["BODY=8BITMIME"])
+            assert refused == {}, refused
+    return [crlf(LINES)] * 3
+
+
+def curl(server, path, file):
+    command = [path, "--silent", "--show-error", "--url", f"smtp://127.0.0.1:{server.port}/localhost"]
+    command += ["--mail-from", SENDER, "--mail-rcpt", RECIPIENT, "--upload-file", file]
+    run(command)
+    return [crlf(LINES)]
+
+
+def msmtp(server, path, _file):
+    command = [path, "--file=/dev/null", "--host=127.0.0.1", f"--port={server.port}"]
+    command += ["--domain=localhost", "--tls=off", "--auth=off", f"--from={SENDER}", RECIPIENT]
+    run(command, LINES)
+    return [crlf(LINES)]
+
+
+def smtp_source(server, path, file):
+    # 3 sessions at a time, 30 messages, several of them over each connection (-d).
+    command = [path, "-s", "3", "-m", "30", "-f", SENDER, "-t", RECIPIENT, "-F", file]
+    run([*command, "-d", f"inet:127.0.0.1:{server.port}"])
+    run([*command, f"inet:127.0.0.1:{server.port}"])
+    # smtp-source too sends CRLF "." CRLF behind the last line.
+    return [crlf(LINES) + b"\r\n"] * 60
+
+
+def ringmx_send(server, path, _file):
+    command = [path, "send", "--server", f"127.0.0.1:{server.port}", "--from", SENDER]
+    command += ["--to", RECIPIENT]
+    run(command, LINES)
+    return [crlf(LINES)]
+
+
+CLIENTS = {
+    "swaks": swaks,
+    "smtplib": python_smtplib,
+    "curl": curl,
+    "msmtp": msmtp,
+    "smtp-source": smtp_source,
+    "ringmx-send": ringmx_send,
+}
+
+
+class Sender:
+    """One session: whole messages by DATA and by BDAT, with no regard to what is in them."""
+
+    def __init__(self, port):
+        self.smtp = smtplib.SMTP("127.0.0.1", port, "localhost", timeout=PATIENCE)
+        assert self.smtp.ehlo()[0] == 250
+
+    def send(self, message, chunked):
+        body = " BODY=8BITMIME" if any(octet > 127 for octet in message) else ""
+        self.command(f"MAIL FROM:<{SENDER}> SIZE={len(message)}{body}", 250)
+        self.command(f"RCPT TO:<{RECIPIENT}>", 250)
+        if chunked:
+            half = len(message) // 2
+            for part, last in ((message[:half], ""), (message[half:], " LAST")):
+                self.smtp.send(f"BDAT {len(part)}{last}\r\n".encode() + part)
+                self.expect(self.smtp.getreply(), 250)
+        else:
+            self.command("DATA", 354)
+            # RFC 5321 4.5.2: a leading dot is doubled.
+            self.smtp.send(re.sub(rb"(?m)^\.", b"..", message) + b".\r\n")
+            self.expect(self.smtp.getreply(), 250)
+
+    def command(self, line, code):
+        self.expect(self.smtp.docmd(line), code)
+
+    def expect(self, reply, code):
+        assert reply[0] == code, (reply, code)
+
+
+def messages(program, directory):
+    """Sends every sample message and reads each of them back in three ways."""
+    clean, odd = [], []
+    seen = set()
+    for path in sorted(glob.glob(os.path.join(directory, "*.eml"))):
+        with open(path, "rb") as file:
+            message = crlf(file.read())
+        if message in seen or not message:
+            continue
+        seen.add(message)
+        # Every third goes by BDAT, where the last line may end without CRLF; DATA has whole lines.
+        chunked = len(seen) % 3 == 0
+        if not chunked and not message.endswith(b"\r\n"):
+            message += b"\r\n"
+        bare = b"\0" in message or re.search(rb"\r(?!\n)", message)
+        (odd if bare else clean).append((message, chunked))
+    send_and_read(program, clean, [])
+    # A bare CR or NUL is refused unless the operator asks to keep it.
+    send_and_read(program, odd, ["--bare-newlines", "keep"])
+    count = len(clean) + len(odd)
+    print(
+        f"{count} messages came back octet for octet: {len(clean)} as ordinary mail,"
+        f" {len(odd)} with bare CR or NUL under --bare-newlines keep"
+    )
+    assert count >= MESSAGES_MIN, f"{count} messages; at least {MESSAGES_MIN} are wanted"
+
+
+def send_and_read(program, sent, options):
+    with Server(program, *options) as server:
+        sender = Sender(server.port)
+        for message, chunked in sent:
+            sender.send(message, chunked)
+        sender.smtp.quit()
+        expected = [message for message, _ in sent]
+        listed = server.listed()
+        trace_octets = [entry["trace_octets"] for entry in listed]
+        assert len(listed) == len(expected), (len(listed), len(expected))
+
+        compare("ringmx log cat --raw", server.stored(), expected)
+
+        eml = os.path.join(server.scratch.name, "eml")
+        ring = os.path.join(server.ring, "shard-0", "ring")
+        run([sys.executable, RING_READER, ring, "--eml", eml])
+        names = [f"{entry['number']}.eml" for entry in listed]
+        assert sorted(os.listdir(eml)) == sorted(names)
+        found = [read(os.path.join(eml, name)) for name in names]
+        compare("ring_reader.py", map(content, found, trace_octets), expected)
+
+        maildir = os.path.join(server.scratch.name, "maildir")
+        target = "maildir:" + maildir
+        server.ringmx("consume", "clients", "--create", "--to", target, "--until-empty")
+        box = mailbox.Maildir(maildir, create=False)
+        keys = {re.search(r"-0-(\d+)\.", key)[1]: key for key in box.keys()}
+        assert len(box) == len(keys) == len(listed)
+        found = [box.get_bytes(keys[str(entry["number"])]) for entry in listed]
+        compare("Maildir", map(content, found, trace_octets), expected)
+
+
+def compare(where, found, expected):
+    for number, (got, want) in enumerate(zip(found, expected, strict=True), 1):
+        assert got == want, f"{where}: message {number}: {got[:200]!r}... for {want[:200]!r}..."
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def main(arguments):
+    program, what, *rest = arguments
+    if what == "messages":
+        messages(program, *rest)
+    else:
+        deliver(program, what)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        raise SystemExit(__doc__)
+    main(sys.argv[1:])
