@@ -54,19 +54,23 @@ pub struct Meta {
     pub starts_fragment: bool,
 }
 
-const META_NEW: Meta = Meta {
-    next: None,
-    used: 0,
-    crc: 0,
-    starts_fragment: false,
-};
+/// Bookkeeping of one 4-KiB unit in three words, so that fresh bookkeeping is zeros that nobody has touched.
+/// A chunk in use: its next chunk, plus one; bytes used, and whether a fragment starts in the top bit; CRC.
+/// A free small chunk: its neighbours in the free list, plus one.
+type Unit = [u32; 3];
+const NEXT: usize = 0;
+const USED: usize = 1;
+const CRC: usize = 2;
+const PREV_FREE: usize = 1;
+const STARTS_FRAGMENT: u32 = 1 << 31;
 
-#[derive(Clone, Copy)]
-struct Unit {
-    meta: Meta,
-    /// Neighbours in the free list of small chunks.
-    prev_free: u32,
-    next_free: u32,
+/// A unit as the bookkeeping stores it: 0 is none.
+fn plus_one(unit: u32) -> u32 {
+    unit.wrapping_add(1)
+}
+
+fn minus_one(stored: u32) -> u32 {
+    stored.wrapping_sub(1)
 }
 
 /// How a large chunk is used.
@@ -119,15 +123,7 @@ impl Pool {
             .clamp(2, count / 2);
         Pool {
             memory: vec![0; count * CHUNK_LARGE_BYTES].into_boxed_slice(),
-            units: vec![
-                Unit {
-                    meta: META_NEW,
-                    prev_free: NONE,
-                    next_free: NONE
-                };
-                count * SPLIT as usize
-            ]
-            .into_boxed_slice(),
+            units: vec![[0; 3]; count * SPLIT as usize].into_boxed_slice(),
             large: vec![LargeState::Free { touched: false }; count].into_boxed_slice(),
             large_free: (0..count as u32).rev().collect(),
             small_free_head: NONE,
@@ -176,7 +172,7 @@ impl Pool {
         self.large_free_low = self.large_free_low.min(self.large_free.len());
         self.large[index as usize] = LargeState::Whole;
         let unit = index * SPLIT;
-        self.units[unit as usize].meta = META_NEW;
+        self.units[unit as usize] = [0; 3];
         Some(ChunkId(unit | LARGE_BIT))
     }
 
@@ -194,7 +190,7 @@ impl Pool {
             LargeState::Split { free } => *free -= 1,
             _ => unreachable!("invariant: a free small chunk lies in a split large chunk"),
         }
-        self.units[unit as usize].meta = META_NEW;
+        self.units[unit as usize] = [0; 3];
         Some(ChunkId(unit))
     }
 
@@ -211,28 +207,23 @@ impl Pool {
 
     fn link_small(&mut self, unit: u32) {
         let head = self.small_free_head;
-        self.units[unit as usize].prev_free = NONE;
-        self.units[unit as usize].next_free = head;
+        self.units[unit as usize] = [plus_one(head), 0, 0];
         if head != NONE {
-            self.units[head as usize].prev_free = unit;
+            self.units[head as usize][PREV_FREE] = plus_one(unit);
         }
         self.small_free_head = unit;
         self.small_free_len += 1;
     }
 
     fn unlink_small(&mut self, unit: u32) {
-        let Unit {
-            prev_free,
-            next_free,
-            ..
-        } = self.units[unit as usize];
-        if prev_free == NONE {
-            self.small_free_head = next_free;
+        let [next, prev, _] = self.units[unit as usize].map(minus_one);
+        if prev == NONE {
+            self.small_free_head = next;
         } else {
-            self.units[prev_free as usize].next_free = next_free;
+            self.units[prev as usize][NEXT] = plus_one(next);
         }
-        if next_free != NONE {
-            self.units[next_free as usize].prev_free = prev_free;
+        if next != NONE {
+            self.units[next as usize][PREV_FREE] = plus_one(prev);
         }
         self.small_free_len -= 1;
     }
@@ -290,13 +281,28 @@ impl Pool {
     }
 
     /// What the owner keeps about a chunk.
-    pub fn meta(&self, id: ChunkId) -> &Meta {
-        &self.units[id.unit() as usize].meta
+    pub fn meta(&self, id: ChunkId) -> Meta {
+        let unit = &self.units[id.unit() as usize];
+        Meta {
+            next: (unit[NEXT] != 0).then(|| ChunkId(unit[NEXT] - 1)),
+            used: unit[USED] & !STARTS_FRAGMENT,
+            crc: unit[CRC],
+            starts_fragment: unit[USED] & STARTS_FRAGMENT != 0,
+        }
     }
 
-    /// What the owner keeps about a chunk, for writing.
-    pub fn meta_mut(&mut self, id: ChunkId) -> &mut Meta {
-        &mut self.units[id.unit() as usize].meta
+    /// Changes what the owner keeps about a chunk.
+    pub fn set_meta(&mut self, id: ChunkId, meta: Meta) {
+        self.units[id.unit() as usize] = [
+            meta.next.map_or(0, |next| next.0 + 1),
+            meta.used
+                | if meta.starts_fragment {
+                    STARTS_FRAGMENT
+                } else {
+                    0
+                },
+            meta.crc,
+        ];
     }
 
     /// Bytes that may still be written behind what is used.
@@ -309,7 +315,7 @@ impl Pool {
         let used = self.meta(id).used as usize;
         let take = bytes.len().min(id.capacity() - used);
         self.bytes_mut(id)[used..used + take].copy_from_slice(&bytes[..take]);
-        self.meta_mut(id).used += take as u32;
+        self.units[id.unit() as usize][USED] += take as u32;
         take
     }
 

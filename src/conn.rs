@@ -109,10 +109,10 @@ pub struct Io {
     pub cause: CloseCause,
     /// When bytes last came or left.
     pub active_at: Instant,
-    /// When the session entered its phase: begin of a message's data, of a wait, of the closing.
+    /// When the session entered its phase: begin of a message's data, of a wait, of an unfinished line, of the
+    /// closing.
     pub phase_at: Instant,
-    /// When the first octet of the unfinished line came.
-    pub partial_since: Instant,
+
     /// When the connection was accepted.
     pub accepted_at: Instant,
 }
@@ -148,7 +148,7 @@ impl Io {
             cause: CloseCause::PeerClosed,
             active_at: now,
             phase_at: now,
-            partial_since: now,
+
             accepted_at: now,
         }
     }

@@ -1,10 +1,11 @@
-//! `ringmx consume`: a named consumer as a process of its own, at least once and in order; `ringmx consumers`: the
-//! table of them.
+//! `ringmx consume`: a named consumer as a process of its own, at least once and in order; `ringmx
+//! consumers`: the table of them.
 //!
-//! A message counts as delivered when the target has taken it, has been flushed, and the cursor was acknowledged, in
-//! this order; an end in between means that it is delivered again. With a server the cursor goes through its control
-//! socket. Without one this process takes the ring's lock, recovers it and moves the cursor itself, in short slices,
-//! so that a server that starts gets the lock soon.
+//! A message counts as delivered when the target has taken it, has been flushed, and the cursor was
+//! acknowledged, in this order; an end in between means that it is delivered again. With a server
+//! the cursor goes through its control socket. Without one this process takes the ring's lock,
+//! recovers it and moves the cursor itself, in short slices, so that a server that starts gets the
+//! lock soon.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -423,7 +424,8 @@ impl From<ConsumerError> for Failure {
     }
 }
 
-/// Turns a place into the one of the control protocol: numbers are looked up here and not in the server's loop.
+/// Turns a place into the one of the control protocol: numbers are looked up here and not in the
+/// server's loop.
 fn resolve(view: &mut View, begin: Begin) -> Result<ctl::From, Failure> {
     Ok(match begin {
         Begin::Oldest => ctl::From::Oldest,
@@ -553,7 +555,8 @@ enum Ring {
 }
 
 impl Ring {
-    /// Through the server if one runs, else with the lock; `None` when it is locked and nobody answers.
+    /// Through the server if one runs, else with the lock; `None` when it is locked and nobody
+    /// answers.
     fn open(dir: &ShardDir) -> Result<Option<Ring>, Failure> {
         if let Some(view) = View::live(dir)? {
             return Ok(Some(Ring::View(Box::new(view))));
@@ -610,7 +613,8 @@ fn nap(stop: Option<&StopSignals>, time: Duration) -> bool {
     result.is_ok() && stop.is_some_and(StopSignals::is_stopped)
 }
 
-/// Runs `ringmx consume` until a signal, or with `until_empty` until nothing is left. Returns the exit code.
+/// Runs `ringmx consume` until a signal, or with `until_empty` until nothing is left. Returns the
+/// exit code.
 pub fn run(args: &ConsumeArguments, out: &mut dyn Write, err: &mut dyn Write) -> i32 {
     if args.help {
         let result = out.write_all(HELP.as_bytes());
@@ -731,7 +735,8 @@ enum End {
     Gone,
     /// The time for which the lock may be held is over.
     Slice,
-    /// The target or the recording of failures failed: begin again at the acknowledged cursor, later.
+    /// The target or the recording of failures failed: begin again at the acknowledged cursor,
+    /// later.
     Again(String),
     /// The reader of the output has gone.
     Closed,
@@ -762,7 +767,8 @@ impl Consumer<'_> {
         let mut wait = RETRY_MIN;
         let mut said = false;
         loop {
-            // Once connected, a server that goes is waited for: taking its lock would keep it from starting.
+            // Once connected, a server that goes is waited for: taking its lock would keep it from
+            // starting.
             let without_server = !drained && (!had_server || self.args.until_empty);
             let ring = match without_server {
                 // Who only looks on changes nothing, and needs no lock for itself.
@@ -963,8 +969,8 @@ impl Consumer<'_> {
         })
     }
 
-    /// Delivers one message, however often it takes. What was delivered before it is acknowledged before the
-    /// first wait.
+    /// Delivers one message, however often it takes. What was delivered before it is acknowledged
+    /// before the first wait.
     fn deliver(
         &mut self,
         ring: &mut Ring,

@@ -1,9 +1,9 @@
-//! The control channel: messages between a running server and its tools and consumers over the UNIX socket
-//! `DIR/shard-N/ctl`. `docs/ctl.md` describes the bytes.
+//! The control channel: messages between a running server and its tools and consumers over the UNIX
+//! socket `DIR/shard-N/ctl`. `docs/ctl.md` describes the bytes.
 //!
-//! [`ServerSession`] is the server's side without input or output: bytes in, bytes and [`Actions`] out. [`Client`]
-//! is the blocking side of the tools. The channel carries no message of the mail kind: those are read from the
-//! ring, whose read-only descriptor comes with the first answer.
+//! [`ServerSession`] is the server's side without input or output: bytes in, bytes and [`Actions`]
+//! out. [`Client`] is the blocking side of the tools. The channel carries no message of the mail
+//! kind: those are read from the ring, whose read-only descriptor comes with the first answer.
 
 use crate::limits::{CONSUMER_NAME_BYTES_MAX, CONSUMERS_MAX, RECORD_HEADER_BYTES};
 use crate::sys::fd_passing;
@@ -23,7 +23,8 @@ pub const MAGIC: [u8; 8] = *b"ringmxct";
 pub const FRAME_HEADER_BYTES: usize = 5;
 /// Largest frame, header included, bytes. Both sides refuse a larger one.
 pub const FRAME_BYTES_MAX: usize = 4_096;
-/// Answers that may stand unsent before a session is closed for sending requests without reading, bytes.
+/// Answers that may stand unsent before a session is closed for sending requests without reading,
+/// bytes.
 pub const OUTPUT_BYTES_MAX: usize = 128 * 1_024;
 
 const HELLO: u8 = 1;
@@ -77,7 +78,8 @@ pub enum From {
 }
 
 impl From {
-    /// The position meant, or `None` when it lies outside of `tail..=durable` or off the alignment of records.
+    /// The position meant, or `None` when it lies outside of `tail..=durable` or off the alignment
+    /// of records.
     pub fn resolve(self, progress: Progress) -> Option<u64> {
         match self {
             From::Oldest => Some(progress.tail),
@@ -114,7 +116,8 @@ impl From {
 /// How far a consumer has come. INVARIANT: `scan_pos <= done_pos`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
-    /// Where reading starts: the FIRST record of a message still open, or `done_pos`. Holds the tail.
+    /// Where reading starts: the FIRST record of a message still open, or `done_pos`. Holds the
+    /// tail.
     pub scan_pos: u64,
     /// A message is delivered when its completing record is at or after this position.
     pub done_pos: u64,
@@ -131,8 +134,8 @@ pub struct ConsumerState {
     pub attached: bool,
 }
 
-/// Whether `name` can name a consumer: 1 to [`CONSUMER_NAME_BYTES_MAX`] letters, digits, `.`, `_` and `-`, not
-/// beginning with `.` or `-`.
+/// Whether `name` can name a consumer: 1 to [`CONSUMER_NAME_BYTES_MAX`] letters, digits, `.`, `_`
+/// and `-`, not beginning with `.` or `-`.
 pub fn is_consumer_name(name: &str) -> bool {
     let bytes = name.as_bytes();
     (1..=CONSUMER_NAME_BYTES_MAX).contains(&bytes.len())
@@ -227,7 +230,8 @@ pub trait RingControl {
     fn facts(&self) -> RingFacts;
     /// How far the log has come now.
     fn progress(&self) -> Progress;
-    /// Finds the consumer `name` or, with `create`, makes it at that position (already resolved and checked).
+    /// Finds the consumer `name` or, with `create`, makes it at that position (already resolved and
+    /// checked).
     fn register(&mut self, name: &str, create: Option<u64>) -> Result<Cursor, Refusal>;
     /// Moves the cursor of `name` forward. The session has checked order, alignment and bounds.
     fn acknowledge(&mut self, name: &str, cursor: Cursor) -> Result<(), Refusal>;
@@ -248,7 +252,8 @@ pub trait RingControl {
 pub struct Actions {
     /// The ring's read-only descriptor goes with the next bytes sent (SCM_RIGHTS).
     pub send_descriptor: bool,
-    /// A cursor or the consumer table changed: free space may have grown, and a superblock is due, lazily.
+    /// A cursor or the consumer table changed: free space may have grown, and a superblock is due,
+    /// lazily.
     pub consumers_changed: bool,
     /// What stands in the output is sent, then the connection is closed.
     pub close: bool,
@@ -298,10 +303,11 @@ impl ServerSession {
         ServerSession::default()
     }
 
-    /// Takes bytes as they arrived and appends answers to `out`, which the server sends and then clears.
+    /// Takes bytes as they arrived and appends answers to `out`, which the server sends and then
+    /// clears.
     ///
-    /// Bounds: work is linear in `bytes` and in [`CONSUMERS_MAX`]; `out` grows to at most [`OUTPUT_BYTES_MAX`] and
-    /// one answer more.
+    /// Bounds: work is linear in `bytes` and in [`CONSUMERS_MAX`]; `out` grows to at most
+    /// [`OUTPUT_BYTES_MAX`] and one answer more.
     ///
     /// # Errors
     /// The connection has to be closed, through [`ServerSession::close`] as always.
@@ -329,9 +335,10 @@ impl ServerSession {
         Ok(actions)
     }
 
-    /// Reports progress when the client watches and something moved since the last report. The server calls this
-    /// at most once a turn, and only when everything appended before has left: reports then coalesce by
-    /// themselves for a client that reads slowly. Returns whether something was appended.
+    /// Reports progress when the client watches and something moved since the last report. The
+    /// server calls this at most once a turn, and only when everything appended before has left:
+    /// reports then coalesce by themselves for a client that reads slowly. Returns whether
+    /// something was appended.
     pub fn report(&mut self, ring: &impl RingControl, out: &mut Vec<u8>) -> bool {
         let now = ring.progress();
         if !self.watching || self.closing || self.reported == Some(now) {
@@ -491,7 +498,8 @@ impl ServerSession {
         Ok(cursor)
     }
 
-    /// A cursor may be moved by others only while its consumer is not running: it would acknowledge over it.
+    /// A cursor may be moved by others only while its consumer is not running: it would acknowledge
+    /// over it.
     fn exclusive(&self, ring: &mut impl RingControl, name: &str) -> Result<(), Refusal> {
         let mine = self.attached.as_deref() == Some(name);
         match !mine && ring.attachments().contains(name) {
@@ -522,8 +530,8 @@ fn check_acknowledge(ring: &impl RingControl, name: &str, cursor: Cursor) -> Res
     }
 }
 
-/// Length of the frame that begins with these bytes, header included; `None` when it breaks the bound. Needs 4
-/// bytes.
+/// Length of the frame that begins with these bytes, header included; `None` when it breaks the
+/// bound. Needs 4 bytes.
 fn frame_len(bytes: &[u8]) -> Option<usize> {
     let len = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?);
     let len = usize::try_from(len).ok()?.checked_add(4)?;
@@ -691,7 +699,8 @@ impl<'a> Input<'a> {
 /// Why a request of a [`Client`] failed.
 #[derive(Debug)]
 pub enum ClientError {
-    /// The socket failed, or the server closed it (`UnexpectedEof`) or did not answer in time (`TimedOut`).
+    /// The socket failed, or the server closed it (`UnexpectedEof`) or did not answer in time
+    /// (`TimedOut`).
     Io(io::Error),
     /// The server refused.
     Refused(Refusal),
@@ -720,11 +729,12 @@ impl std::convert::From<io::Error> for ClientError {
 /// Longest path that fits into the address of a UNIX socket, bytes.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// Calls `action` with a name of the socket `path` that is short enough for the address of a socket: a longer one
-/// goes through a descriptor of its directory. For binding as for connecting.
+/// Calls `action` with a name of the socket `path` that is short enough for the address of a
+/// socket: a longer one goes through a descriptor of its directory. For binding as for connecting.
 ///
 /// # Errors
-/// Those of `action` and of opening the directory; `InvalidInput` when a long path has no directory or no name.
+/// Those of `action` and of opening the directory; `InvalidInput` when a long path has no directory
+/// or no name.
 pub fn with_short_path<T>(
     path: &Path,
     action: impl FnOnce(&Path) -> io::Result<T>,
@@ -889,7 +899,8 @@ impl Client {
         }
     }
 
-    /// Takes in the reports that have arrived, without waiting. Call when [`Client::as_fd`] is readable.
+    /// Takes in the reports that have arrived, without waiting. Call when [`Client::as_fd`] is
+    /// readable.
     pub fn poll_progress(&mut self) -> Result<Progress, ClientError> {
         loop {
             while let Some((kind, payload)) = self.take_frame()? {
@@ -901,7 +912,8 @@ impl Client {
         }
     }
 
-    /// Waits until progress differs from `known`, at most `wait` long; the latest progress either way.
+    /// Waits until progress differs from `known`, at most `wait` long; the latest progress either
+    /// way.
     pub fn wait_progress(
         &mut self,
         known: Progress,
@@ -924,7 +936,8 @@ impl Client {
     fn send(&mut self, kind: u8, payload: &[u8]) -> Result<(), ClientError> {
         let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + payload.len());
         put_frame(&mut frame, kind, payload);
-        // A request is far smaller than a socket buffer, and the one before it was answered: it fits at once.
+        // A request is far smaller than a socket buffer, and the one before it was answered: it
+        // fits at once.
         self.stream.set_nonblocking(false)?;
         let result = self.stream.write_all(&frame);
         self.stream.set_nonblocking(true)?;

@@ -1,4 +1,5 @@
-//! `ringmx log`: reads what the ring holds, beside a running server or without one. Changes nothing.
+//! `ringmx log`: reads what the ring holds, beside a running server or without one. Changes
+//! nothing.
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
@@ -279,7 +280,8 @@ impl Tool<'_, '_> {
         }
     }
 
-    /// Calls `each` for every message that the filters let through, oldest first, until it returns false.
+    /// Calls `each` for every message that the filters let through, oldest first, until it returns
+    /// false.
     fn each_oldest_first(
         &mut self,
         each: &mut dyn FnMut(&mut Self, &Message) -> Result<bool, Failure>,
@@ -709,7 +711,8 @@ impl Exporter {
     }
 }
 
-/// Whether `path` is the address `wanted` (ASCII letters in any case), or lies in the domain `@wanted`.
+/// Whether `path` is the address `wanted` (ASCII letters in any case), or lies in the domain
+/// `@wanted`.
 fn address_matches(wanted: &str, path: &[u8]) -> bool {
     let wanted = wanted.strip_prefix('<').unwrap_or(wanted);
     let wanted = wanted.strip_suffix('>').unwrap_or(wanted).as_bytes();
@@ -728,7 +731,8 @@ fn without_brackets(id: &[u8]) -> &[u8] {
     id.strip_suffix(b">").unwrap_or(id)
 }
 
-/// Nanoseconds since 1970 of `2026-11-23T08:00:00Z`, `2026-11-23`, or of an age such as `90s`, `10m`, `2h`, `7d`.
+/// Nanoseconds since 1970 of `2026-11-23T08:00:00Z`, `2026-11-23`, or of an age such as `90s`,
+/// `10m`, `2h`, `7d`.
 fn parse_time(text: &str, now_ns: u64) -> Option<u64> {
     const SECOND_NS: u64 = 1_000_000_000;
     // None in the middle of a character, and then it is no time either.

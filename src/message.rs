@@ -11,7 +11,7 @@
 //! Later chunks are checksummed as bytes arrive, while these are in the cache. A message longer than
 //! [`RECORD_PAYLOAD_BYTES_MAX`] is cut into fragments at chunk boundaries.
 
-use crate::buffer::{ChunkId, Pool, Urgency};
+use crate::buffer::{ChunkId, Meta, Pool, Urgency};
 use crate::envelope::{self, FIELD_HEADER_BYTES, Facts, Field};
 use crate::limits::{
     CHUNK_LARGE_BYTES, CHUNK_SMALL_BYTES, ENVELOPE_BYTES_MAX, RECORD_HEADER_BYTES,
@@ -158,12 +158,12 @@ impl Message {
             pool.take_small(urgency)
         };
         let Some(id) = taken else { return false };
-        let previous = *pool.meta(self.last);
+        let previous = pool.meta(self.last);
         // The envelope is never cut: it counts as part of the first fragment, whatever its length.
         let in_body = self.trace_chunk.is_some();
         let full =
             u64::from(self.fragment_bytes) + CHUNK_LARGE_BYTES as u64 > RECORD_PAYLOAD_BYTES_MAX;
-        let meta = pool.meta_mut(id);
+        let mut meta = pool.meta(id);
         if in_body && full {
             meta.starts_fragment = true;
             self.fragments += 1;
@@ -171,7 +171,14 @@ impl Message {
         } else if in_body && self.trace_chunk != Some(self.last) {
             meta.crc = previous.crc;
         }
-        pool.meta_mut(self.last).next = Some(id);
+        pool.set_meta(id, meta);
+        pool.set_meta(
+            self.last,
+            Meta {
+                next: Some(id),
+                ..previous
+            },
+        );
         self.last = id;
         true
     }
@@ -248,8 +255,14 @@ impl Message {
         self.body_bytes += bytes as u64;
         self.fragment_bytes += bytes as u32;
         if self.trace_chunk != Some(self.last) {
-            let meta = pool.meta_mut(self.last);
-            meta.crc = crc(meta.crc);
+            let meta = pool.meta(self.last);
+            pool.set_meta(
+                self.last,
+                Meta {
+                    crc: crc(meta.crc),
+                    ..meta
+                },
+            );
         }
     }
 
@@ -282,7 +295,14 @@ impl Message {
         } else {
             crc32c::crc32c_append(previous, &pool.bytes(self.last)[used..used + kept])
         };
-        pool.meta_mut(self.last).used += kept as u32;
+        let meta = pool.meta(self.last);
+        pool.set_meta(
+            self.last,
+            Meta {
+                used: meta.used + kept as u32,
+                ..meta
+            },
+        );
         self.account(pool, kept, |_| crc);
     }
 
@@ -344,7 +364,7 @@ impl Message {
         let mut bytes = 0_u64;
         let mut chunk = first;
         loop {
-            let meta = *pool.meta(chunk);
+            let meta = pool.meta(chunk);
             let used = if chunk == self.first {
                 &pool.bytes(chunk)[RECORD_HEADER_BYTES..meta.used as usize]
             } else {

@@ -881,7 +881,7 @@ fn command_deadline(io: &Io, options: &Options, before_helo: bool) -> (Instant, 
     if io.flags.input_is_partial {
         // A line that grows octet by octet is never silent.
         (
-            silent.min(io.partial_since.after(options.request_deadline)),
+            silent.min(io.phase_at.after(options.request_deadline)),
             Reply::TimedOut,
         )
     } else {
@@ -1021,7 +1021,7 @@ fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     if progress.consumed < len {
         let partial = progress.blocked.is_none();
         if partial && !was_partial {
-            conn.io.partial_since = now;
+            conn.io.phase_at = now;
         }
         conn.io
             .park(&mut shared.pool, &scratch[progress.consumed..len], partial);

@@ -72,7 +72,8 @@ fn open(dir: &TestDir) -> Log<FileBacking> {
     loop {
         match open_ring(&dir.shard(), &options, None) {
             Ok((log, _)) => return log,
-            // A process that another test starts holds copies of all descriptors until it has become itself.
+            // A process that another test starts holds copies of all descriptors until it has
+            // become itself.
             Err(OpenError::InUse) if clock.now().0 < 5_000_000_000 => {
                 wait::readable(&[], Some(Duration::from_millis(5))).unwrap();
             }
@@ -824,7 +825,8 @@ fn a_reader_that_the_writer_laps_sees_only_whole_messages_and_is_told_the_gaps()
                         assert_eq!(message.body(), padded(message.number));
                         seen.push(message.number);
                         if seen.len() % 100 == 0 {
-                            // Falls behind by a lap and does not notice: the window stays as it was.
+                            // Falls behind by a lap and does not notice: the window stays as it
+                            // was.
                             let stale = view.window;
                             while view.window.end < walk.position() + (1 << 17)
                                 && view.next_number() <= last

@@ -2,6 +2,7 @@
 
 use crate::compare;
 use crate::formats;
+use crate::hostile;
 use crate::html;
 use crate::ledger::Ledger;
 use crate::live::Display;
@@ -9,16 +10,18 @@ use crate::plan::{
     Addresses, Auth, Count, Mode, Pipelining, Plan, Protocol, Quit, Sizes, TlsMode, Workload,
 };
 use crate::probe;
+use crate::profile;
 use crate::report::{self, Facts};
 use crate::rng;
 use crate::run;
 use crate::search;
 use crate::sink::{Faults, Running};
+use crate::smtp_source;
 use crate::sys;
 use crate::tls::{Security, TlsOptions};
 use crate::verdict::{self, State};
 use crate::verify::{self, Store};
-use crate::wire::{Address, Sources, Target};
+use crate::wire::{Address, Proxy, Sources, Target};
 use crate::worker::Tuning;
 use lexopt::prelude::*;
 use serde_json::Value;
@@ -27,6 +30,7 @@ use std::net::{IpAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Everything held.
@@ -54,6 +58,9 @@ smtp-loadgen: an SMTP load generator that says whether it was you or the target
   smtp-loadgen ab --a TARGET --b TARGET  two targets in turns, ratio of each round
   smtp-loadgen compare A.json B.json     two reports, difference or none
   smtp-loadgen report FILE [--format text|csv|prometheus|html]
+  smtp-loadgen profile show [NAME]       the named workloads and where their figures come from
+  smtp-loadgen profile learn PATH        sizes of a Maildir, mbox or directory, for --sizes
+  smtp-loadgen smtp-source [its options] TARGET
   smtp-loadgen selftest                  what this machine can send to a sink that does nothing
   smtp-loadgen sink [ADDR] [options]     be that sink, on 127.0.0.1 and a free port by default
 
@@ -72,6 +79,7 @@ How much
   --arrival msg|conn        whether each arrival opens its own connection [msg]
 
 What
+  --profile NAME            a named workload; options behind it change it
   --size SIZE               1000, 4KiB, 1MiB, 1KiB,4KiB (one of), 1KiB-9KiB (even),
                             lognormal:MEDIAN,SIGMA [1KiB]
   --sizes FILE              lines of SIZE,SHARE: share of messages at most that large
@@ -92,10 +100,16 @@ How
   --tls off|starttls|implicit    [off]; needs --tls-ca FILE (PEM) or --tls-insecure
   --tls-name NAME           the server's name [the host of TARGET]
   --tls-no-resumption       a full handshake each time
+  --proxy v1|v2             PROXY protocol header, sources out of 198.18.0.0/15
   --xclient ATTRIBUTES      such as 'ADDR=192.0.2.1 NAME=client.example'
   --quit wait|reset|none    how connections end [wait]
+  --hostile KIND=N%,...     misbehaving sessions beside the others, N% of --sessions; kinds:
+                            slowloris slow-data idle early-talker rst-mid-data half-close
+                            long-line endless-header rcpt-flood bdat-lie starttls-inject
+                            tls-stall binary smuggle-{lf-lf,cr-cr,lf-crlf,crlf-lf,crlf-cr,nul}
   --source NET              connect from these addresses, such as 127.0.0.0/8
   --congestion NAME         TCP congestion control, such as reno or cubic
+  --connect-burst N         connects under way at one time in each thread [64]
   --connect-attempts N      in a row before a session gives up [30]
   --threads N               event loops [1]
   --cpus LIST               bind the loops to these CPUs, such as 1 or 0,1
@@ -178,6 +192,8 @@ fn command(argv: Vec<String>) -> Result<u8, Stop> {
             "find-max" => find_max_command(parser, argv),
             "sweep" => sweep_command(parser, argv),
             "ab" => ab_command(parser, argv),
+            "profile" => profile_command(parser),
+            "smtp-source" => smtp_source_command(parser, argv),
             "sink" => sink_command(parser),
             "selftest" => selftest_command(parser),
             "help" => help(),
@@ -356,6 +372,8 @@ pub struct Options {
     json: Option<PathBuf>,
     html: Option<PathBuf>,
     tls: TlsOptions,
+    hostile: Vec<(usize, f64)>,
+    proxy: Option<Proxy>,
     ceiling: Option<f64>,
     fail_if: Vec<Threshold>,
     run_id: Option<u64>,
@@ -514,6 +532,7 @@ impl Options {
             tuning: Tuning {
                 spin: false,
                 cpus: Vec::new(),
+                connecting_max: 64,
                 attempts_max: 30,
             },
             sources: None,
@@ -527,6 +546,8 @@ impl Options {
             json: None,
             html: None,
             tls: TlsOptions::default(),
+            hostile: Vec::new(),
+            proxy: None,
             ceiling: None,
             fail_if: Vec::new(),
             run_id: None,
@@ -606,6 +627,16 @@ impl Options {
                 let count = parse_count(text).filter(|count| count.most() > 0);
                 plan.recipients = bad(count, flag, text)?;
             }
+            "profile" => profile::apply(text, plan).map_err(usage)?,
+            "hostile" => self.hostile = hostile::parse(text).map_err(usage)?,
+            "proxy" => {
+                self.proxy = match text {
+                    "off" => None,
+                    "v1" => Some(Proxy::V1),
+                    "v2" => Some(Proxy::V2),
+                    _ => return Err(usage("--proxy takes off, v1 or v2")),
+                }
+            }
             "from" => plan.from = Addresses::parse(text).map_err(usage)?,
             "to" => plan.to = Addresses::parse(text).map_err(usage)?,
             "from-file" => {
@@ -667,6 +698,10 @@ impl Options {
             "xclient" => plan.xclient = Some(text.to_owned()),
             "source" => self.sources = Some(bad(Sources::parse(text), flag, text)?),
             "congestion" => self.congestion = Some(text.to_owned()),
+            "connect-burst" => {
+                let burst = text.parse().ok().filter(|burst| *burst > 0);
+                self.tuning.connecting_max = bad(burst, flag, text)?;
+            }
             "connect-attempts" => self.tuning.attempts_max = bad(text.parse().ok(), flag, text)?,
             "threads" => self.threads = bad(text.parse().ok().filter(|n| *n > 0), flag, text)?,
             "cpus" => {
@@ -770,7 +805,8 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
         TlsMode::Off => None,
         _ => Some(Security::new(&options.tls, &options.target).map_err(usage)?),
     };
-    let greeting = if options.preflight && !options.dry_run {
+    // A target behind PROXY would refuse a greeting without it.
+    let greeting = if options.preflight && !options.dry_run && options.proxy.is_none() {
         probe::ask(&address, &options.plan)
             .map_err(|error| usage(format!("target {address} can't be used: {error}")))?
     } else {
@@ -806,11 +842,19 @@ fn execute(
     plan: &Plan,
 ) -> Result<(Value, verdict::Verdict, bool), Stop> {
     let load = Arc::new(Workload::new(plan.clone()));
+    let resident_before = sys::resident_max();
     let target = Arc::new(Target {
         address: prepared.address.clone(),
         sources: options.sources,
         congestion: options.congestion.clone(),
         security: prepared.security.clone(),
+        proxy: options.proxy,
+    });
+    let stop = Arc::new(AtomicBool::new(false));
+    let hostile = (!options.hostile.is_empty()).then(|| {
+        let (stop, target) = (stop.clone(), target.clone());
+        let (kinds, sessions) = (options.hostile.clone(), plan.sessions);
+        std::thread::spawn(move || hostile::play(&target, &kinds, sessions, &stop))
     });
     let mut display = Display::new(options.quiet, &prepared.address.to_string(), plan);
     let done = run::run(
@@ -822,6 +866,23 @@ fn execute(
         |shared, elapsed| display.tick(shared, elapsed),
     );
     display.clear();
+    stop.store(true, Ordering::Relaxed);
+    let tallies = match hostile.map(std::thread::JoinHandle::join) {
+        None => Vec::new(),
+        Some(Ok(Ok(tallies))) => tallies,
+        Some(Ok(Err(error))) => {
+            return Err(Stop {
+                code: INVALID,
+                text: format!("hostile sessions: {error}"),
+            });
+        }
+        Some(Err(_)) => {
+            return Err(Stop {
+                code: INVALID,
+                text: "the hostile thread panicked".into(),
+            });
+        }
+    };
     let done = done.map_err(|error| Stop {
         code: INVALID,
         text: format!("run failed: {error}"),
@@ -842,7 +903,13 @@ fn execute(
             .map(|path| path.display().to_string()),
         ceiling: options.ceiling,
     };
-    let report = report::run(&facts, &done.recorder, &verdict);
+    let mut report = report::run(&facts, &done.recorder, &verdict);
+    let grown = sys::resident_max().saturating_sub(resident_before);
+    report["generator"]["resident_per_session_bytes"] =
+        (grown / u64::from(plan.sessions.max(1))).into();
+    if !tallies.is_empty() {
+        report["hostile"] = tallies.iter().map(hostile::Tally::json).collect();
+    }
     Ok((report, verdict, done.interrupted))
 }
 
@@ -1229,6 +1296,53 @@ fn verify_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     Ok(if findings.is_clean() { OK } else { LOSS })
 }
 
+fn profile_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
+    let mut words = Vec::new();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Value(word) => words.push(word.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    match &words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["show"] => {
+            for profile in &profile::PROFILES {
+                println!("{}\n  {}", profile.name, profile.source);
+            }
+        }
+        ["show", name] => {
+            let mut plan = default_plan();
+            profile::apply(name, &mut plan).map_err(usage)?;
+            let source = profile::PROFILES.iter().find(|known| known.name == *name);
+            println!("{name}: {}", source.map_or("", |profile| profile.source));
+            println!("{}", plan.text());
+        }
+        ["learn", path] => {
+            let sizes = profile::learn(Path::new(path))
+                .map_err(|error| usage(format!("{path}: {error}")))?;
+            if sizes.is_empty() {
+                return Err(usage(format!("{path} holds no message")));
+            }
+            print!("{}", profile::table(sizes));
+        }
+        _ => return Err(usage("profile show [NAME], or profile learn PATH")),
+    }
+    Ok(OK)
+}
+
+fn smtp_source_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
+    let words: Vec<String> = parser
+        .raw_args()?
+        .map(|word| word.string())
+        .collect::<Result<_, _>>()?;
+    let translated = smtp_source::translate(&words).map_err(usage)?;
+    for note in &translated.notes {
+        eprintln!("{note}");
+    }
+    eprintln!("smtp-loadgen run {}", translated.arguments.join(" "));
+    run_command(lexopt::Parser::from_args(translated.arguments), argv)
+}
+
 fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     let mut address = "127.0.0.1:0".to_owned();
     let mut faults = Faults::default();
@@ -1269,12 +1383,8 @@ fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         std::thread::park_timeout(std::time::Duration::from_millis(50));
     }
     let (connections, messages) = (
-        sink.seen
-            .connections
-            .load(std::sync::atomic::Ordering::Relaxed),
-        sink.seen
-            .messages
-            .load(std::sync::atomic::Ordering::Relaxed),
+        sink.seen.connections.load(Ordering::Relaxed),
+        sink.seen.messages.load(Ordering::Relaxed),
     );
     sink.stop().map_err(|error| Stop {
         code: INVALID,
@@ -1358,6 +1468,7 @@ fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
             sources: Sources::parse("127.0.0.0/8"),
             congestion: None,
             security: None,
+            proxy: None,
         });
         let tuning = Options::new().tuning;
         let load = Arc::new(Workload::new(plan));

@@ -1000,3 +1000,310 @@ fn refusal(phase: Phase, code: u16) -> Outcome {
         Outcome::Rejected(phase, code)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::plan;
+    use crate::plan::{Addresses, Auth, Count};
+    use crate::rng::Rng;
+    use std::sync::Arc;
+
+    /// Notes what a session tells.
+    #[derive(Default, Debug, PartialEq, Clone)]
+    struct Notes {
+        replies: Vec<(Phase, u16)>,
+        ends: Vec<(u64, Outcome, String)>,
+    }
+
+    impl Events for Notes {
+        fn latency(&mut self, _phase: Phase, _ns: u64) {}
+        fn reply(&mut self, phase: Phase, code: u16, _text: &[u8]) {
+            self.replies.push((phase, code));
+        }
+        fn finished(&mut self, done: Finished<'_>) {
+            let text = String::from_utf8_lossy(done.text).into_owned();
+            self.ends.push((done.spec.seq, done.outcome, text));
+        }
+    }
+
+    /// Plays `script`: what the session sends is compared, what the server says is fed in pieces
+    /// that `cut` decides. `C:` lines are complete sends without message text.
+    fn play(plan: &Plan, script: &[&str], cut: &mut dyn FnMut(usize) -> usize) -> (Notes, Want) {
+        let mut desk = Desk::new(Arc::new(Workload::new(plan.clone())));
+        let mut client = Client::default();
+        let mut notes = Notes::default();
+        let mut seq = 0;
+        client.reset(0);
+        client.connected(1, &desk, &mut notes);
+        for line in script {
+            if let Some(said) = line.strip_prefix("S: ") {
+                let said = said.as_bytes();
+                let mut from = 0;
+                while from < said.len() {
+                    let len = cut(said.len() - from);
+                    client.receive(&said[from..from + len], 2, &mut desk, &mut notes);
+                    from += len;
+                }
+                continue;
+            }
+            if client.want() == Want::Work {
+                if plan.messages.is_some_and(|messages| seq < messages) {
+                    client.begin(plan.message(seq), None, 3, &mut desk);
+                    seq += 1;
+                } else {
+                    client.quit(3);
+                }
+            }
+            let mut sent = Vec::new();
+            while !client.out.is_empty() {
+                let mut slices = [std::io::IoSlice::new(&[]); 4];
+                let used = client.out.slices(&desk, &mut slices);
+                let len = cut(slices[..used].iter().map(|slice| slice.len()).sum());
+                let all: Vec<u8> = slices[..used]
+                    .iter()
+                    .flat_map(|slice| slice.to_vec())
+                    .collect();
+                sent.extend_from_slice(&all[..len]);
+                client.out.advance(&desk, len);
+            }
+            client.flushed(4, &mut notes);
+            let sent = String::from_utf8(sent).unwrap();
+            let expected = line.strip_prefix("C: ").unwrap();
+            match expected.split_once("<message>") {
+                Some((before, after)) => {
+                    assert!(sent.starts_with(before), "{sent}");
+                    assert!(sent.ends_with(after), "{sent}");
+                    assert!(
+                        sent[before.len()..].starts_with("X-Loadgen: v=1 "),
+                        "{sent}"
+                    );
+                }
+                None => assert_eq!(sent, expected),
+            }
+        }
+        (notes, client.want())
+    }
+
+    /// Plays whole, byte by byte and at random cuts; the results must be equal.
+    fn every_way(plan: &Plan, script: &[&str]) -> (Notes, Want) {
+        let whole = play(plan, script, &mut |len| len);
+        assert_eq!(whole, play(plan, script, &mut |_| 1));
+        for round in 0..20 {
+            let mut rng = Rng::keyed(round, 5, 0);
+            let mut cut = |len: usize| 1 + rng.below(len as u64) as usize;
+            assert_eq!(whole, play(plan, script, &mut cut));
+        }
+        whole
+    }
+
+    const FULL: &str = "S: 250-hi\r\n250-PIPELINING\r\n250-CHUNKING\r\n250 SIZE 10000\r\n";
+
+    fn fixed() -> Plan {
+        let mut plan = plan();
+        plan.to = Addresses::parse("user@test.example").unwrap();
+        plan
+    }
+
+    #[test]
+    fn a_pipelined_transaction_takes_two_round_trips() {
+        let (notes, want) = every_way(
+            &fixed(),
+            &[
+                "S: 220 hi\r\n",
+                "C: EHLO loadgen.example\r\n",
+                FULL,
+                "C: MAIL FROM:<sender@loadgen.example> SIZE=1000\r\nRCPT TO:<user@test.example>\r\nDATA\r\n",
+                "S: 250 ok\r\n250 ok\r\n354 go\r\n",
+                "C: <message>\r\n.\r\n",
+                "S: 250 2.0.0 stored as 0-17\r\n",
+                "C: QUIT\r\n",
+                "S: 221 bye\r\n",
+            ],
+        );
+        assert_eq!(want, Want::Close(Close::Done));
+        assert_eq!(
+            notes.ends,
+            [(0, Outcome::Accepted, "2.0.0 stored as 0-17".into())]
+        );
+    }
+
+    #[test]
+    fn lock_step_sends_one_command_for_each_reply() {
+        let mut plan = fixed();
+        plan.recipients = Count::Fixed(2);
+        plan.pipelining = Pipelining::Off;
+        let (notes, _) = every_way(
+            &plan,
+            &[
+                "S: 220 hi\r\n",
+                "C: EHLO loadgen.example\r\n",
+                "S: 250-hi\r\n250 PIPELINING\r\n",
+                "C: MAIL FROM:<sender@loadgen.example>\r\n",
+                "S: 250 ok\r\n",
+                "C: RCPT TO:<user@test.example>\r\n",
+                "S: 450 4.2.1 full\r\n",
+                "C: RCPT TO:<user@test.example>\r\n",
+                "S: 250 ok\r\n",
+                "C: DATA\r\n",
+                "S: 354 go\r\n",
+                "C: <message>\r\n.\r\n",
+                "S: 250 ok\r\n",
+                "C: QUIT\r\n",
+            ],
+        );
+        // One recipient was refused; the other got the message.
+        assert_eq!(notes.ends, [(0, Outcome::Accepted, "ok".into())]);
+        assert!(notes.replies.contains(&(Phase::Rcpt, 450)));
+    }
+
+    #[test]
+    fn bdat_carries_envelope_and_message_in_one_send() {
+        let mut plan = fixed();
+        plan.chunking = true;
+        plan.messages = Some(2);
+        let send = "C: MAIL FROM:<sender@loadgen.example> SIZE=1000\r\nRCPT TO:<user@test.example>\r\nBDAT 1000 LAST\r\n<message>\r\n";
+        let (notes, _) = every_way(
+            &plan,
+            &[
+                "S: 220 hi\r\n",
+                "C: EHLO loadgen.example\r\n",
+                FULL,
+                send,
+                "S: 250 ok\r\n250 ok\r\n250 done\r\n",
+                send,
+                "S: 250 ok\r\n550 5.1.1 nobody\r\n503 5.5.1 no recipient\r\n",
+                "C: RSET\r\n",
+                "S: 250 ok\r\n",
+                "C: QUIT\r\n",
+            ],
+        );
+        assert_eq!(notes.ends[0].1, Outcome::Accepted);
+        assert_eq!(notes.ends[1].1, Outcome::Rejected(Phase::Rcpt, 550));
+    }
+
+    #[test]
+    fn a_354_without_recipients_gets_an_empty_message() {
+        let (notes, _) = every_way(
+            &fixed(),
+            &[
+                "S: 220 hi\r\n",
+                "C: EHLO loadgen.example\r\n",
+                "S: 250 PIPELINING\r\n",
+                "C: MAIL FROM:<sender@loadgen.example>\r\nRCPT TO:<user@test.example>\r\nDATA\r\n",
+                "S: 250 ok\r\n451 4.7.1 later\r\n354 go\r\n",
+                "C: .\r\n",
+                "S: 554 no valid recipients\r\n",
+                "C: RSET\r\n",
+                "S: 250 ok\r\n",
+                "C: QUIT\r\n",
+            ],
+        );
+        assert_eq!(notes.ends.len(), 1);
+        assert_eq!(notes.ends[0].1, Outcome::Deferred(Phase::Rcpt, 451));
+    }
+
+    #[test]
+    fn helo_follows_a_refused_ehlo() {
+        let (_, want) = every_way(
+            &fixed(),
+            &[
+                "S: 220 hi\r\n",
+                "C: EHLO loadgen.example\r\n",
+                "S: 502 what\r\n",
+                "C: HELO loadgen.example\r\n",
+                "S: 250 hi\r\n",
+            ],
+        );
+        assert_eq!(want, Want::Work);
+    }
+
+    #[test]
+    fn lmtp_waits_for_a_reply_for_each_accepted_recipient() {
+        let mut plan = fixed();
+        plan.protocol = Protocol::Lmtp;
+        plan.recipients = Count::Fixed(3);
+        let rcpt = "RCPT TO:<user@test.example>\r\n".repeat(3);
+        let send = format!("C: MAIL FROM:<sender@loadgen.example>\r\n{rcpt}DATA\r\n");
+        let (notes, want) = every_way(
+            &plan,
+            &[
+                "S: 220 hi\r\n",
+                "C: LHLO loadgen.example\r\n",
+                "S: 250 PIPELINING\r\n",
+                &send,
+                "S: 250 ok\r\n250 ok\r\n550 no\r\n250 ok\r\n354 go\r\n",
+                "C: <message>\r\n.\r\n",
+                "S: 250 one\r\n",
+                "C: ",
+                "S: 452 4.2.2 full\r\n",
+            ],
+        );
+        assert_eq!(want, Want::Work);
+        assert_eq!(notes.ends[0].1, Outcome::Deferred(Phase::EndOfData, 452));
+    }
+
+    #[test]
+    fn a_421_anywhere_ends_the_session() {
+        for said in [
+            "421 bye\r\n",
+            "250 ok\r\n421 bye\r\n",
+            "250 ok\r\n250 ok\r\n421 bye\r\n",
+        ] {
+            let said = format!("S: {said}");
+            let (notes, want) = every_way(
+                &fixed(),
+                &[
+                    "S: 220 hi\r\n",
+                    "C: EHLO loadgen.example\r\n",
+                    "S: 250 PIPELINING\r\n",
+                    "C: MAIL FROM:<sender@loadgen.example>\r\nRCPT TO:<user@test.example>\r\nDATA\r\n",
+                    &said,
+                ],
+            );
+            assert_eq!(want, Want::Close(Close::Later));
+            assert!(matches!(
+                notes.ends[..],
+                [(0, Outcome::Deferred(_, 421), _)]
+            ));
+        }
+    }
+
+    #[test]
+    fn nonsense_and_unasked_replies_are_violations() {
+        let begin = ["S: 220 hi\r\n", "C: EHLO loadgen.example\r\n"];
+        for said in [
+            "S: hello\r\n",
+            "S: 250 hi\r\n250 again\r\n",
+            "S: 250-a\r\n251 b\r\n",
+        ] {
+            let (_, want) = every_way(&fixed(), &[&begin[..], &[said]].concat());
+            assert_eq!(want, Want::Close(Close::Fault(Fault::Protocol)), "{said}");
+        }
+    }
+
+    #[test]
+    fn auth_login_answers_each_prompt() {
+        let mut plan = fixed();
+        plan.auth = Some(Auth {
+            login: true,
+            user: "user".into(),
+            password: "pass".into(),
+        });
+        let (_, want) = every_way(
+            &plan,
+            &[
+                "S: 220 hi\r\n",
+                "C: EHLO loadgen.example\r\n",
+                "S: 250 AUTH PLAIN LOGIN\r\n",
+                "C: AUTH LOGIN\r\n",
+                "S: 334 VXNlcm5hbWU6\r\n",
+                "C: dXNlcg==\r\n",
+                "S: 334 UGFzc3dvcmQ6\r\n",
+                "C: cGFzcw==\r\n",
+                "S: 235 ok\r\n",
+            ],
+        );
+        assert_eq!(want, Want::Work);
+    }
+}

@@ -262,6 +262,24 @@ impl Addresses {
     }
 }
 
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, pieces) in self.choices.iter().enumerate() {
+            if index > 0 {
+                f.write_str(",")?;
+            }
+            for piece in pieces {
+                match piece {
+                    Piece::Text(text) => f.write_str(&String::from_utf8_lossy(text))?,
+                    Piece::Seq => f.write_str("{seq}")?,
+                    Piece::Range(low, high) => write!(f, "{{{low}-{high}}}")?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// AUTH with these credentials (RFC 4954).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Auth {
@@ -368,7 +386,7 @@ impl Plan {
     pub fn text(&self) -> String {
         format!(
             "seed={} mode={:?} sessions={} messages={:?} duration={:?} warmup={} ramp={} sizes={} \
-             recipients={} per_connection={} from={:?} to={:?} helo={} protocol={:?} \
+             recipients={} per_connection={} from={} to={} helo={} protocol={:?} \
              pipelining={:?} chunking={} tls={:?} auth={} quit={:?}",
             self.seed,
             self.mode,
@@ -463,7 +481,7 @@ impl Schedule {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A small plan to start tests from.

@@ -435,6 +435,28 @@ pub fn text(report: &Value) -> String {
             outcome["sample"].as_str().unwrap_or(""),
         );
     }
+    for row in report["hostile"].as_array().into_iter().flatten() {
+        let _ = writeln!(
+            text,
+            "{}Hostile     {} x {}: connections {}  completed {}  cut by target {}  refused {}  \
+             unanswered {}  replies 2xx/3xx {}  4xx {}  5xx {}",
+            if row == &report["hostile"][0] {
+                "\n"
+            } else {
+                ""
+            },
+            row["sessions"],
+            row["kind"].as_str().unwrap_or(""),
+            row["connections"],
+            row["completed"],
+            row["cut_by_target"],
+            row["refused"],
+            row["unanswered"],
+            row["replies_2xx_3xx"],
+            row["replies_4xx"],
+            row["replies_5xx"],
+        );
+    }
     let steady = &report["steadiness"];
     if steady.is_object() {
         let _ = writeln!(
@@ -455,11 +477,16 @@ pub fn text(report: &Value) -> String {
     let _ = writeln!(
         text,
         "\nGenerator   cpu {:.0} % of a core, with waiting {:.0} %, in the busiest of {} thread(s); \
-         resident {}{}",
+         resident {}, {} a session{}",
         generator["cpu_share"].as_f64().unwrap_or(0.0) * 100.0,
         generator["cpu_wanted_share"].as_f64().unwrap_or(0.0) * 100.0,
         config["threads"],
         size(generator["resident_max_bytes"].as_f64().unwrap_or(0.0)),
+        size(
+            generator["resident_per_session_bytes"]
+                .as_f64()
+                .unwrap_or(0.0)
+        ),
         generator["ceiling_share"]
             .as_f64()
             .map_or(String::new(), |share| format!(

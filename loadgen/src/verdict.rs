@@ -167,3 +167,72 @@ pub fn judge(recorder: &Recorder, open: bool) -> Verdict {
         reasons,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{Fault, Phase};
+    use crate::recorder::Load;
+
+    /// A run of ten seconds with a worker that used and waited these shares.
+    fn recorder(used: f64, waited: f64, open: bool) -> Recorder {
+        let mut recorder = Recorder::new(0, 10_000_000_000, open);
+        recorder.totals.attempted = 1000;
+        recorder.totals.accepted = 1000;
+        recorder.totals.window_accepted = 1000;
+        recorder.totals.window_offered = 1000;
+        let share = |part: f64| (part * 1e10) as u64;
+        let (cpu_ns, waited_ns) = (share(used), share(waited));
+        recorder.loads.push(Load {
+            cpu_ns,
+            waited_ns,
+            wall_ns: 10_000_000_000,
+        });
+        recorder
+    }
+
+    #[test]
+    fn a_busy_or_starved_worker_saturates_the_generator() {
+        assert_eq!(judge(&recorder(0.5, 0.1, false), false).state, State::Valid);
+        assert_eq!(
+            judge(&recorder(0.93, 0.0, false), false).state,
+            State::GeneratorSaturated
+        );
+        let starved = judge(&recorder(0.3, 0.68, false), false);
+        assert_eq!(starved.state, State::GeneratorSaturated);
+        assert!(
+            starved.reasons[0].contains("something else has its core"),
+            "{starved:?}"
+        );
+    }
+
+    #[test]
+    fn lateness_with_a_free_session_is_ours_and_a_backlog_is_the_targets() {
+        let mut late = recorder(0.3, 0.0, true);
+        late.lag_generator.record_n(5_000_000, 1000).unwrap();
+        assert_eq!(judge(&late, true).state, State::GeneratorSaturated);
+        let mut behind = recorder(0.3, 0.0, true);
+        behind.totals.unsent = 10;
+        assert_eq!(judge(&behind, true).state, State::TargetSaturated);
+        let mut short = recorder(0.3, 0.0, true);
+        short.totals.window_offered = 1100;
+        assert_eq!(judge(&short, true).state, State::TargetSaturated);
+        assert_eq!(judge(&recorder(0.3, 0.0, true), true).state, State::Valid);
+    }
+
+    #[test]
+    fn nothing_accepted_and_errors_of_this_machine_are_invalid() {
+        let mut none = recorder(0.3, 0.0, false);
+        none.totals.accepted = 0;
+        assert_eq!(judge(&none, false).state, State::Invalid);
+        let mut local = recorder(0.3, 0.0, false);
+        local.fault(
+            Phase::Connect,
+            Fault::OutOfDescriptors,
+            "too many open files",
+        );
+        let verdict = judge(&local, false);
+        assert_eq!(verdict.state, State::Invalid);
+        assert!(verdict.reasons[0].contains("too many open files"));
+    }
+}

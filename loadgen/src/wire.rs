@@ -8,7 +8,7 @@ use mio::{Interest, Registry, Token};
 use rustls::ClientConnection;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 use std::path::PathBuf;
 
 /// Where to connect.
@@ -68,6 +68,41 @@ impl Sources {
     }
 }
 
+/// Versions of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    /// Text.
+    V1,
+    /// Binary.
+    V2,
+}
+
+impl Proxy {
+    /// Writes the header of the nth connection; its source is out of 198.18.0.0/15, which RFC 2544
+    /// sets aside for benchmarks.
+    fn header(self, nth: u64, to: SocketAddr) -> Vec<u8> {
+        let from = Ipv4Addr::from(0xc612_0000 | (nth as u32 & 0x1_ffff));
+        let port = 1024 + (nth % 60_000) as u16;
+        // An IPv6 target gets the benchmark address as well: the families must agree.
+        let (host, to_port) = match to {
+            SocketAddr::V4(to) => (*to.ip(), to.port()),
+            SocketAddr::V6(to) => (Ipv4Addr::new(198, 19, 255, 254), to.port()),
+        };
+        match self {
+            Self::V1 => format!("PROXY TCP4 {from} {host} {port} {to_port}\r\n").into_bytes(),
+            Self::V2 => {
+                let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+                header.extend_from_slice(&from.octets());
+                header.extend_from_slice(&host.octets());
+                for port in [port, to_port] {
+                    header.extend_from_slice(&[(port >> 8) as u8, port as u8]);
+                }
+                header
+            }
+        }
+    }
+}
+
 /// How to reach the target.
 pub struct Target {
     /// Where it listens.
@@ -78,6 +113,8 @@ pub struct Target {
     pub congestion: Option<String>,
     /// How to secure connections, if the plan says so.
     pub security: Option<Security>,
+    /// Send a PROXY protocol header first; TCP only.
+    pub proxy: Option<Proxy>,
 }
 
 enum Stream {
@@ -89,6 +126,8 @@ enum Stream {
 pub struct Wire {
     stream: Stream,
     tls: Option<Box<ClientConnection>>,
+    /// Sent before anything else, in the clear.
+    preface: Vec<u8>,
 }
 
 impl Wire {
@@ -99,6 +138,7 @@ impl Wire {
                 return Ok(Self {
                     stream: Stream::Unix(UnixStream::connect(path)?),
                     tls: None,
+                    preface: Vec::new(),
                 });
             }
             Address::Tcp(addr) => *addr,
@@ -119,9 +159,14 @@ impl Wire {
             Err(error) if error.raw_os_error() == Some(115) => {}
             other => other?,
         }
+        let preface = target
+            .proxy
+            .map_or_else(Vec::new, |proxy| proxy.header(nth, addr));
+        let stream = Stream::Tcp(TcpStream::from_std(socket.into()));
         Ok(Self {
-            stream: Stream::Tcp(TcpStream::from_std(socket.into())),
+            stream,
             tls: None,
+            preface,
         })
     }
 
@@ -152,6 +197,20 @@ impl Wire {
         }
     }
 
+    /// Sends bytes as they are, TLS or not.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes)
+    }
+
+    /// Closes the sending side.
+    pub fn half_close(&self) {
+        // A connection that is gone already needs no closing.
+        let _ = match &self.stream {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+        };
+    }
+
     /// Starts the TLS handshake, or looks how it goes; returns whether it is done. Its bytes move
     /// with `read` and `write`.
     ///
@@ -175,7 +234,7 @@ impl Wire {
 
     /// Whether bytes wait to be sent besides the session's own.
     pub fn holds_output(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.wants_write())
+        !self.preface.is_empty() || self.tls.as_ref().is_some_and(|tls| tls.wants_write())
     }
 
     /// Reads once.
@@ -200,6 +259,11 @@ impl Wire {
 
     /// Sends once; returns how many of the session's bytes were taken.
     pub fn write(&mut self, out: &Outgoing, desk: &Desk) -> io::Result<usize> {
+        if !self.preface.is_empty() {
+            let len = self.stream.write(&self.preface)?;
+            self.preface.drain(..len);
+            return Ok(0);
+        }
         let mut slices = [IoSlice::new(&[]); 40];
         let used = out.slices(desk, &mut slices);
         let Some(tls) = &mut self.tls else {
@@ -250,6 +314,17 @@ impl Write for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn proxy_headers_have_their_form() {
+        let to = "127.0.0.1:2525".parse().unwrap();
+        let text = Proxy::V1.header(258, to);
+        assert_eq!(text, b"PROXY TCP4 198.18.1.2 127.0.0.1 1282 2525\r\n");
+        let binary = Proxy::V2.header(258, to);
+        assert_eq!(&binary[..12], b"\r\n\r\n\0\r\nQUIT\n");
+        assert_eq!(&binary[12..16], [0x21, 0x11, 0, 12]);
+        assert_eq!(&binary[16..], [198, 18, 1, 2, 127, 0, 0, 1, 5, 2, 9, 221]);
+    }
 
     #[test]
     fn source_networks_skip_their_first_address() {

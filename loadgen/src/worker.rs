@@ -21,8 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Connects that may be under way at one time, so that no listen queue overflows.
-const CONNECTING_MAX: usize = 64;
 /// How often time-outs are looked for.
 const SCAN_NS: u64 = 100_000_000;
 /// How long the loop sleeps at most; an interrupt is noticed within this time.
@@ -79,6 +77,8 @@ pub struct Tuning {
     pub spin: bool,
     /// Bind workers to these CPUs in turn.
     pub cpus: Vec<usize>,
+    /// Connects that may be under way at one time, so that no listen queue overflows.
+    pub connecting_max: usize,
     /// Consecutive failures after which a session gives up.
     pub attempts_max: u32,
 }
@@ -202,6 +202,8 @@ pub struct Worker {
     draining: bool,
     stop_ns: u64,
     ledger_error: Option<io::Error>,
+    /// Time spent in polls that found nothing, when spinning.
+    idle_ns: u64,
 }
 
 impl Worker {
@@ -296,6 +298,7 @@ impl Worker {
             draining: false,
             stop_ns,
             ledger_error: None,
+            idle_ns: 0,
         })
     }
 
@@ -330,8 +333,10 @@ impl Worker {
                     continue;
                 }
             }
-            let sample =
-                |queue: &RunQueue| (now, sys::thread_cpu_ns(), queue.waited_ns().unwrap_or(0));
+            let idle_ns = self.idle_ns;
+            // Spinning is no work.
+            let busy_ns = || sys::thread_cpu_ns().saturating_sub(idle_ns);
+            let sample = |queue: &RunQueue| (now, busy_ns(), queue.waited_ns().unwrap_or(0));
             if at_start.is_none() && self.started && now >= self.load.plan.warmup_ns {
                 at_start = Some(sample(&queue));
             }
@@ -364,6 +369,9 @@ impl Worker {
                 other => other?,
             }
             let woke = self.clock();
+            if self.tuning.spin && events.is_empty() {
+                self.idle_ns += woke - now;
+            }
             for event in &events {
                 if event.token() == TIMER {
                     self.timer.clear();
@@ -643,7 +651,7 @@ impl Worker {
     }
 
     fn connect_some(&mut self, now: u64) {
-        while self.connecting < CONNECTING_MAX {
+        while self.connecting < self.tuning.connecting_max {
             let Some(index) = self.starts.pop_front() else {
                 break;
             };
@@ -703,7 +711,9 @@ impl Worker {
 
     /// How long to sleep; sets the timer when milliseconds are too coarse.
     fn pause(&self, now: u64) -> Duration {
-        if self.tuning.spin || (!self.starts.is_empty() && self.connecting < CONNECTING_MAX) {
+        if self.tuning.spin
+            || (!self.starts.is_empty() && self.connecting < self.tuning.connecting_max)
+        {
             return Duration::ZERO;
         }
         let due = self

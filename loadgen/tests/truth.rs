@@ -459,3 +459,217 @@ fn strangers_are_not_loaded_by_accident() {
         );
     }
 }
+
+#[test]
+fn a_killed_generator_leaves_a_ledger_without_a_false_line() {
+    // The 250s that came after the last line written are found and not acknowledged; a line
+    // without its message would be a loss, and there must be none.
+    let place = Place::new("kill");
+    let sink = Running::start(Faults::default(), Some(place.0.join("store"))).unwrap();
+    let (target, ledger) = (sink.address.to_string(), place.at("ledger"));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
+        .args([
+            "run",
+            &target,
+            "--duration",
+            "30s",
+            "--ledger",
+            &ledger,
+            "--quiet",
+        ])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while sink
+        .seen
+        .messages
+        .load(std::sync::atomic::Ordering::Relaxed)
+        < 500
+    {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the generator sends nothing"
+        );
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    sink.stop().unwrap();
+    let findings = place.at("verify.json");
+    let store = place.at("store");
+    let verified = program(&[
+        "verify", "--ledger", &ledger, "--eml", &store, "--json", &findings,
+    ]);
+    assert_eq!(verified.status.code(), Some(0), "{verified:?}");
+    let [acknowledged, found, lost, duplicated, corrupted, _] = found(&json(&findings));
+    assert!(acknowledged > 100);
+    assert_eq!(
+        (found, lost, duplicated, corrupted),
+        (acknowledged, 0, 0, 0)
+    );
+}
+
+#[test]
+fn a_report_is_rendered_again_from_its_file() {
+    let place = Place::new("render");
+    let sink = Running::start(Faults::default(), None).unwrap();
+    let (target, report) = (sink.address.to_string(), place.at("run.json"));
+    let html = place.at("run.html");
+    let output = program(&[
+        "run",
+        &target,
+        "--messages",
+        "500",
+        "--quiet",
+        "--json",
+        &report,
+        "--html",
+        &html,
+    ]);
+    let again = program(&["report", &report]);
+    assert_eq!(output.stdout, again.stdout);
+    let page = program(&["report", &report, "--format", "html"]).stdout;
+    assert_eq!(page, std::fs::read(html).unwrap());
+    let csv = program(&["report", &report, "--format", "csv"]).stdout;
+    assert!(csv.starts_with(b"t_s,offered,"));
+    assert_eq!(
+        program(&["report", &report, "--format", "pdf"])
+            .status
+            .code(),
+        Some(2)
+    );
+    assert_eq!(
+        program(&["report", &place.at("none.json")]).status.code(),
+        Some(2)
+    );
+    let full = program(&[
+        "run",
+        &target,
+        "--messages",
+        "5",
+        "--quiet",
+        "--json",
+        "/dev/full",
+    ]);
+    assert_eq!(full.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&full.stderr).contains("/dev/full"));
+}
+
+#[test]
+fn a_proxy_header_comes_before_everything() {
+    use std::io::{Read, Write};
+    for (version, start) in [
+        ("v1", &b"PROXY TCP4 198.18."[..]),
+        ("v2", b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"),
+    ] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap().to_string();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut header = vec![0; 16];
+            stream.read_exact(&mut header).unwrap();
+            stream.write_all(b"554 5.3.2 enough\r\n").unwrap();
+            header
+        });
+        let output = program(&[
+            "run",
+            &target,
+            "--messages",
+            "1",
+            "--sessions",
+            "1",
+            "--quiet",
+            "--timeout",
+            "2s",
+            "--connect-attempts",
+            "0",
+            "--proxy",
+            version,
+        ]);
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        assert_eq!(server.join().unwrap(), start[..16], "{version}");
+    }
+}
+
+#[test]
+fn the_options_of_smtp_source_are_understood() {
+    let sink = Running::start(Faults::default(), None).unwrap();
+    let target = sink.address.to_string();
+    let output = program(&[
+        "smtp-source",
+        "-c",
+        "-s",
+        "4",
+        "-m",
+        "40",
+        "-l",
+        "2000",
+        &target,
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(
+        sink.seen
+            .messages
+            .load(std::sync::atomic::Ordering::Relaxed),
+        40
+    );
+    let notes = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(notes.contains("-l: --size 2000"), "{notes}");
+    // One message on each connection, and one connection that asked for the banner.
+    assert_eq!(
+        sink.seen
+            .connections
+            .load(std::sync::atomic::Ordering::Relaxed),
+        41
+    );
+}
+
+#[test]
+fn hostile_sessions_leave_the_counts_of_the_others_alone() {
+    let kinds = smtp_loadgen::hostile::KINDS
+        .map(|kind| format!("{}=50%", kind.name))
+        .join(",");
+    let sink = Running::start(Faults::default(), None).unwrap();
+    let place = Place::new("hostile");
+    let (target, report) = (sink.address.to_string(), place.at("run.json"));
+    program(&[
+        "run",
+        &target,
+        "--sessions",
+        "2",
+        "--rate",
+        "200",
+        "--duration",
+        "2s",
+        "--hostile",
+        &kinds,
+        "--json",
+        &report,
+        "--quiet",
+    ]);
+    let report = json(&report);
+    assert_eq!(totals(&report), [400, 400, 0, 0, 0, 0], "{report:#}");
+    let rows = report["hostile"].as_array().unwrap();
+    assert_eq!(rows.len(), smtp_loadgen::hostile::KINDS.len());
+    let number = |kind: &str, name: &str| {
+        rows.iter().find(|row| row["kind"] == kind).unwrap()[name]
+            .as_u64()
+            .unwrap()
+    };
+    for row in rows {
+        assert!(row["connections"].as_u64().unwrap() > 0, "{row}");
+    }
+    for kind in [
+        "rst-mid-data",
+        "endless-header",
+        "early-talker",
+        "smuggle-lf-lf",
+    ] {
+        assert!(number(kind, "completed") > 0, "{kind}");
+    }
+    assert_eq!(
+        (number("idle", "connections"), number("idle", "completed")),
+        (1, 0)
+    );
+}

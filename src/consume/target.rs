@@ -1,7 +1,7 @@
 //! Where a consumer delivers to.
 //!
-//! A target reports a result for each recipient. Those here have one result for all of them. Nothing a target took
-//! counts as delivered before [`Target::flush`] returned.
+//! A target reports a result for each recipient. Those here have one result for all of them.
+//! Nothing a target took counts as delivered before [`Target::flush`] returned.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -140,13 +140,14 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// A Maildir: `tmp`, then `new`. The name is made of ring, shard and number, so that a message that is delivered
-/// again replaces itself. One that was moved to `cur` in the meantime is recognised there as well.
+/// A Maildir: `tmp`, then `new`. The name is made of ring, shard and number, so that a message that
+/// is delivered again replaces itself. One that was moved to `cur` in the meantime is recognised
+/// there as well.
 #[derive(Debug)]
 pub struct Maildir {
     dir: PathBuf,
-    /// Names in `cur` without their flags, as they stood at the start: only what was delivered before then can be
-    /// delivered again.
+    /// Names in `cur` without their flags, as they stood at the start: only what was delivered
+    /// before then can be delivered again.
     seen: BTreeSet<Vec<u8>>,
     dirty: bool,
 }
@@ -186,7 +187,8 @@ impl Maildir {
         if self.seen.contains(name.as_bytes()) {
             return Ok(());
         }
-        // Two consumers may deliver to one Maildir: the temporary names differ, the final ones need not.
+        // Two consumers may deliver to one Maildir: the temporary names differ, the final ones need
+        // not.
         let temporary = self
             .dir
             .join("tmp")
@@ -230,8 +232,9 @@ impl Target for Maildir {
     }
 }
 
-/// An mbox file, mboxrd: a From_ line before each message, `>` before each body line that begins with any number
-/// of `>` and `From `, LF as line end, an empty line behind. Locked while it is written to.
+/// An mbox file, mboxrd: a From_ line before each message, `>` before each body line that begins
+/// with any number of `>` and `From `, LF as line end, an empty line behind. Locked while it is
+/// written to.
 #[derive(Debug)]
 pub struct Mbox {
     path: PathBuf,
@@ -284,7 +287,8 @@ impl Mbox {
             wait::readable(&[], Some(Duration::from_millis(50)))?;
         }
         let len = file.seek(SeekFrom::End(0))?;
-        // What a crash has cut off ends here, so that this message begins a line behind an empty one.
+        // What a crash has cut off ends here, so that this message begins a line behind an empty
+        // one.
         let mut end = [b'\n'; 2];
         if len >= 2 {
             file.read_exact_at(&mut end, len - 2)?;
@@ -410,7 +414,8 @@ impl<W: Write> Target for JsonLines<W> {
     }
 }
 
-/// A command run by `/bin/sh -c` for each message: octets on its standard input, envelope in its environment.
+/// A command run by `/bin/sh -c` for each message: octets on its standard input, envelope in its
+/// environment.
 #[derive(Debug)]
 pub struct Exec {
     command: OsString,
@@ -439,7 +444,8 @@ impl Exec {
     }
 
     fn run(&self, message: &Message) -> io::Result<Ended> {
-        // A file and not a pipe: nobody can stop reading it half-way and leave this process waiting.
+        // A file and not a pipe: nobody can stop reading it half-way and leave this process
+        // waiting.
         let mut stdin = memory_file(c"ringmx-message")?;
         stdin.write_all(message.body())?;
         stdin.rewind()?;
@@ -448,7 +454,8 @@ impl Exec {
             .arg("-c")
             .arg(&self.command)
             .stdin(Stdio::from(stdin))
-            // A signal from the terminal stops the consumer after this message, not the command in the midst of it.
+            // A signal from the terminal stops the consumer after this message, not the command in
+            // the midst of it.
             .process_group(0);
         environment(&mut command, message);
         let mut child = command.spawn()?;

@@ -33,8 +33,8 @@ pub fn base64(bytes: &[u8]) -> String {
     out
 }
 
-/// Bytes as text that cannot steer a terminal: control characters other than TAB are written `\x1b`, bytes that
-/// are not UTF-8 likewise, LF and CRLF stay line ends when `lines` is set.
+/// Bytes as text that cannot steer a terminal: control characters other than TAB are written
+/// `\x1b`, bytes that are not UTF-8 likewise, LF and CRLF stay line ends when `lines` is set.
 pub fn printable(bytes: &[u8], lines: bool) -> String {
     let mut out = String::with_capacity(bytes.len());
     let mut push = |text: &str, followed_by_lf_after: bool| {
@@ -67,7 +67,8 @@ pub fn printable(bytes: &[u8], lines: bool) -> String {
     out
 }
 
-/// Characters that turn the direction of what follows, or hide: they make one address look like another.
+/// Characters that turn the direction of what follows, or hide: they make one address look like
+/// another.
 fn is_invisible(character: char) -> bool {
     matches!(
         character,
@@ -164,8 +165,8 @@ pub fn readable(message: &Message) -> String {
     out
 }
 
-/// Puts `bytes` under `name` as text; when they are not UTF-8, what can be shown of them, and the exact bytes under
-/// `NAME_base64`.
+/// Puts `bytes` under `name` as text; when they are not UTF-8, what can be shown of them, and the
+/// exact bytes under `NAME_base64`.
 fn put_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(text) => {

@@ -1,4 +1,5 @@
-//! Access to the rings of a directory for tools and consumers: through a running server, or without one.
+//! Access to the rings of a directory for tools and consumers: through a running server, or without
+//! one.
 
 use std::fmt;
 use std::fs::File;
@@ -31,7 +32,8 @@ pub const EXIT_STORAGE: i32 = 74;
 pub struct Failure {
     /// Exit code of the process.
     pub code: i32,
-    /// One sentence, lower case, without a full stop. Empty when there is nothing to say (closed output).
+    /// One sentence, lower case, without a full stop. Empty when there is nothing to say (closed
+    /// output).
     pub text: String,
 }
 
@@ -91,7 +93,8 @@ impl From<ClientError> for Failure {
 pub enum RingSource {
     /// Mapped twice back to back.
     Map(RingMap),
-    /// Read in pieces of at most [`PIECE_BYTES`]: on some file systems a longer read stalls the writer.
+    /// Read in pieces of at most [`PIECE_BYTES`]: on some file systems a longer read stalls the
+    /// writer.
     File {
         /// The ring file.
         file: File,
@@ -219,7 +222,8 @@ pub fn read_superblock(file: &File, name: &Path) -> Result<Superblock, Failure> 
         }
     }
     match (best, problem) {
-        // A newer program has begun to write here: what it means by the other superblock is not known.
+        // A newer program has begun to write here: what it means by the other superblock is not
+        // known.
         (_, SuperblockError::Newer { major, minor, .. }) => Err(Failure::usage(format!(
             "'{}' has format {major}.{minor}, which this ringmx does not know: use a newer one",
             name.display()
@@ -329,8 +333,8 @@ impl View {
         Ok(Some(view))
     }
 
-    /// Reads without a server: what the checkpoint covers and what an unbroken chain behind it holds. `None` when
-    /// another process holds the ring.
+    /// Reads without a server: what the checkpoint covers and what an unbroken chain behind it
+    /// holds. `None` when another process holds the ring.
     ///
     /// # Errors
     /// As [`View::open`].
@@ -415,7 +419,8 @@ impl View {
         Ok(self.window)
     }
 
-    /// Waits until there is more to read than now, at most `wait` long. Without a server it returns at once.
+    /// Waits until there is more to read than now, at most `wait` long. Without a server it returns
+    /// at once.
     ///
     /// # Errors
     /// The server has gone.
@@ -429,7 +434,8 @@ impl View {
         Ok(self.window)
     }
 
-    /// One step of `walk`. What looks damaged because the writer has come round is reported as lapped.
+    /// One step of `walk`. What looks damaged because the writer has come round is reported as
+    /// lapped.
     ///
     /// # Errors
     /// Storage.
@@ -439,8 +445,8 @@ impl View {
         let Step::Damaged { position, .. } = step else {
             return Ok(step);
         };
-        // A tail is written to the superblock before anything behind it is overwritten, so the superblock tells
-        // it even when the report is still on its way.
+        // A tail is written to the superblock before anything behind it is overwritten, so the
+        // superblock tells it even when the report is still on its way.
         self.reread_superblock()?;
         match position < self.window.tail {
             true => walk.step(&self.reader, self.window).map_err(failed),
@@ -459,8 +465,8 @@ impl View {
         Ok(())
     }
 
-    /// Number that the message behind `position` takes: for lag and for `info`. `None` when nothing good stands
-    /// there.
+    /// Number that the message behind `position` takes: for lag and for `info`. `None` when nothing
+    /// good stands there.
     pub fn number_at(&self, position: u64) -> Option<u64> {
         let header = self.reader.header(position, self.window.end).ok()?.ok()?;
         Some(header.number)

@@ -1,5 +1,6 @@
-//! Reading the log in order, as consumers do: a walk along the records that puts large messages together and knows
-//! where a later walk has to begin. A consumer's cursor is [`Walk::scan_position`] and [`Walk::position`].
+//! Reading the log in order, as consumers do: a walk along the records that puts large messages
+//! together and knows where a later walk has to begin. A consumer's cursor is
+//! [`Walk::scan_position`] and [`Walk::position`].
 
 use std::io;
 
@@ -20,8 +21,8 @@ pub enum Step {
         /// The tail.
         to: u64,
     },
-    /// No good record stands here. The walk does not move: look at a newer tail first, because the writer may
-    /// have overtaken; then [`Walk::skip_damage`].
+    /// No good record stands here. The walk does not move: look at a newer tail first, because the
+    /// writer may have overtaken; then [`Walk::skip_damage`].
     Damaged {
         /// Position.
         position: u64,
@@ -61,7 +62,8 @@ impl Walk {
         Walk::resume(position, position)
     }
 
-    /// A walk that reads from `scan_pos` on and gives only messages that complete at or after `done_pos`.
+    /// A walk that reads from `scan_pos` on and gives only messages that complete at or after
+    /// `done_pos`.
     pub fn resume(scan_pos: u64, done_pos: u64) -> Walk {
         Walk {
             position: scan_pos,
@@ -115,7 +117,8 @@ impl Walk {
         })
     }
 
-    /// Goes on behind damage: at the next good record up to `end`, or at `end`. Returns the range left out.
+    /// Goes on behind damage: at the next good record up to `end`, or at `end`. Returns the range
+    /// left out.
     ///
     /// # Errors
     /// Those of the source.

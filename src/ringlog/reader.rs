@@ -1,8 +1,8 @@
 //! Reading a ring: records, messages, and where a number or a time stands.
 //!
-//! Nothing here writes or locks. Bytes are copied out of the [`Source`] first and checked afterwards, so that a
-//! writer that overtakes the reader meanwhile shows as a bad record, never as a wrong message. What is durable,
-//! and what has been overwritten, the caller says ([`Window`]).
+//! Nothing here writes or locks. Bytes are copied out of the [`Source`] first and checked
+//! afterwards, so that a writer that overtakes the reader meanwhile shows as a bad record, never as
+//! a wrong message. What is durable, and what has been overwritten, the caller says ([`Window`]).
 
 use std::fmt;
 use std::io;
@@ -18,8 +18,8 @@ pub const PIECE_BYTES: u64 = 65_536;
 
 /// The data area of a ring.
 pub trait Source {
-    /// Copies the bytes of `position..position + out.len()`; the area is the position modulo its size, and `out`
-    /// is no longer than it.
+    /// Copies the bytes of `position..position + out.len()`; the area is the position modulo its
+    /// size, and `out` is no longer than it.
     ///
     /// # Errors
     /// Those of the storage. Bytes that are being overwritten are no error.
@@ -99,8 +99,8 @@ impl fmt::Debug for Message {
 }
 
 impl Message {
-    /// A message made by hand, for targets and tests. `bytes` holds the envelope and the body; an `env_len` past
-    /// its end means that all of it is envelope.
+    /// A message made by hand, for targets and tests. `bytes` holds the envelope and the body; an
+    /// `env_len` past its end means that all of it is envelope.
     pub fn new(
         ring_id: [u8; 16],
         shard: u32,
@@ -318,8 +318,8 @@ impl<S: Source> Reader<S> {
         Ok(header)
     }
 
-    /// Appends the payload of `header` to `out` and checks it; on a bad one `out` is as before. Bounds: one
-    /// record.
+    /// Appends the payload of `header` to `out` and checks it; on a bad one `out` is as before.
+    /// Bounds: one record.
     ///
     /// # Errors
     /// Those of the source.
@@ -339,8 +339,8 @@ impl<S: Source> Reader<S> {
         })
     }
 
-    /// The first record that starts at or after `from` and ends at or before `end`, looked for at every multiple
-    /// of 64. Reads in pieces of [`PIECE_BYTES`].
+    /// The first record that starts at or after `from` and ends at or before `end`, looked for at
+    /// every multiple of 64. Reads in pieces of [`PIECE_BYTES`].
     ///
     /// # Errors
     /// Those of the source.
@@ -357,10 +357,12 @@ impl<S: Source> Reader<S> {
             .find_map(|(block, position)| self.check_header(block, position, end).ok())
     }
 
-    /// Position of the first record for which `before` is false, or the end of the window. `before` must be true
-    /// for a front part of the log and false for the rest, as "its number is less than" is.
+    /// Position of the first record for which `before` is false, or the end of the window. `before`
+    /// must be true for a front part of the log and false for the rest, as "its number is less
+    /// than" is.
     ///
-    /// Work: about log2(window / 64 KiB) reads of at most 64 KiB, plus those that longer records cost.
+    /// Work: about log2(window / 64 KiB) reads of at most 64 KiB, plus those that longer records
+    /// cost.
     ///
     /// # Errors
     /// Those of the source.
@@ -369,8 +371,9 @@ impl<S: Source> Reader<S> {
         window: Window,
         before: impl Fn(&Header) -> bool,
     ) -> io::Result<u64> {
-        // INVARIANT: every record that starts before `low` is before the point, and one starts at `low`; no record
-        // that starts in `high..best` is before it, and `best` is one that is not, or the end.
+        // INVARIANT: every record that starts before `low` is before the point, and one starts at
+        // `low`; no record that starts in `high..best` is before it, and `best` is one that is not,
+        // or the end.
         let (mut low, mut high, mut best) = (window.tail, window.end, window.end);
         while high.saturating_sub(low) > PIECE_BYTES {
             let middle = (low + (high - low) / 2).next_multiple_of(RECORD_ALIGN);
@@ -384,9 +387,9 @@ impl<S: Source> Reader<S> {
         self.walk_to(low, high, window.end, best, before)
     }
 
-    /// Behind the last record of an unbroken, fully checked chain that begins at `from`, looking at most one lap
-    /// beyond `tail`, and the header of that record. This is what a reader may trust behind the checkpoint of a log
-    /// that nobody writes.
+    /// Behind the last record of an unbroken, fully checked chain that begins at `from`, looking at
+    /// most one lap beyond `tail`, and the header of that record. This is what a reader may trust
+    /// behind the checkpoint of a log that nobody writes.
     ///
     /// # Errors
     /// Those of the source.
@@ -470,8 +473,8 @@ impl<S: Source> Reader<S> {
         Ok(best)
     }
 
-    /// Position of the first record whose number is at least `number`: that of the message itself, or of a record
-    /// shortly before it, or the end of the window.
+    /// Position of the first record whose number is at least `number`: that of the message itself,
+    /// or of a record shortly before it, or the end of the window.
     ///
     /// # Errors
     /// Those of the source.
@@ -483,7 +486,8 @@ impl<S: Source> Reader<S> {
         })
     }
 
-    /// Position of the first record that was written at or after `received_ns`, or the end of the window.
+    /// Position of the first record that was written at or after `received_ns`, or the end of the
+    /// window.
     ///
     /// # Errors
     /// Those of the source.
@@ -501,7 +505,8 @@ impl<S: Source> Reader<S> {
         Ok(message.filter(|message| message.number == number))
     }
 
-    /// The message whose only or first record stands at `position`. `None` as for [`Reader::message`].
+    /// The message whose only or first record stands at `position`. `None` as for
+    /// [`Reader::message`].
     ///
     /// # Errors
     /// Those of the source.
@@ -544,8 +549,8 @@ pub(super) fn assemble<S>(reader: &Reader<S>, first: &Header, end: u64, bytes: V
     }
 }
 
-/// Positions of messages, newest first, without an index: the log is cut into blocks from its end, and each block
-/// is walked along its headers.
+/// Positions of messages, newest first, without an index: the log is cut into blocks from its end,
+/// and each block is walked along its headers.
 #[derive(Debug)]
 pub struct NewestFirst {
     /// Records before this position have not been looked at.
@@ -566,8 +571,8 @@ impl NewestFirst {
         }
     }
 
-    /// Position of the next older message's only or first record; `None` at the tail. The message may turn out
-    /// not to be complete.
+    /// Position of the next older message's only or first record; `None` at the tail. The message
+    /// may turn out not to be complete.
     ///
     /// # Errors
     /// Those of the source.
@@ -581,7 +586,8 @@ impl NewestFirst {
             low = low.saturating_sub(BLOCK_BYTES).max(window.tail);
             let first = reader.resynchronise_until(low, self.high, window.end)?;
             let Some(first) = first else {
-                // The whole block lies within one record, or is damaged: take the block before it as well.
+                // The whole block lies within one record, or is damaged: take the block before it
+                // as well.
                 if low == window.tail {
                     self.high = window.tail;
                 }
@@ -754,7 +760,8 @@ mod tests {
         }
     }
 
-    /// Messages 1 to 4, of which 2 is large and has 3 between its parts; PAD and EPOCH between them.
+    /// Messages 1 to 4, of which 2 is large and has 3 between its parts; PAD and EPOCH between
+    /// them.
     fn mixed() -> Area {
         let mut area = Area::new(16_384);
         area.message(b"one");

@@ -254,7 +254,7 @@ pub struct Session {
 }
 
 /// A HELO name up to this long is kept without an allocation, bytes.
-pub const HELO_INLINE_BYTES: usize = 46;
+pub const HELO_INLINE_BYTES: usize = 30;
 
 /// What the session waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -820,7 +820,7 @@ impl Session {
             && (parameters.is_empty()
                 || out.envelope_field(
                     Field::MailParameters,
-                    &[Normalized::new(parameters).as_bytes()],
+                    &[Normalized::of(parameters, &mut None)],
                 ));
         if !complete {
             out.abort_message();
@@ -875,17 +875,18 @@ impl Session {
             Some(Verdict::Accept) => {}
         }
         // Most recipients come without parameters: nothing is copied for them.
-        let normalized = (!parameters.is_empty()).then(|| Normalized::new(parameters));
+        let mut room = None;
+        let normalized = (!parameters.is_empty()).then(|| Normalized::of(parameters, &mut room));
         let mut needed = FIELD_HEADER_BYTES + path.mailbox.len();
-        if let Some(normalized) = &normalized {
-            needed += FIELD_HEADER_BYTES + normalized.as_bytes().len();
+        if let Some(normalized) = normalized {
+            needed += FIELD_HEADER_BYTES + normalized.len();
         }
         if needed > out.envelope_room() || !out.envelope_field(Field::ForwardPath, &[path.mailbox])
         {
             return Outcome::Reply(Reply::EnvelopeFull);
         }
-        if let Some(normalized) = &normalized
-            && !out.envelope_field(Field::RcptParameters, &[normalized.as_bytes()])
+        if let Some(normalized) = normalized
+            && !out.envelope_field(Field::RcptParameters, &[normalized])
         {
             // The pool ran dry between the two fields: a recipient that the client was refused stands in the
             // envelope, so this message must not go on.
@@ -1296,6 +1297,19 @@ struct Normalized {
 }
 
 impl Normalized {
+    /// Parameters as they are stored: the given ones where these are in order already, as most clients write
+    /// them, otherwise what `room` is filled with.
+    fn of<'a>(parameters: &'a [u8], room: &'a mut Option<Normalized>) -> &'a [u8] {
+        let in_order = parameters.split(|byte| *byte == b' ').all(|word| {
+            let keyword_len = memchr(b'=', word).unwrap_or(word.len());
+            !word.is_empty() && !word[..keyword_len].iter().any(u8::is_ascii_lowercase)
+        });
+        if in_order {
+            return parameters;
+        }
+        room.insert(Normalized::new(parameters)).as_bytes()
+    }
+
     /// Normalizes parameters that have been parsed, hence are shorter than a command line.
     fn new(parameters: &[u8]) -> Normalized {
         let mut normalized = Normalized {

@@ -12,13 +12,13 @@ extern "C" fn on_bus_error(_signal: libc::c_int) {
     }
 }
 
-/// From now on a bus error (SIGBUS) ends the process with a message and exit code 74. For tools that read a ring
-/// through a map; later calls do nothing.
+/// From now on a bus error (SIGBUS) ends the process with a message and exit code 74. For tools
+/// that read a ring through a map; later calls do nothing.
 pub fn exit_on_bus_error() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
-        // SAFETY: all-zero is a valid sigaction; the handler is async-signal-safe. A failure leaves the default,
-        // which ends the process without a message.
+        // SAFETY: all-zero is a valid sigaction; the handler is async-signal-safe. A failure leaves
+        // the default, which ends the process without a message.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_bus_error as extern "C" fn(libc::c_int) as usize;

@@ -12,12 +12,12 @@ const DESCRIPTORS_MAX: usize = 4;
 #[repr(C, align(8))]
 struct Control([u8; 64]);
 
-/// Sends the front of `bytes`, with `descriptor` when there is one; returns how many bytes left. The descriptor
-/// travels with the first byte, so it is gone once this returns at least 1.
+/// Sends the front of `bytes`, with `descriptor` when there is one; returns how many bytes left.
+/// The descriptor travels with the first byte, so it is gone once this returns at least 1.
 ///
 /// # Errors
-/// Those of sendmsg(2); `WouldBlock` on a full non-blocking socket, `InvalidInput` when `bytes` is empty. A
-/// closed peer is `BrokenPipe`, never a signal.
+/// Those of sendmsg(2); `WouldBlock` on a full non-blocking socket, `InvalidInput` when `bytes` is
+/// empty. A closed peer is `BrokenPipe`, never a signal.
 pub fn send(
     socket: BorrowedFd<'_>,
     bytes: &[u8],
@@ -42,8 +42,9 @@ pub fn send(
         debug_assert!(space <= control.0.len());
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = space as _;
-        // SAFETY: `msg_control` points to `space` writable, aligned bytes, room for exactly one header and one
-        // descriptor, so that CMSG_FIRSTHDR is not null and CMSG_DATA lies within; the data may be unaligned.
+        // SAFETY: `msg_control` points to `space` writable, aligned bytes, room for exactly one
+        // header and one descriptor, so that CMSG_FIRSTHDR is not null and CMSG_DATA lies within;
+        // the data may be unaligned.
         unsafe {
             let header = libc::CMSG_FIRSTHDR(&raw const message);
             (*header).cmsg_level = libc::SOL_SOCKET;
@@ -66,8 +67,9 @@ pub fn send(
     }
 }
 
-/// Receives into `buf`: how many bytes came (0 at the end of the stream) and the descriptor that came with them.
-/// It is close-on-exec. Of several descriptors the first is returned, the others are closed.
+/// Receives into `buf`: how many bytes came (0 at the end of the stream) and the descriptor that
+/// came with them. It is close-on-exec. Of several descriptors the first is returned, the others
+/// are closed.
 ///
 /// # Errors
 /// Those of recvmsg(2); `WouldBlock` on an empty non-blocking socket.
@@ -118,8 +120,9 @@ fn first_descriptor(message: &libc::msghdr) -> Option<OwnedFd> {
             // SAFETY: pure arithmetic.
             let data_len = len.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
             for index in 0..data_len / size_of::<RawFd>() {
-                // SAFETY: the data of an SCM_RIGHTS header is an array of `cmsg_len - CMSG_LEN(0)` bytes of
-                // descriptors, which the kernel installed in this process for us alone to own.
+                // SAFETY: the data of an SCM_RIGHTS header is an array of `cmsg_len - CMSG_LEN(0)`
+                // bytes of descriptors, which the kernel installed in this process for us alone to
+                // own.
                 let owned = unsafe {
                     let data = libc::CMSG_DATA(header).cast::<RawFd>().add(index);
                     OwnedFd::from_raw_fd(ptr::read_unaligned(data))

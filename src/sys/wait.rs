@@ -15,17 +15,19 @@ pub const DESCRIPTORS_MAX: usize = 8;
 pub struct Ready(u8);
 
 impl Ready {
-    /// Whether the descriptor at `index` can be read (or has failed or ended, which a read will tell).
+    /// Whether the descriptor at `index` can be read (or has failed or ended, which a read will
+    /// tell).
     pub fn is_ready(self, index: usize) -> bool {
         index < DESCRIPTORS_MAX && self.0 & (1 << index) != 0
     }
 }
 
-/// Waits until a descriptor can be read, a signal handler ran, or `wait` is over (`None`: for ever). Without
-/// descriptors it only waits. May return early with nothing ready.
+/// Waits until a descriptor can be read, a signal handler ran, or `wait` is over (`None`: for
+/// ever). Without descriptors it only waits. May return early with nothing ready.
 ///
 /// # Errors
-/// Those of poll(2), except `Interrupted`; `InvalidInput` for more than [`DESCRIPTORS_MAX`] descriptors.
+/// Those of poll(2), except `Interrupted`; `InvalidInput` for more than [`DESCRIPTORS_MAX`]
+/// descriptors.
 pub fn readable(descriptors: &[BorrowedFd<'_>], wait: Option<Duration>) -> io::Result<Ready> {
     if descriptors.len() > DESCRIPTORS_MAX {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
@@ -42,7 +44,8 @@ pub fn readable(descriptors: &[BorrowedFd<'_>], wait: Option<Duration>) -> io::R
     let wait_ms = wait.map_or(-1, |wait| {
         i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
     });
-    // SAFETY: `polled` is an array of DESCRIPTORS_MAX initialised entries, of which the first are passed.
+    // SAFETY: `polled` is an array of DESCRIPTORS_MAX initialised entries, of which the first are
+    // passed.
     let count = unsafe { libc::poll(polled.as_mut_ptr(), descriptors.len() as _, wait_ms) };
     if count < 0 {
         let error = io::Error::last_os_error();
@@ -88,7 +91,8 @@ pub fn process(id: u32) -> io::Result<Process> {
 /// Kills the process group `id`, which a child of ours leads that has not been waited for yet.
 pub fn kill_group(id: u32) {
     if let Ok(id @ 2..) = libc::pid_t::try_from(id) {
-        // SAFETY: sends a signal. The leader is not reaped, so the number can't have been given to others.
+        // SAFETY: sends a signal. The leader is not reaped, so the number can't have been given to
+        // others.
         unsafe { libc::kill(-id, libc::SIGKILL) };
     }
 }
@@ -98,8 +102,9 @@ static STOP_PIPE: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn on_stop(_signal: libc::c_int) {
     let descriptor: RawFd = STOP_PIPE.load(Ordering::Relaxed);
-    // SAFETY: errno belongs to this thread and is put back, because the handler may run between a failed call
-    // and the reading of its errno. write(2) is async-signal-safe; a full pipe already says what is to be said.
+    // SAFETY: errno belongs to this thread and is put back, because the handler may run between a
+    // failed call and the reading of its errno. write(2) is async-signal-safe; a full pipe already
+    // says what is to be said.
     unsafe {
         let errno = libc::__errno_location();
         let kept = *errno;
@@ -108,7 +113,8 @@ extern "C" fn on_stop(_signal: libc::c_int) {
     }
 }
 
-/// SIGTERM and SIGINT as something that can be waited for. Children do not inherit the handlers past exec.
+/// SIGTERM and SIGINT as something that can be waited for. Children do not inherit the handlers
+/// past exec.
 #[derive(Debug)]
 pub struct StopSignals {
     reader: OwnedFd,
@@ -134,8 +140,9 @@ impl StopSignals {
         // The handler may run as long as the process lives, so its descriptor is never closed.
         std::mem::forget(writer);
         for signal in [libc::SIGTERM, libc::SIGINT] {
-            // SAFETY: all-zero is a valid sigaction (empty mask, no flags); the handler is async-signal-safe.
-            // Without SA_RESTART: a wait in progress ends, so that the stop is seen at once.
+            // SAFETY: all-zero is a valid sigaction (empty mask, no flags); the handler is
+            // async-signal-safe. Without SA_RESTART: a wait in progress ends, so that the stop is
+            // seen at once.
             let result = unsafe {
                 let mut action: libc::sigaction = std::mem::zeroed();
                 action.sa_sigaction = on_stop as extern "C" fn(libc::c_int) as usize;
