@@ -673,3 +673,60 @@ fn hostile_sessions_leave_the_counts_of_the_others_alone() {
         (1, 0)
     );
 }
+
+#[test]
+fn a_corpus_arrives_byte_for_byte() {
+    let place = Place::new("corpus");
+    let corpus = place.0.join("corpus");
+    std::fs::create_dir(&corpus).unwrap();
+    let large = ".dot and text\r\n".repeat(5000);
+    let texts = [
+        "Subject: one\r\n\r\nhello\r\n.\r\n..two\r\n".to_owned(),
+        "Subject: \u{e4}\r\n\r\nb\r\n".into(),
+        format!("Subject: large\r\n\r\n{large}"),
+    ];
+    for (name, text) in texts.iter().enumerate() {
+        std::fs::write(corpus.join(format!("{name}.eml")), text).unwrap();
+    }
+    for more in [&[][..], &["--chunking"]] {
+        let store = place.0.join(format!("store{}", more.len()));
+        std::fs::create_dir(&store).unwrap();
+        let sink = Running::start(Faults::default(), Some(store.clone())).unwrap();
+        let (target, corpus) = (sink.address.to_string(), corpus.display().to_string());
+        let fixed = [
+            "run",
+            &target,
+            "--messages",
+            "60",
+            "--corpus",
+            &corpus,
+            "--quiet",
+        ];
+        let output = program(&[&fixed[..], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        sink.stop().unwrap();
+        let mut counts = [0; 3];
+        for entry in std::fs::read_dir(&store).unwrap() {
+            let stored = std::fs::read(entry.unwrap().path()).unwrap();
+            let index = texts
+                .iter()
+                .position(|text| text.as_bytes() == stored)
+                .unwrap();
+            counts[index] += 1;
+        }
+        assert_eq!(counts.iter().sum::<i32>(), 60);
+        assert!(counts.iter().all(|count| *count > 5), "{counts:?}");
+    }
+    let missing = program(&[
+        "run",
+        "127.0.0.1:9",
+        "--corpus",
+        &place.at("none"),
+        "--quiet",
+    ]);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&missing.stderr).contains("none"),
+        "{missing:?}"
+    );
+}
