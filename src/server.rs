@@ -198,7 +198,7 @@ impl<B: Backing, C> Shared<B, C> {
             self.metrics.pool_low_events += 1;
             return false;
         }
-        let Some(storage) = &self.storage else {
+        let Some(storage) = &mut self.storage else {
             return true;
         };
         let was_full = self.ring_full;
@@ -214,8 +214,7 @@ impl<B: Backing, C> Shared<B, C> {
             ];
             self.logger.line(Class::RingFull, &fields, self.now);
         }
-        !self.ring_full
-            && size.saturating_add(ENVELOPE_BYTES_MAX as u64) <= storage.log.free_bytes()
+        !self.ring_full && storage.log.has_room_for(size)
     }
 
     /// How the server stands.
