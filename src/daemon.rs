@@ -41,6 +41,9 @@ use crate::sys::signal::Signals;
 const SESSION_BYTES: u64 = 768;
 /// Bytes of everything else: program, histograms, buffers, control and HTTP sessions.
 const BASE_BYTES: u64 = 16 * MIB;
+/// How often, and after what time, a ring in use is tried again.
+const RING_LOCK_TRIES: u32 = 20;
+const RING_LOCK_WAIT: Duration = Duration::from_millis(100);
 /// Directory of the only shard.
 const SHARD_DIR: &str = "shard-0";
 /// Time for the last sync at the end.
@@ -121,6 +124,12 @@ fn run(config: &Config) -> Result<i32, StartError> {
     if let Some(recovery) = recovery.filter(|recovery| !recovery.clean) {
         log_recovery(&recovery, &mut logger, &clock);
     }
+    let started = [
+        ("version", Value::Str(env!("CARGO_PKG_VERSION"))),
+        ("listen", Value::Addr(listen[0])),
+        ("survive", Value::Str(about.survive)),
+    ];
+    logger.line(Class::Started, &started, clock.now());
     let (storage, ctl, ring) = match opened {
         Some(opened) => (Some(opened.storage), Some(opened.ctl), Some(opened.ring)),
         None => (None, None, None),
@@ -210,7 +219,15 @@ fn finish(config: &Config, reactor: Reactor<FileBacking, SyncThread>, outcome: O
     if outcome == Outcome::StorageFailed {
         lines += "Storage failed. Nothing that was acknowledged is lost; see the log lines.\n";
     } else if let Err(error) = reactor.close(CLOSE_WAIT).map(|server| {
-        server.shared.logger.close(LOG_WAIT);
+        let mut shared = server.shared;
+        let fields = [
+            ("accepted", Value::Number(accepted)),
+            ("refused", Value::Number(refused)),
+        ];
+        shared
+            .logger
+            .line(Class::Stopped, &fields, Clock::new().now());
+        shared.logger.close(LOG_WAIT);
     }) {
         lines += &format!("The log could not be closed: {error}. The next start recovers it.\n");
         code = EXIT_STORAGE;
@@ -341,7 +358,7 @@ fn open_storage(config: &Config, clock: &Clock, wake: &Wake) -> Result<Opened, S
         })?;
         directory::memory_ring(config.ring_size, &options).map_err(failed)?
     } else {
-        match directory::open_ring(&dir, &options, method) {
+        match open_when_free(&dir, &options, method) {
             Err(OpenError::Missing) => {
                 create(&dir, config, clock).map_err(failed)?;
                 directory::open_ring(&dir, &options, method).map_err(failed)?
@@ -396,6 +413,23 @@ fn share_with_group(config: &Config, dir: &Path) -> Result<(), StartError> {
         }
     }
     Ok(())
+}
+
+/// Opens the ring, waiting a little while it is in use: a consumer that works without a server holds the lock for
+/// moments, and a server that was just killed may not be gone yet.
+fn open_when_free(
+    dir: &Path,
+    options: &OpenOptions,
+    method: Option<WriteMethod>,
+) -> Result<(Log<FileBacking>, Recovery), OpenError> {
+    let (_never, nothing) = std::sync::mpsc::channel::<()>();
+    for _ in 0..RING_LOCK_TRIES {
+        match directory::open_ring(dir, options, method) {
+            Err(OpenError::InUse) => drop(nothing.recv_timeout(RING_LOCK_WAIT)),
+            other => return other,
+        }
+    }
+    directory::open_ring(dir, options, method)
 }
 
 fn open_error_code(error: &OpenError) -> i32 {

@@ -498,6 +498,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             }
             if conn.io.flags.closing {
                 discard_input(conn, shared, &mut scratch);
+                if conn.io.flags.readable {
+                    run_later(conn, shared, token);
+                }
                 break;
             }
             match conn.io.blocked {

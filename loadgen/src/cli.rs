@@ -1,11 +1,13 @@
 //! The command line: arguments to plan, plan to run, run to report and exit code.
 
 use crate::compare;
+use crate::corpus::Corpus;
 use crate::formats;
 use crate::hostile;
 use crate::html;
 use crate::ledger::Ledger;
 use crate::live::Display;
+use crate::message;
 use crate::plan::{
     Addresses, Auth, Count, Mode, Pipelining, Plan, Protocol, Quit, Sizes, TlsMode, Workload,
 };
@@ -82,6 +84,7 @@ What
   --profile NAME            a named workload; options behind it change it
   --size SIZE               1000, 4KiB, 1MiB, 1KiB,4KiB (one of), 1KiB-9KiB (even),
                             lognormal:MEDIAN,SIGMA [1KiB]
+  --corpus PATH             send these real messages as they are: Maildir, mbox, directory
   --sizes FILE              lines of SIZE,SHARE: share of messages at most that large
   --rcpts N or N-M          recipients of a message [1]
   --from PATTERN            sender [sender@loadgen.example]; {seq} and {1-1000} vary
@@ -373,6 +376,7 @@ pub struct Options {
     html: Option<PathBuf>,
     tls: TlsOptions,
     hostile: Vec<(usize, f64)>,
+    corpus: Option<PathBuf>,
     proxy: Option<Proxy>,
     ceiling: Option<f64>,
     fail_if: Vec<Threshold>,
@@ -513,6 +517,7 @@ fn default_plan() -> Plan {
         auth: None,
         xclient: None,
         quit: Quit::Wait,
+        corpus: 0,
     }
 }
 
@@ -547,6 +552,7 @@ impl Options {
             html: None,
             tls: TlsOptions::default(),
             hostile: Vec::new(),
+            corpus: None,
             proxy: None,
             ceiling: None,
             fail_if: Vec::new(),
@@ -628,6 +634,7 @@ impl Options {
                 plan.recipients = bad(count, flag, text)?;
             }
             "profile" => profile::apply(text, plan).map_err(usage)?,
+            "corpus" => self.corpus = Some(text.into()),
             "hostile" => self.hostile = hostile::parse(text).map_err(usage)?,
             "proxy" => {
                 self.proxy = match text {
@@ -732,6 +739,18 @@ impl Options {
             return Err(usage("no TARGET; write HOST:PORT or unix:PATH"));
         }
         let plan = &mut self.plan;
+        if let Some(path) = &self.corpus {
+            if self.ledger.is_some() {
+                return Err(usage(
+                    "--ledger needs messages that state who they are; a corpus is sent as it is",
+                ));
+            }
+            let corpus = Corpus::load(path).map_err(|error| usage(format!("--corpus: {error}")))?;
+            plan.corpus = corpus
+                .entries
+                .iter()
+                .fold(1, |hash, entry| rng::mix(hash ^ message::fold(&entry.raw)));
+        }
         if let Some(rate) = self.rate {
             let (poisson, by_connection) = (self.poisson, self.by_connection);
             plan.mode = Mode::Open {
@@ -841,7 +860,11 @@ fn execute(
     prepared: &Prepared,
     plan: &Plan,
 ) -> Result<(Value, verdict::Verdict, bool), Stop> {
-    let load = Arc::new(Workload::new(plan.clone()));
+    let mut load = Workload::new(plan.clone());
+    if let Some(path) = &options.corpus {
+        load.corpus = Corpus::load(path).map_err(|error| usage(format!("--corpus: {error}")))?;
+    }
+    let load = Arc::new(load);
     let resident_before = sys::resident_max();
     let target = Arc::new(Target {
         address: prepared.address.clone(),

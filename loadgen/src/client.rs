@@ -161,8 +161,10 @@ pub enum Outcome {
 pub struct Finished<'a> {
     /// Which message.
     pub spec: Spec,
-    /// What it said of itself; absent when it was never rendered.
+    /// What it said of itself; absent when it was never rendered, or comes from a corpus.
     pub stamp: Option<Stamp>,
+    /// Its bytes, dots not doubled; 0 when it was never rendered.
+    pub len: u64,
     /// How it ended.
     pub outcome: Outcome,
     /// Text of the reply that ended it.
@@ -254,6 +256,7 @@ struct Offers {
     size: bool,
     starttls: bool,
     auth: bool,
+    eight_bit: bool,
 }
 
 /// The message in hand.
@@ -261,6 +264,7 @@ struct Offers {
 struct Transaction {
     spec: Spec,
     stamp: Option<Stamp>,
+    len: u64,
     intended_ns: u64,
     started_ns: u64,
     /// Replies to RCPT that have come.
@@ -340,8 +344,10 @@ impl Outgoing {
         put(&self.head[self.head_at..]);
         let mut cursor = self.cursor;
         while cursor.left() > 0 {
-            let slice = desk.load.filler.slice(&cursor);
-            desk.load.filler.advance(&mut cursor, slice.len());
+            let slice = desk.load.filler.slice(&desk.load.corpus, &cursor);
+            desk.load
+                .filler
+                .advance(&desk.load.corpus, &mut cursor, slice.len());
             if !put(slice) {
                 return used;
             }
@@ -356,8 +362,9 @@ impl Outgoing {
         self.head_at += head;
         len -= head;
         while len > 0 && self.cursor.left() > 0 {
-            let part = len.min(desk.load.filler.slice(&self.cursor).len());
-            desk.load.filler.advance(&mut self.cursor, part);
+            let load = &desk.load;
+            let part = len.min(load.filler.slice(&load.corpus, &self.cursor).len());
+            load.filler.advance(&load.corpus, &mut self.cursor, part);
             len -= part;
         }
         self.tail_at += len;
@@ -490,6 +497,7 @@ impl Client {
         self.transaction = Some(Transaction {
             spec,
             stamp: None,
+            len: 0,
             intended_ns: intended_ns.unwrap_or(now),
             started_ns: now,
             answered: 0,
@@ -510,10 +518,21 @@ impl Client {
         out.extend_from_slice(b"MAIL FROM:<");
         out.extend_from_slice(&desk.from);
         out.push(b'>');
+        let real = load
+            .corpus_index(spec.seq)
+            .map(|index| &load.corpus.entries[index]);
         if self.offers.size {
             // RFC 1870 6.
+            let len = match real {
+                Some(entry) => entry.raw.len() as u64,
+                None => message::length(spec.size, &desk.from, &desk.to),
+            };
             out.extend_from_slice(b" SIZE=");
-            message::push_decimal(message::length(spec.size, &desk.from, &desk.to), 1, out);
+            message::push_decimal(len, 1, out);
+        }
+        if self.offers.eight_bit && real.is_some_and(|entry| entry.eight_bit) {
+            // RFC 6152 3.
+            out.extend_from_slice(b" BODY=8BITMIME");
         }
         out.extend_from_slice(b"\r\n");
         if self.is_pipelined(plan) {
@@ -609,6 +628,7 @@ impl Client {
         self.offers.size |= is("SIZE");
         self.offers.starttls |= is("STARTTLS");
         self.offers.auth |= is("AUTH");
+        self.offers.eight_bit |= is("8BITMIME");
     }
 
     fn hello(&mut self, now: u64, desk: &Desk) {
@@ -903,6 +923,28 @@ impl Client {
         load.plan.sender(spec.seq, &mut desk.from);
         load.plan.recipient(spec.seq, 0, &mut desk.to);
         let out = &mut self.out.head;
+        let end: &[u8] = if chunked { b"" } else { b".\r\n" };
+        if let Some(index) = load.corpus_index(spec.seq) {
+            let entry = &load.corpus.entries[index];
+            transaction.len = entry.raw.len() as u64;
+            transaction.data_sent = true;
+            self.body_ns = now;
+            self.data_end_ns = 0;
+            if chunked {
+                out.extend_from_slice(b"BDAT ");
+                message::push_decimal(transaction.len, 1, out);
+                out.extend_from_slice(b" LAST\r\n");
+            }
+            let bytes = if chunked { &entry.raw } else { &entry.stuffed };
+            if bytes.len() as u64 <= COPY_MAX {
+                out.extend_from_slice(bytes);
+                out.extend_from_slice(end);
+            } else {
+                self.out.cursor = Cursor::of_corpus(index, bytes.len(), !chunked);
+                self.out.tail.extend_from_slice(end);
+            }
+            return;
+        }
         if chunked {
             out.extend_from_slice(b"BDAT ");
             message::push_decimal(message::length(spec.size, &desk.from, &desk.to), 1, out);
@@ -918,16 +960,16 @@ impl Client {
             out,
         );
         transaction.stamp = Some(rendered.stamp);
+        transaction.len = rendered.stamp.len;
         transaction.data_sent = true;
         self.body_ns = now;
         self.data_end_ns = 0;
         let mut cursor = load.filler.cursor(rendered.body, !chunked);
-        let end: &[u8] = if chunked { b"" } else { b".\r\n" };
         if cursor.left() <= COPY_MAX {
             while cursor.left() > 0 {
-                let slice = load.filler.slice(&cursor);
+                let slice = load.filler.slice(&load.corpus, &cursor);
                 out.extend_from_slice(slice);
-                load.filler.advance(&mut cursor, slice.len());
+                load.filler.advance(&load.corpus, &mut cursor, slice.len());
             }
             message::render_tail(rendered.body, out);
             out.extend_from_slice(end);
@@ -984,6 +1026,7 @@ impl Client {
         events.finished(Finished {
             spec: transaction.spec,
             stamp: transaction.stamp,
+            len: transaction.len,
             outcome,
             text,
             started_ns: transaction.started_ns,

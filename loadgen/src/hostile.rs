@@ -5,8 +5,7 @@
 //! time. Does not: judge the answers; it counts them.
 
 use crate::reply::ReplyReader;
-use crate::wire::{Target, Wire};
-use mio::{Events, Poll, Token};
+use crate::wire::{Events, Poll, Target, Token, Wire};
 use serde_json::{Value, json};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -8,6 +8,7 @@ pub mod base64;
 pub mod cli;
 pub mod client;
 pub mod compare;
+pub mod corpus;
 pub mod formats;
 pub mod hdr;
 pub mod hostile;

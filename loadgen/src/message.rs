@@ -19,6 +19,7 @@
 //! `len` counts from the X of `X-Loadgen` to the end. `hash` covers everything between the first
 //! line and the line that repeats it, and everything after that line.
 
+use crate::corpus::Corpus;
 use crate::rng::{Rng, mix};
 use std::fmt;
 
@@ -124,9 +125,21 @@ pub struct Cursor {
     pos: usize,
     left: u64,
     stuffed: bool,
+    /// Which message of the corpus, counted from 1; 0 is the filler.
+    entry: u32,
 }
 
 impl Cursor {
+    /// Makes a cursor over one message of a corpus, `len` bytes in the form given.
+    pub fn of_corpus(index: usize, len: usize, stuffed: bool) -> Self {
+        Self {
+            pos: 0,
+            left: len as u64,
+            stuffed,
+            entry: index as u32 + 1,
+        }
+    }
+
     /// Returns how many bytes are left.
     pub fn left(&self) -> u64 {
         self.left
@@ -238,6 +251,7 @@ impl Filler {
                 pos: body.start * LINE,
                 left: (body.lines * LINE) as u64,
                 stuffed,
+                entry: 0,
             };
         }
         let at = |line: usize| u64::from(self.stuffed_at[line]);
@@ -247,31 +261,33 @@ impl Filler {
             pos: self.stuffed_at[body.start] as usize,
             left: rounds + at(end % LINES) - at(body.start),
             stuffed,
+            entry: 0,
         }
     }
 
     /// Returns the longest run of bytes at the cursor.
-    pub fn slice(&self, cursor: &Cursor) -> &[u8] {
-        let ring = if cursor.stuffed {
-            &self.stuffed
-        } else {
-            &self.raw
-        };
+    pub fn slice<'a>(&'a self, corpus: &'a Corpus, cursor: &Cursor) -> &'a [u8] {
+        let ring = self.ring(corpus, cursor);
         let len = cursor.left.min((ring.len() - cursor.pos) as u64) as usize;
         &ring[cursor.pos..cursor.pos + len]
     }
 
     /// Moves the cursor over `len` bytes, at most those that `slice` returned.
-    pub fn advance(&self, cursor: &mut Cursor, len: usize) {
-        let ring = if cursor.stuffed {
-            &self.stuffed
-        } else {
-            &self.raw
-        };
+    pub fn advance(&self, corpus: &Corpus, cursor: &mut Cursor, len: usize) {
+        let end = self.ring(corpus, cursor).len();
         cursor.left -= len as u64;
         cursor.pos += len;
-        if cursor.pos == ring.len() {
+        if cursor.pos == end {
             cursor.pos = 0;
+        }
+    }
+
+    fn ring<'a>(&'a self, corpus: &'a Corpus, cursor: &Cursor) -> &'a [u8] {
+        match (cursor.entry as usize, cursor.stuffed) {
+            (0, true) => &self.stuffed,
+            (0, false) => &self.raw,
+            (n, true) => &corpus.entries[n - 1].stuffed,
+            (n, false) => &corpus.entries[n - 1].raw,
         }
     }
 }
@@ -485,14 +501,14 @@ fn with_crlf(text: &[u8]) -> Vec<u8> {
 
 /// Returns the whole message as it should be stored; slow, for tests and `--dry-run`.
 pub fn whole(filler: &Filler, run: u64, seq: u64, size: u64, from: &[u8], to: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
+    let (mut out, none) = (Vec::new(), Corpus::default());
     let rendered = render(filler, run, seq, size, from, to, &mut out);
     let mut cursor = filler.cursor(rendered.body, false);
     while cursor.left() > 0 {
-        let slice = filler.slice(&cursor);
+        let slice = filler.slice(&none, &cursor);
         out.extend_from_slice(slice);
         let len = slice.len();
-        filler.advance(&mut cursor, len);
+        filler.advance(&none, &mut cursor, len);
     }
     render_tail(rendered.body, &mut out);
     out
@@ -529,16 +545,16 @@ mod tests {
 
     #[test]
     fn the_stuffed_form_is_the_raw_form_with_dots_doubled() {
-        let filler = Filler::new();
+        let (filler, none) = (Filler::new(), Corpus::default());
         for (seq, size) in [(1, 100), (2, 64 * 64), (3, 70_000), (4, 300_000)] {
             let body = filler.body(seq, size);
             let read = |stuffed| {
                 let mut cursor = filler.cursor(body, stuffed);
                 let mut text = Vec::new();
                 while cursor.left() > 0 {
-                    let len = filler.slice(&cursor).len().min(1000);
-                    text.extend_from_slice(&filler.slice(&cursor)[..len]);
-                    filler.advance(&mut cursor, len);
+                    let len = filler.slice(&none, &cursor).len().min(1000);
+                    text.extend_from_slice(&filler.slice(&none, &cursor)[..len]);
+                    filler.advance(&none, &mut cursor, len);
                 }
                 String::from_utf8(text).unwrap()
             };

@@ -4,6 +4,7 @@
 //! `hash` is equal for two plans exactly when they offer the same workload.
 //! Does not: know the target or the clock.
 
+use crate::corpus::Corpus;
 use crate::message::{self, Filler, push_decimal};
 use crate::rng::{Rng, mix};
 use std::fmt;
@@ -351,6 +352,8 @@ pub struct Plan {
     pub xclient: Option<String>,
     /// How a connection ends.
     pub quit: Quit,
+    /// Hash of the corpus, if one is sent; 0 otherwise.
+    pub corpus: u64,
 }
 
 impl Plan {
@@ -387,7 +390,7 @@ impl Plan {
         format!(
             "seed={} mode={:?} sessions={} messages={:?} duration={:?} warmup={} ramp={} sizes={} \
              recipients={} per_connection={} from={} to={} helo={} protocol={:?} \
-             pipelining={:?} chunking={} tls={:?} auth={} quit={:?}",
+             pipelining={:?} chunking={} tls={:?} auth={} quit={:?} corpus={:016x}",
             self.seed,
             self.mode,
             self.sessions,
@@ -407,6 +410,7 @@ impl Plan {
             self.tls,
             self.auth.is_some(),
             self.quit,
+            self.corpus,
         )
     }
 
@@ -422,14 +426,23 @@ pub struct Workload {
     pub plan: Plan,
     /// The text of the messages.
     pub filler: Filler,
+    /// Real messages, to be sent instead of it when there are any.
+    pub corpus: Corpus,
 }
 
 impl Workload {
+    /// Returns which message of the corpus is message `seq`; nothing without a corpus.
+    pub fn corpus_index(&self, seq: u64) -> Option<usize> {
+        let count = self.corpus.entries.len() as u64;
+        (count > 0).then(|| Rng::keyed(self.plan.seed, 8, seq).below(count) as usize)
+    }
+
     /// Prepares the text.
     pub fn new(plan: Plan) -> Self {
         Self {
             plan,
             filler: Filler::new(),
+            corpus: Corpus::default(),
         }
     }
 }
@@ -510,6 +523,7 @@ pub(crate) mod tests {
             auth: None,
             xclient: None,
             quit: Quit::Wait,
+            corpus: 0,
         }
     }
 

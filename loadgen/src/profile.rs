@@ -1,5 +1,6 @@
 //! Named workloads, each with the source of its figures, and sizes learnt from a user's own mail.
 
+use crate::corpus;
 use crate::plan::{Addresses, Count, Pipelining, Plan, Quit, Sizes};
 use std::io;
 use std::path::Path;
@@ -138,25 +139,14 @@ pub fn table(mut sizes: Vec<u64>) -> String {
 pub fn learn(path: &Path) -> io::Result<Vec<u64>> {
     let mut sizes = Vec::new();
     if path.is_file() {
-        let bytes = std::fs::read(path)?;
-        let mut size = 0u64;
-        let mut inside = false;
-        let mut empty_before = true;
-        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-            if empty_before && line.starts_with(b"From ") {
-                if inside {
-                    sizes.push(size);
-                }
-                (inside, size) = (true, 0);
-            } else {
-                // Lone LF in the file is CRLF on the wire.
-                size += line.len() as u64 + u64::from(!line.ends_with(b"\r\n"));
-            }
-            empty_before = matches!(line, b"\n" | b"\r\n");
-        }
-        if inside {
-            sizes.push(size);
-        }
+        corpus::split_mbox(&std::fs::read(path)?, |message| {
+            // Lone LF in the file is CRLF on the wire.
+            let ends = memchr::memchr_iter(b'\n', message);
+            let lone = ends
+                .filter(|at| *at == 0 || message[at - 1] != b'\r')
+                .count();
+            sizes.push((message.len() + lone) as u64);
+        });
         return Ok(sizes);
     }
     let mut waiting = vec![path.to_owned()];

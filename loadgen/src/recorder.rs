@@ -327,7 +327,7 @@ impl Recorder {
         let row = self.row(now);
         match done.outcome {
             Outcome::Accepted => {
-                let bytes = done.stamp.map_or(0, |stamp| stamp.len);
+                let bytes = done.len;
                 row.accepted += 1;
                 row.bytes += bytes;
                 row.max_ns = row.max_ns.max(response);

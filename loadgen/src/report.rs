@@ -477,16 +477,19 @@ pub fn text(report: &Value) -> String {
     let _ = writeln!(
         text,
         "\nGenerator   cpu {:.0} % of a core, with waiting {:.0} %, in the busiest of {} thread(s); \
-         resident {}, {} a session{}",
+         resident {}{}{}",
         generator["cpu_share"].as_f64().unwrap_or(0.0) * 100.0,
         generator["cpu_wanted_share"].as_f64().unwrap_or(0.0) * 100.0,
         config["threads"],
         size(generator["resident_max_bytes"].as_f64().unwrap_or(0.0)),
-        size(
-            generator["resident_per_session_bytes"]
-                .as_f64()
-                .unwrap_or(0.0)
-        ),
+        match config["sessions"].as_u64() {
+            // With few sessions the fixed part would be counted against them.
+            Some(1000..) => format!(
+                ", {} bytes a session",
+                generator["resident_per_session_bytes"]
+            ),
+            _ => String::new(),
+        },
         generator["ceiling_share"]
             .as_f64()
             .map_or(String::new(), |share| format!(

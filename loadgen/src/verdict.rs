@@ -153,10 +153,10 @@ pub fn judge(recorder: &Recorder, open: bool) -> Verdict {
         reasons.push("the run is shorter than 100 ms: rates and CPU shares are rough".into());
     }
     if totals.unsent > 0 {
-        reasons.push(format!(
-            "{} planned messages were never begun",
-            totals.unsent
-        ));
+        reasons.insert(
+            0,
+            format!("{} planned messages were never begun", totals.unsent),
+        );
         return Verdict {
             state: State::Invalid,
             reasons,

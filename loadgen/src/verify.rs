@@ -3,6 +3,7 @@
 //! Promises: every message of the ledger's runs is put in exactly one of found, lost, and
 //! corrupt; copies beyond the first are counted; messages of other runs are left alone.
 
+use crate::corpus::{self, named};
 use crate::ledger;
 use crate::message::{self, Checked, Stamp};
 use serde_json::{Value, json};
@@ -234,10 +235,6 @@ pub fn verify(ledger: &Path, store: &Store) -> io::Result<Findings> {
     Ok(tally.finish())
 }
 
-fn named(error: io::Error, path: &Path) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-}
-
 fn read_tree(path: &Path, tally: &mut Tally) -> io::Result<()> {
     let mut waiting = vec![path.to_owned()];
     while let Some(path) = waiting.pop() {
@@ -254,30 +251,14 @@ fn read_tree(path: &Path, tally: &mut Tally) -> io::Result<()> {
     Ok(())
 }
 
-/// Splits an mbox at lines that start with `From ` behind an empty line, and undoes `>From `.
+/// Reads the messages of an mbox.
 fn read_mbox(path: &Path, tally: &mut Tally) -> io::Result<()> {
     let bytes = std::fs::read(path).map_err(|error| named(error, path))?;
-    let mut message: Vec<u8> = Vec::new();
     let mut number = 0;
-    let mut empty_before = true;
-    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-        if empty_before && line.starts_with(b"From ") {
-            if number > 0 {
-                tally.stored(&message, &format!("message {number} of {}", path.display()));
-            }
-            message.clear();
-            number += 1;
-            empty_before = false;
-            continue;
-        }
-        let quotes = line.iter().take_while(|byte| **byte == b'>').count();
-        let quoted = quotes > 0 && line[quotes..].starts_with(b"From ");
-        message.extend_from_slice(if quoted { &line[1..] } else { line });
-        empty_before = matches!(line, b"\n" | b"\r\n");
-    }
-    if number > 0 {
-        tally.stored(&message, &format!("message {number} of {}", path.display()));
-    }
+    corpus::split_mbox(&bytes, |message| {
+        number += 1;
+        tally.stored(message, &format!("message {number} of {}", path.display()));
+    });
     Ok(())
 }
 

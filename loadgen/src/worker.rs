@@ -417,6 +417,12 @@ impl Worker {
             }
         }
         if let Some(arrivals) = &mut self.arrivals {
+            while let Some(at) = arrivals.peek().filter(|at| *at <= now) {
+                arrivals.due.advance();
+                arrivals.backlog += 1;
+                self.book.recorder.totals.window_offered +=
+                    u64::from(self.book.recorder.measures(at));
+            }
             self.book.recorder.totals.unsent += arrivals.backlog;
             for _ in 0..arrivals.backlog {
                 // Right-censored: it waited at least this long.
@@ -538,14 +544,15 @@ impl Worker {
         if !self.started {
             return;
         }
-        // Bounded, so that replies are read even when the plan is far behind.
-        let mut bound = 256;
+        // Bounded, so that replies are read even when the plan is far ahead of the target. What is
+        // only counted costs little; what is begun costs a send.
+        let (mut bound, mut begins) = (100_000, 256);
         loop {
             let Some(arrivals) = &mut self.arrivals else {
                 return;
             };
             let Some(at) = arrivals.peek() else { break };
-            if at > now || bound == 0 {
+            if at > now || bound == 0 || begins == 0 {
                 break;
             }
             bound -= 1;
@@ -557,6 +564,7 @@ impl Worker {
             }
             arrivals.backlog += 1;
             if let Some(slot) = self.free.pop() {
+                begins -= 1;
                 if self.book.recorder.measures(at) {
                     self.book.recorder.lag_generator.saturating_record(now - at);
                 }

@@ -673,3 +673,155 @@ fn hostile_sessions_leave_the_counts_of_the_others_alone() {
         (1, 0)
     );
 }
+
+#[test]
+fn a_corpus_arrives_byte_for_byte() {
+    let place = Place::new("corpus");
+    let corpus = place.0.join("corpus");
+    std::fs::create_dir(&corpus).unwrap();
+    let large = ".dot and text\r\n".repeat(5000);
+    let texts = [
+        "Subject: one\r\n\r\nhello\r\n.\r\n..two\r\n".to_owned(),
+        "Subject: \u{e4}\r\n\r\nb\r\n".into(),
+        format!("Subject: large\r\n\r\n{large}"),
+    ];
+    for (name, text) in texts.iter().enumerate() {
+        std::fs::write(corpus.join(format!("{name}.eml")), text).unwrap();
+    }
+    for more in [&[][..], &["--chunking"]] {
+        let store = place.0.join(format!("store{}", more.len()));
+        std::fs::create_dir(&store).unwrap();
+        let sink = Running::start(Faults::default(), Some(store.clone())).unwrap();
+        let (target, corpus) = (sink.address.to_string(), corpus.display().to_string());
+        let fixed = [
+            "run",
+            &target,
+            "--messages",
+            "60",
+            "--corpus",
+            &corpus,
+            "--quiet",
+        ];
+        let output = program(&[&fixed[..], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        sink.stop().unwrap();
+        let mut counts = [0; 3];
+        for entry in std::fs::read_dir(&store).unwrap() {
+            let stored = std::fs::read(entry.unwrap().path()).unwrap();
+            let index = texts
+                .iter()
+                .position(|text| text.as_bytes() == stored)
+                .unwrap();
+            counts[index] += 1;
+        }
+        assert_eq!(counts.iter().sum::<i32>(), 60);
+        assert!(counts.iter().all(|count| *count > 5), "{counts:?}");
+    }
+    let missing = program(&[
+        "run",
+        "127.0.0.1:9",
+        "--corpus",
+        &place.at("none"),
+        "--quiet",
+    ]);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&missing.stderr).contains("none"),
+        "{missing:?}"
+    );
+}
+
+#[test]
+fn an_interrupt_still_gives_the_report() {
+    let place = Place::new("interrupt");
+    let sink = Running::start(Faults::default(), None).unwrap();
+    let (target, report) = (sink.address.to_string(), place.at("run.json"));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
+        .args([
+            "run",
+            &target,
+            "--duration",
+            "60s",
+            "--json",
+            &report,
+            "--quiet",
+        ])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while sink
+        .seen
+        .messages
+        .load(std::sync::atomic::Ordering::Relaxed)
+        < 100
+    {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the generator sends nothing"
+        );
+        std::thread::yield_now();
+    }
+    // Twice, as timeout(1) does.
+    for _ in 0..2 {
+        let pid = child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-INT", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let report = json(&report);
+    assert_eq!(report["interrupted"], true);
+    let [attempted, accepted, ..] = totals(&report);
+    assert!(
+        accepted >= 90 && attempted == accepted,
+        "{attempted} {accepted}"
+    );
+}
+
+#[test]
+fn a_target_that_dies_is_no_hang_and_no_wrong_count() {
+    let sink = Running::start(Faults::default(), None).unwrap();
+    let place = Place::new("dies");
+    let (target, report) = (sink.address.to_string(), place.at("run.json"));
+    let child = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
+        .args([
+            "run",
+            &target,
+            "--messages",
+            "1000000",
+            "--connect-attempts",
+            "2",
+        ])
+        .args(["--json", &report, "--quiet"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while sink
+        .seen
+        .messages
+        .load(std::sync::atomic::Ordering::Relaxed)
+        < 100
+    {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the generator sends nothing"
+        );
+        std::thread::yield_now();
+    }
+    sink.stop().unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let report = json(&report);
+    let [attempted, accepted, deferred, rejected, failed, unsent] = totals(&report);
+    assert_eq!(accepted + failed, attempted);
+    assert_eq!((deferred, rejected, attempted + unsent), (0, 0, 1_000_000));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.starts_with("VERDICT     INVALID  ("), "{text}");
+    assert!(text.contains("[target side]"), "{text}");
+}

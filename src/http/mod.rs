@@ -69,6 +69,17 @@ pub const ROUTES: [(Route, &str, &str); 5] = [
 ];
 
 impl Route {
+    /// Name of a refusal for log lines; `None` for the routes that exist.
+    pub fn refusal(self) -> Option<&'static str> {
+        match self {
+            Route::NotFound => Some("not_found"),
+            Route::BadRequest => Some("bad_request"),
+            Route::MethodNotAllowed => Some("method_not_allowed"),
+            Route::HeadTooLarge => Some("head_too_large"),
+            Route::VersionNotSupported => Some("version_not_supported"),
+            _ => None,
+        }
+    }
     /// Whether the answer depends on the newest messages: only then need [`Status::newest`] be filled in.
     pub fn needs_newest(self) -> bool {
         matches!(self, Route::Home | Route::Status)

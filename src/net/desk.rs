@@ -120,9 +120,9 @@ impl<T: Read + Write + AsFd + event::Source, P> Desk<T, P> {
         self.visitors.get_mut(key)
     }
 
-    /// Keys of all connections.
-    pub fn keys(&self) -> Vec<usize> {
-        self.visitors.iter().map(|(key, _)| key).collect()
+    /// Every key is below this; keys without a connection may be among them.
+    pub fn key_bound(&self) -> usize {
+        self.visitors.capacity()
     }
 
     /// Whether there is none.

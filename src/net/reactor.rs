@@ -570,7 +570,12 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
     }
 
     fn put_http(&mut self, key: usize, request: &http::Request, newest: &[Summary]) {
-        self.server.shared.metrics.http_requests += 1;
+        let shared = &mut self.server.shared;
+        shared.metrics.http_requests += 1;
+        if let Some(reason) = request.route.refusal() {
+            let fields = [("reason", Value::Str(reason))];
+            shared.logger.line(Class::Http, &fields, self.idle_at);
+        }
         let Some(visitor) = self.http.get_mut(key) else {
             return;
         };
@@ -644,6 +649,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             attachments: &mut shared.attachments,
             shard: shared.options.shard,
             status_json: &self.status_json,
+            events: Vec::new(),
         };
         self.ctl.read(key, now, |visitor, bytes| {
             match visitor
@@ -664,6 +670,13 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         if let Some(session) = self.ctl.send(key, now, ring) {
             session.close(&mut control);
         }
+        for (event, name) in control.events {
+            let fields = [
+                ("event", Value::Str(event)),
+                ("consumer", Value::Str(&name)),
+            ];
+            shared.logger.line(Class::Consumer, &fields, now);
+        }
     }
 
     /// Tells those who watch how far the log has come, once a turn at most.
@@ -680,8 +693,9 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             attachments: &mut shared.attachments,
             shard: shared.options.shard,
             status_json: &[],
+            events: Vec::new(),
         };
-        for key in self.ctl.keys() {
+        for key in 0..self.ctl.key_bound() {
             let Some(visitor) = self.ctl.get_mut(key) else {
                 continue;
             };

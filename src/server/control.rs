@@ -13,6 +13,8 @@ pub struct Control<'a, B: Backing> {
     pub attachments: &'a mut Attachments,
     /// Shard number.
     pub shard: u16,
+    /// What happened to consumers, for the log: event and name.
+    pub events: Vec<(&'static str, String)>,
     /// Status document.
     pub status_json: &'a [u8],
 }
@@ -54,7 +56,9 @@ impl<B: Backing> RingControl for Control<'_, B> {
     }
 
     fn register(&mut self, name: &str, create: Option<u64>) -> Result<Cursor, Refusal> {
+        let text = name;
         let name = name_of(name)?;
+        let known = self.log.consumer(&name).is_some();
         let consumer = match (self.log.consumer(&name), create) {
             (Some(consumer), _) => *consumer,
             (None, Some(position)) => self
@@ -63,6 +67,8 @@ impl<B: Backing> RingControl for Control<'_, B> {
                 .map_err(refusal)?,
             (None, None) => return Err(Refusal::NoSuchConsumer),
         };
+        let event = if known { "attached" } else { "registered" };
+        self.events.push((event, text.to_owned()));
         Ok(Cursor {
             scan_pos: consumer.scan_pos,
             done_pos: consumer.done_pos,
@@ -78,12 +84,15 @@ impl<B: Backing> RingControl for Control<'_, B> {
     fn seek(&mut self, name: &str, pos: u64) -> Result<(), Refusal> {
         self.log
             .seek(&name_of(name)?, StartAt::Position(pos))
-            .map(|_| ())
-            .map_err(refusal)
+            .map_err(refusal)?;
+        self.events.push(("moved", name.to_owned()));
+        Ok(())
     }
 
     fn drop_consumer(&mut self, name: &str) -> Result<(), Refusal> {
-        self.log.drop_consumer(&name_of(name)?).map_err(refusal)
+        self.log.drop_consumer(&name_of(name)?).map_err(refusal)?;
+        self.events.push(("dropped", name.to_owned()));
+        Ok(())
     }
 
     fn consumers(&self, each: &mut dyn FnMut(&str, Cursor)) {

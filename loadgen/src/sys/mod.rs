@@ -8,23 +8,47 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// When the first signal came, ns of the monotonic clock; 0 before it.
+static FIRST_SIGNAL_NS: AtomicU64 = AtomicU64::new(0);
+/// A signal this long after the first ends the process at once. Shorter gaps are one request:
+/// timeout(1) signals the process and then its group.
+const INSIST_NS: u64 = 500_000_000;
 
 extern "C" fn note_signal(_signal: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
+    let now = clock_ns(libc::CLOCK_MONOTONIC);
+    let before = FIRST_SIGNAL_NS.load(Ordering::Relaxed);
+    if before == 0 {
+        FIRST_SIGNAL_NS.store(now, Ordering::Relaxed);
+    } else if now - before > INSIST_NS {
+        // SAFETY: _exit is async-signal-safe and does not return.
+        unsafe { libc::_exit(130) };
+    }
 }
 
-/// Makes the first SIGINT or SIGTERM set a flag; the second ends the process.
+/// Reads a clock; async-signal-safe.
+fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a valid place for one timespec.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Makes SIGINT and SIGTERM set a flag; a second one, half a second later or more, ends the
+/// process.
 pub fn catch_interrupts() {
     for signal in [libc::SIGINT, libc::SIGTERM] {
         // SAFETY: sigaction is plain data for which all zeroes are valid.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = note_signal as extern "C" fn(libc::c_int) as usize;
-        action.sa_flags = libc::SA_RESETHAND;
-        // SAFETY: `action` is initialised and its handler only stores to an atomic, which is
-        // async-signal-safe.
+        // SAFETY: `action` is initialised, and its handler only stores to atomics, reads a clock
+        // and may _exit: all async-signal-safe.
         unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) };
     }
     // SAFETY: ignoring SIGPIPE touches no memory; write errors are seen as EPIPE instead.
@@ -38,13 +62,7 @@ pub fn interrupted() -> bool {
 
 /// Returns the CPU time this thread has used, in ns.
 pub fn thread_cpu_ns() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` is a valid place for one timespec.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
 /// Returns the largest resident set of this process so far, in bytes.

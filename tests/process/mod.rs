@@ -1,0 +1,439 @@
+//! A `ringmx` process of its own for each test, a small SMTP client, and what reads a ring back.
+//!
+//! The client shares no code with the server: what it expects is written here. Every wait has a deadline.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ringmx::sys::signal;
+
+/// Longest wait for a single step. The machine may be busy with other tests.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// An envelope up to the 354, which a client may send as one group of commands.
+pub const ENVELOPE: &[u8] =
+    b"MAIL FROM:<sender@example.org>\r\nRCPT TO:<recipient@example.net>\r\nDATA\r\n";
+
+/// The program under test.
+pub const RINGMX: &str = env!("CARGO_BIN_EXE_ringmx");
+
+/// A directory of its own that is removed at the end.
+pub struct TestDir(PathBuf);
+
+impl TestDir {
+    pub fn new() -> TestDir {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ringmx-process-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        TestDir(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn join(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    /// The directory for `--ring`.
+    pub fn ring(&self) -> String {
+        self.join("ring-data")
+    }
+}
+
+impl Drop for TestDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A child process whose output is collected, and which does not outlive its test.
+pub struct Process {
+    child: Child,
+    lines: Receiver<String>,
+    errors: Option<JoinHandle<String>>,
+}
+
+impl Process {
+    pub fn start(arguments: &[&str]) -> Process {
+        let mut child = Command::new(RINGMX)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut errors = child.stderr.take().unwrap();
+        let errors = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = errors.read_to_string(&mut text);
+            text
+        });
+        Process {
+            child,
+            lines,
+            errors: Some(errors),
+        }
+    }
+
+    /// The next line of standard output; `None` at its end.
+    pub fn line(&self) -> Option<String> {
+        use std::sync::mpsc::RecvTimeoutError;
+        match self.lines.recv_timeout(PATIENCE) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("no line in {PATIENCE:?}"),
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn terminate(&self) {
+        signal::terminate(self.pid()).unwrap();
+    }
+
+    pub fn kill(mut self) {
+        signal::kill(self.pid()).unwrap();
+        assert_eq!(self.child.wait().unwrap().code(), None);
+    }
+
+    /// Whether the process has ended by now.
+    pub fn ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits for the end: exit code, the rest of standard output, standard error.
+    pub fn wait(mut self) -> (Option<i32>, String, String) {
+        let mut out = String::new();
+        // Standard output ends with the process.
+        while let Some(line) = self.line() {
+            out += &line;
+            out += "\n";
+        }
+        let status: ExitStatus = self.child.wait().unwrap();
+        let errors = self.errors.take().unwrap().join().unwrap();
+        (status.code(), out, errors)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Ended already in the ordinary course; otherwise nothing of the test may stay.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A running `ringmx serve` on free ports.
+pub struct Server {
+    pub process: Process,
+    pub address: SocketAddr,
+    pub http: Option<SocketAddr>,
+    /// Its first lines, up to the one that tells how to try it.
+    pub first_lines: Vec<String>,
+}
+
+impl Server {
+    /// Starts with a small ring below `dir`; `options` come last and so count most.
+    pub fn start(dir: &TestDir, options: &[&str]) -> Server {
+        let ring = dir.ring();
+        let mut arguments = vec!["serve", "--listen", "127.0.0.1:0", "--ring", &ring];
+        if !options.contains(&"--http") {
+            arguments.extend(["--http", "off"]);
+        }
+        if !options.contains(&"--ring-size") {
+            arguments.extend(["--ring-size", "32MiB"]);
+        }
+        arguments.extend(options);
+        let process = Process::start(&arguments);
+        let mut first_lines = Vec::new();
+        loop {
+            let Some(line) = process.line() else {
+                panic!("{options:?}: {:?} {first_lines:?}", process.wait());
+            };
+            let done = line.starts_with("Try:");
+            first_lines.push(line);
+            if done {
+                break;
+            }
+        }
+        let (_, address) = first_lines[0].split_once(" on ").unwrap();
+        let http = first_lines
+            .iter()
+            .find_map(|line| line.trim_start().strip_prefix("status "))
+            .map(|url| {
+                let url = url.trim().strip_prefix("http://").unwrap();
+                url.trim_end_matches('/').parse().unwrap()
+            });
+        Server {
+            address: address.parse().unwrap(),
+            http,
+            process,
+            first_lines,
+        }
+    }
+
+    /// SIGTERM, and the exit code 0 with standard output and standard error. Clients that were told goodbye and
+    /// stay connected hold the server up for some seconds.
+    pub fn stop(self) -> (String, String) {
+        self.process.terminate();
+        let (code, out, errors) = self.process.wait();
+        assert_eq!(code, Some(0), "{out}{errors}");
+        (out, errors)
+    }
+
+    /// The body of a page, with its status line and header.
+    pub fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.http.unwrap()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+/// One SMTP session.
+pub struct Client {
+    pub stream: TcpStream,
+    replies: BufReader<TcpStream>,
+}
+
+impl Client {
+    /// Connects; nothing is read yet.
+    pub fn connect(address: SocketAddr) -> io::Result<Client> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        let replies = BufReader::new(stream.try_clone()?);
+        Ok(Client { stream, replies })
+    }
+
+    /// Connects, and says EHLO.
+    pub fn open(address: SocketAddr) -> io::Result<Client> {
+        let mut client = Client::connect(address)?;
+        client.expect("220")?;
+        client.send(b"EHLO client.example\r\n")?;
+        client.expect("250")?;
+        Ok(client)
+    }
+
+    pub fn send(&mut self, octets: &[u8]) -> io::Result<()> {
+        self.stream.write_all(octets)
+    }
+
+    /// The next reply with all its lines; an error at the end of the connection.
+    pub fn reply(&mut self) -> io::Result<String> {
+        let mut reply = String::new();
+        loop {
+            let begin = reply.len();
+            if self.replies.read_line(&mut reply)? == 0 || !reply.ends_with("\r\n") {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if reply.as_bytes().get(begin + 3) != Some(&b'-') {
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// The next reply, which has to begin so.
+    pub fn expect(&mut self, begin: &str) -> io::Result<String> {
+        let reply = self.reply()?;
+        if reply.starts_with(begin) {
+            Ok(reply)
+        } else {
+            Err(io::Error::other(format!("{begin} expected, got {reply}")))
+        }
+    }
+
+    /// Delivers content, whose lines end in CRLF, in one transaction; returns the last reply.
+    pub fn deliver(&mut self, content: &[u8]) -> io::Result<String> {
+        self.send(ENVELOPE)?;
+        self.expect("250")?;
+        self.expect("250")?;
+        self.expect("354")?;
+        self.send(&[&stuffed(content)[..], b".\r\n"].concat())?;
+        self.expect("250")
+    }
+
+    /// What is left until the server closes, as text.
+    pub fn rest(&mut self) -> io::Result<String> {
+        let mut text = String::new();
+        self.replies.read_to_string(&mut text)?;
+        Ok(text)
+    }
+}
+
+/// Doubles the dots that begin a line (RFC 5321 4.5.2).
+pub fn stuffed(content: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(content.len());
+    for line in content.split_inclusive(|&octet| octet == b'\n') {
+        if line.first() == Some(&b'.') {
+            out.push(b'.');
+        }
+        out.extend_from_slice(line);
+    }
+    out
+}
+
+/// Names a message: which client, which of its messages.
+pub type Key = (u32, u32);
+
+/// The content of a message: of one line, of some, or now and then of more than a record holds.
+pub fn content(key: Key) -> Vec<u8> {
+    let (client, sequence) = key;
+    let lines = match (client % 4, sequence % 50) {
+        (0, 17) => 30_000,
+        (_, n) => n * n / 20,
+    };
+    let mut text = format!("Subject: test\r\nX-Key: {client}-{sequence}\r\n\r\n");
+    for line in 0..=lines {
+        text += &format!("..line {line} of message {sequence} from client {client}\r\n");
+    }
+    text.into_bytes()
+}
+
+/// What a client knows when its connection has ended.
+#[derive(Default)]
+pub struct Ledger {
+    /// Messages that got a 250 after their end.
+    pub acknowledged: Vec<Key>,
+    /// The message that was under way and not answered.
+    pub in_doubt: Option<Key>,
+    /// The reply that ended the session, if one did.
+    pub refused: Option<String>,
+}
+
+/// Sends messages one after the other until the connection breaks or the server refuses; `counted` is called at
+/// each 250.
+pub fn load(address: SocketAddr, client: u32, counted: impl Fn()) -> Ledger {
+    let mut ledger = Ledger::default();
+    // The connection is meant to break: the server ends under it.
+    let _ = load_until_it_breaks(address, client, counted, &mut ledger);
+    ledger
+}
+
+fn load_until_it_breaks(
+    address: SocketAddr,
+    client: u32,
+    counted: impl Fn(),
+    ledger: &mut Ledger,
+) -> io::Result<()> {
+    let mut connection = Client::open(address)?;
+    for sequence in 0.. {
+        let key = (client, sequence);
+        let octets = [&stuffed(&content(key))[..], b".\r\n"].concat();
+        connection.send(ENVELOPE)?;
+        for code in ["250", "250", "354"] {
+            let reply = connection.reply()?;
+            if !reply.starts_with(code) {
+                ledger.refused = Some(reply);
+                return Ok(());
+            }
+        }
+        ledger.in_doubt = Some(key);
+        connection.send(&octets)?;
+        let reply = connection.reply()?;
+        ledger.in_doubt = None;
+        if !reply.starts_with("250") {
+            ledger.refused = Some(reply);
+            return Ok(());
+        }
+        ledger.acknowledged.push(key);
+        counted();
+    }
+    Ok(())
+}
+
+/// Runs a tool and returns what it said.
+pub fn ringmx(arguments: &[&str]) -> Output {
+    let output = Command::new(RINGMX)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output();
+    output.unwrap()
+}
+
+/// Standard output of a tool that has to succeed.
+pub fn output_of(arguments: &[&str]) -> Vec<u8> {
+    let output = ringmx(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let status = output.status;
+    assert_eq!(status.code(), Some(0), "{arguments:?}: {errors}");
+    output.stdout
+}
+
+/// Every stored message without its trace field, by number, as `ringmx log export` writes them.
+pub fn stored(dir: &TestDir) -> BTreeMap<u64, Vec<u8>> {
+    let eml = TestDir::new();
+    let target = eml.join("eml");
+    output_of(&["log", "export", "--eml", &target, "--ring", &dir.ring()]);
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(&target).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let number = name.rsplit('-').next().unwrap().parse().unwrap();
+        let message = fs::read(&path).unwrap();
+        let before = found.insert(number, without_trace(&message).to_vec());
+        assert_eq!(before, None, "two files of number {number}");
+    }
+    found
+}
+
+/// What follows the one Received field that the server puts before a message.
+pub fn without_trace(message: &[u8]) -> &[u8] {
+    assert!(message.starts_with(b"Received: "), "no trace field");
+    let mut at = 0;
+    loop {
+        let line = message[at..].iter().position(|&octet| octet == b'\n');
+        at += line.expect("an end of the trace field") + 1;
+        // Folded lines begin with white space (RFC 5322 2.2.3).
+        if !matches!(message.get(at), Some(b' ' | b'\t')) {
+            return &message[at..];
+        }
+    }
+}
+
+/// The key of a stored message, if it is exactly what was sent under that key.
+pub fn key_of(message: &[u8]) -> Option<Key> {
+    let text = std::str::from_utf8(message).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix("X-Key: "))?;
+    let (client, sequence) = value.split_once('-')?;
+    let key = (client.parse().ok()?, sequence.parse().ok()?);
+    (content(key) == message).then_some(key)
+}
+
+/// Waits until `ready` holds.
+pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !ready() {
+        assert!(Instant::now() < deadline, "{what}: not in {PATIENCE:?}");
+        // Lets the process that is waited for run.
+        std::thread::yield_now();
+    }
+}
