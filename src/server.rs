@@ -37,6 +37,7 @@ use crate::logger::{Class, Logger, Value};
 use crate::message::Message;
 use crate::metrics::{self, CloseCause, Metrics};
 use crate::ringlog::backing::Backing;
+use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Context, Phase, Session};
 use crate::smtp::sink::Blocked;
@@ -119,7 +120,10 @@ pub struct Shared<B: Backing, C> {
     pub pool: Pool,
     scratch: Box<[u8]>,
     batch: Vec<Queued>,
+    /// Complete messages that wait for their place: large ones, and all while the ring is being freed.
     large: VecDeque<Large>,
+    /// The message in front waits for space that the next sync frees.
+    space_wanted: bool,
     /// Records of large messages that are written in this turn.
     fragments: Vec<FragmentWrite>,
     /// Large messages whose last record is written in this turn.
@@ -202,7 +206,7 @@ impl<B: Backing, C> Shared<B, C> {
             return true;
         };
         let was_full = self.ring_full;
-        self.ring_full = !storage.log.accepting();
+        self.ring_full = !ring_takes(&storage.log, size);
         if self.ring_full && !was_full {
             let holder = storage.log.holder();
             let fields = [
@@ -215,7 +219,17 @@ impl<B: Backing, C> Shared<B, C> {
             self.logger.line(Class::RingFull, &fields, self.now);
         }
         !self.ring_full
-            && size.saturating_add(ENVELOPE_BYTES_MAX as u64) <= storage.log.free_bytes()
+    }
+
+    /// Whether messages wait for their place in the log and the next turn can give it to them. While a sync is
+    /// under way that may free space, its end starts that turn.
+    fn can_append(&self) -> bool {
+        let waits_for_sync = self.space_wanted
+            && self
+                .storage
+                .as_ref()
+                .is_some_and(|storage| storage.log.sync_in_flight());
+        !self.large.is_empty() && !waits_for_sync
     }
 
     /// How the server stands.
@@ -228,7 +242,7 @@ impl<B: Backing, C> Shared<B, C> {
             || self
                 .storage
                 .as_ref()
-                .is_some_and(|storage| !storage.log.accepting())
+                .is_some_and(|storage| !ring_takes(&storage.log, 0))
         {
             Health::Refusing
         } else {
@@ -275,6 +289,13 @@ impl<B: Backing, C> Shared<B, C> {
             self.growing.remove(key);
         }
     }
+}
+
+/// Whether the ring takes a message of `size` bytes. Where nobody holds anything, its space is only a sync away:
+/// a message may have to wait for that, none is refused.
+pub fn ring_takes<B: Backing>(log: &Log<B>, size: u64) -> bool {
+    let frees_itself = log.holder().is_none() && log.settings().full != FullPolicy::Defer;
+    log.failed().is_none() && (frees_itself || log.accepts(size))
 }
 
 /// The server.
@@ -340,6 +361,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 fragments: Vec::with_capacity(64),
                 written_large: Vec::with_capacity(64),
                 large: VecDeque::with_capacity(64),
+                space_wanted: false,
                 pending: VecDeque::with_capacity(4_096),
                 parts: Vec::with_capacity(2_048),
                 flush: Vec::with_capacity(1_024),
@@ -645,7 +667,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
     /// When the next turn has to come at the latest, without any event. `None`: no timer is set.
     pub fn next_turn(&self) -> Option<Instant> {
         let shared = &self.shared;
-        if !shared.run.is_empty() || !shared.flush.is_empty() || !shared.large.is_empty() {
+        if !shared.run.is_empty() || !shared.flush.is_empty() || shared.can_append() {
             return Some(shared.now);
         }
         self.wheel.next_expiry()

@@ -259,7 +259,7 @@ pub struct NewRing {
     pub created_ns: u64,
 }
 
-/// Smallest data area that [`format`] makes, bytes. Servers make larger ones.
+/// Smallest data area that [`format()`] makes, bytes. Servers make larger ones.
 pub const DATA_BYTES_MIN: u64 = 64 * 1024;
 
 /// Writes both superblocks of an empty ring to storage that holds zeros. Not synced.
