@@ -181,8 +181,8 @@ impl fmt::Display for OpenError {
                 f.write_str("the file is not a ring; move it away or name another directory")
             }
             OpenError::NotARing { damaged: true } => f.write_str(
-                "both superblocks of the ring are damaged; ringmx log rescue exports what is \
-                 readable",
+                "both superblocks of the ring are damaged; restore it from a copy or move it \
+                 away",
             ),
             OpenError::NewerFormat {
                 major,
@@ -205,7 +205,7 @@ impl fmt::Display for OpenError {
                 write!(
                     f,
                     "{bytes} bytes of acknowledged mail in {} places are damaged; ringmx log \
-                     rescue exports what is readable, --accept-loss starts without it",
+                     export saves what is readable, --accept-loss starts without the rest",
                     lost.len()
                 )
             }
