@@ -724,10 +724,13 @@ impl Worker {
         {
             return Duration::ZERO;
         }
+        // With no session free an arrival can only be counted, and that can wait for the next
+        // event: a plan far above the ceiling must not keep the loop spinning.
+        let useful = self.started && !self.free.is_empty();
         let due = self
             .arrivals
             .as_ref()
-            .filter(|_| self.started)
+            .filter(|_| useful)
             .and_then(Arrivals::peek);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         let stop = (!self.draining && self.stop_ns != u64::MAX).then_some(self.stop_ns);
