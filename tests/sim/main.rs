@@ -1,0 +1,75 @@
+//! The whole receiver in a simulation: sessions, turns, group commit and ring over a simulated network, disk and
+//! clock, all of it decided by one number.
+//!
+//! `RINGMX_SIM_SEED=n` replays one seed, `RINGMX_SIM_SEEDS=n` runs so many, `RINGMX_SIM_SECONDS=n` runs new seeds
+//! for that long and prints figures, `RINGMX_SIM_FIRST=n` is the first of them.
+
+#[path = "../support/disk.rs"]
+mod disk;
+#[path = "../support/random.rs"]
+mod random;
+#[path = "../support/ring.rs"]
+mod ring;
+
+mod config;
+mod ledger;
+mod net;
+mod peer;
+mod world;
+
+use world::{Figures, World};
+
+/// Seeds of the short form, besides those of the file.
+const SEEDS: u64 = 18;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn run(seed: u64) -> Figures {
+    let result = std::panic::catch_unwind(|| {
+        let mut world = World::new(seed);
+        world.run(number("RINGMX_SIM_CRASHES"));
+        world.figures
+    });
+    result.unwrap_or_else(|panic| {
+        println!("replay: RINGMX_SIM_SEED={seed} cargo test --test sim");
+        std::panic::resume_unwind(panic)
+    })
+}
+
+#[test]
+fn every_promise_is_kept_through_crashes_on_a_hostile_network() {
+    if let Some(seed) = number("RINGMX_SIM_SEED") {
+        println!("{:?}", run(seed));
+        return;
+    }
+    let mut total = Figures::default();
+    let clock = ringmx::clock::Clock::new();
+    let first = number("RINGMX_SIM_FIRST").unwrap_or(1);
+    let mut seeds = 0;
+    for line in include_str!("seeds.txt").lines() {
+        if let Some(seed) = line
+            .split_whitespace()
+            .next()
+            .and_then(|word| word.parse().ok())
+        {
+            total.add(&run(seed));
+            seeds += 1;
+        }
+    }
+    let limit_ns = number("RINGMX_SIM_SECONDS").map(|seconds| seconds * 1_000_000_000);
+    let count = number("RINGMX_SIM_SEEDS").unwrap_or(SEEDS);
+    let mut seed = first;
+    while limit_ns.map_or(seed < first + count, |limit_ns| clock.now().0 < limit_ns) {
+        total.add(&run(seed));
+        seed += 1;
+        seeds += 1;
+    }
+    let seconds = clock.now().0 as f64 / 1e9;
+    println!(
+        "{seeds} seeds from {first} in {seconds:.1} s: {:.0} crashes/s, {:.0} simulated hours per minute\n{total:#?}",
+        total.crashes as f64 / seconds,
+        total.simulated_ns as f64 / 3_600e9 / (seconds / 60.0),
+    );
+}
