@@ -280,7 +280,10 @@ impl Rig {
 
     /// A client whose greeting has been sent.
     pub fn connect(&mut self) -> Client {
+        // Three allocations: the pipe and its buffers.
         let pipe = Rc::new(RefCell::new(Pipe {
+            input: Vec::with_capacity(8_192),
+            output: Vec::with_capacity(8_192),
             window: usize::MAX,
             ..Pipe::default()
         }));
