@@ -1045,7 +1045,8 @@ fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     conn.io.blocked = progress.blocked;
     if progress.consumed < len {
         let partial = progress.blocked.is_none();
-        if partial && !was_partial {
+        // A client that pipelines may end each time in the middle of another line.
+        if partial && (!was_partial || progress.consumed > 0) {
             conn.io.phase_at = now;
         }
         conn.io

@@ -85,6 +85,8 @@ pub struct World {
     durable_seen: u64,
     /// Furthest cursor that each consumer acknowledged.
     consumed: BTreeMap<String, u64>,
+    /// The tail after the last turn, if there was no consumer.
+    tail_alone: Option<u64>,
     idle_tick_at: Instant,
     draining: bool,
     storage_failed: bool,
@@ -120,6 +122,7 @@ impl World {
             tail_decided: 0,
             durable_seen: 0,
             consumed: BTreeMap::new(),
+            tail_alone: None,
             idle_tick_at: Instant(0),
             draining: false,
             storage_failed: false,
@@ -260,6 +263,7 @@ impl World {
         let log = self.open();
         self.tail_decided = self.tail_decided.max(log.tail());
         self.durable_seen = log.durable();
+        self.tail_alone = None;
         self.draining = false;
         self.storage_failed = false;
         self.sync_stalled = false;
@@ -581,18 +585,25 @@ impl World {
     fn look(&mut self, server: &mut SimServer) {
         assert_eq!(server.shared.metrics.session_panics, 0);
         self.storage_failed |= server.shared.is_failed() || self.disk.0.borrow().failed;
-        if !self.disk.0.borrow().dead.get()
-            && let Some(storage) = &server.shared.storage
-        {
+        if let Some(storage) = &server.shared.storage {
             let log = &storage.log;
             let status = log.status();
             assert!(status.tail <= status.durable && status.durable <= status.written);
             for consumer in log.consumers() {
                 assert!(status.tail <= consumer.scan_pos, "a consumer was overtaken");
             }
-            if self.config.full == FullPolicy::Defer && log.consumers().next().is_none() {
-                assert!(status.tail <= self.tail_decided || self.config.consumers);
+            let alone = log.consumers().next().is_none();
+            if let Some(before) = self.tail_alone.filter(|_| alone) {
+                let kept = status.written - before;
+                assert!(
+                    status.tail == before
+                        || self.config.full != FullPolicy::Defer
+                            && kept >= self.config.data_size / 2,
+                    "the tail moved from {before} to {} without need",
+                    status.tail
+                );
             }
+            self.tail_alone = alone.then_some(status.tail);
             self.tail_decided = self.tail_decided.max(status.tail);
             self.durable_seen = status.durable;
         }

@@ -1,0 +1,139 @@
+//! Allocations per message, counted: none once a server is warm and a client stays connected.
+//!
+//! This file has one test, because the counter counts every thread.
+
+#[expect(dead_code, reason = "this test needs only a part")]
+#[path = "support/server.rs"]
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ringmx::ringlog::writer::Survive;
+use support::{Client, Rig, options};
+
+/// The system's allocator, counting.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+#[expect(
+    unsafe_code,
+    reason = "an allocator cannot be counted without being one"
+)]
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Rounds before counting: every buffer of server and test has its size then, and the ring has wrapped.
+const WARM_UP: usize = 300;
+/// Rounds that are counted.
+const COUNTED: usize = 200;
+
+/// Allocations of the counted rounds.
+fn allocations(mut round: impl FnMut()) -> u64 {
+    for _ in 0..WARM_UP {
+        round();
+    }
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    for _ in 0..COUNTED {
+        round();
+    }
+    ALLOCATIONS.load(Ordering::Relaxed) - before
+}
+
+/// Sends one after the other, each when the one before is answered; then settles what is pending.
+fn converse(rig: &mut Rig, client: &Client, parts: &[&[u8]]) {
+    for part in parts {
+        rig.send(client, part);
+    }
+    rig.turn();
+    rig.turn();
+    let mut pipe = client.pipe.borrow_mut();
+    assert!(pipe.output.starts_with(b"250 2.1.0 Ok\r\n"));
+    assert!(pipe.output.windows(9).any(|window| window == b"stored as"));
+    assert!(
+        !pipe
+            .output
+            .windows(2)
+            .any(|window| window == b"\n4" || window == b"\n5")
+    );
+    pipe.output.clear();
+}
+
+#[test]
+fn a_warm_server_allocates_nothing_for_messages_on_kept_connections() {
+    const MAIL: &[u8] = b"MAIL FROM:<someone@client.example> SIZE=100\r\n";
+    const RCPT: &[u8] = b"RCPT TO:<someone.else@server.example> NOTIFY=NEVER\r\n";
+    let text = b"Subject: a message\r\n\r\nSome text, and then the end.\r\n";
+    let data = [&text[..], b".\r\n"].concat();
+    let chunks = [
+        b"BDAT 20\r\n",
+        &text[..20],
+        b"BDAT 32 LAST\r\n",
+        &text[20..52],
+    ]
+    .concat();
+    let long = b"A line of 64 octets, of which there are many in this message.\r\n".repeat(1_600);
+    let long = [&long[..], b".\r\n"].concat();
+    let pipelined = [MAIL, RCPT, b"DATA\r\n", &data].concat().repeat(10);
+    let lock_step: [&[u8]; 4] = [MAIL, RCPT, b"DATA\r\n", &data];
+    let by_chunks: [&[u8]; 3] = [MAIL, RCPT, &chunks];
+    let large: [&[u8]; 4] = [MAIL, RCPT, b"DATA\r\n", &long];
+    let kinds: [(&str, &[&[u8]]); 4] = [
+        ("lock-step", &lock_step),
+        ("pipelined", &[&pipelined]),
+        ("BDAT", &by_chunks),
+        ("100 KiB", &large),
+    ];
+    for survive in [Survive::Power, Survive::Process, Survive::Nothing] {
+        for (kind, parts) in kinds {
+            let mut rig = Rig::new(options(), survive);
+            rig.syncs.at_once.set(true);
+            let client = rig.connect();
+            rig.send(&client, b"EHLO client.example\r\n");
+            client.read();
+            let count = allocations(|| converse(&mut rig, &client, parts));
+            assert_eq!(count, 0, "{kind}, {survive:?}: in {COUNTED} rounds");
+        }
+    }
+
+    // A connection for each message: the three allocations of a pipe, which are the test's own.
+    let mut rig = Rig::new(options(), Survive::Power);
+    rig.syncs.at_once.set(true);
+    let count = allocations(|| {
+        let client = rig.connect();
+        client.pipe.borrow_mut().output.clear();
+        rig.send(&client, b"EHLO client.example\r\n");
+        client.pipe.borrow_mut().output.clear();
+        converse(&mut rig, &client, &lock_step);
+        rig.send(&client, b"QUIT\r\n");
+        assert!(client.pipe.borrow().dropped);
+    });
+    assert_eq!(count, 3 * COUNTED as u64, "a connection for each message");
+}

@@ -1,0 +1,458 @@
+//! The turn, step by step: which replies leave when, what is held back, and what ends a session.
+
+#[path = "support/server.rs"]
+mod support;
+
+use std::time::Duration;
+
+use ringmx::ringlog::writer::Survive;
+use support::{Client, Rig, options};
+
+const ENVELOPE: &[u8] = b"MAIL FROM:<a@x.example>\r\nRCPT TO:<b@x.example>\r\nDATA\r\n";
+const MESSAGE: &[u8] =
+    b"MAIL FROM:<a@x.example>\r\nRCPT TO:<b@x.example>\r\nDATA\r\nSubject: t\r\n\r\nText.\r\n.\r\n";
+const ACCEPTED: &str = "250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n354 End data with <CR><LF>.<CR><LF>\r\n";
+
+/// A client that has said EHLO and read everything.
+fn greeted(rig: &mut Rig) -> Client {
+    let client = rig.connect();
+    assert_eq!(client.read(), "220 mx.example ESMTP ringmx ready\r\n");
+    rig.send(&client, b"EHLO c.example\r\n");
+    let reply = client.read();
+    assert!(
+        reply.starts_with("250-mx.example greets you\r\n"),
+        "{reply:?}"
+    );
+    client
+}
+
+fn free(rig: &Rig) -> u64 {
+    rig.server.shared.pool.free_bytes()
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn replies_behind_a_pending_commit_wait_and_leave_in_order_in_one_write() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let client = greeted(&mut rig);
+    rig.send(&client, &[MESSAGE, b"NOOP\r\nVRFY x\r\n", MESSAGE].concat());
+    assert_eq!(
+        client.read(),
+        ACCEPTED,
+        "only what stands before the first 250"
+    );
+    rig.turn();
+    assert_eq!(client.read(), "");
+    rig.sync(true);
+    assert_eq!(client.pipe.borrow().writes, 1);
+    assert_eq!(
+        client.read(),
+        format!(
+            "250 2.0.0 Ok: stored as 0-1\r\n250 2.0.0 Ok\r\n252 2.1.5 Not verified; send mail to try\r\n\
+             {ACCEPTED}250 2.0.0 Ok: stored as 0-2\r\n"
+        )
+    );
+    assert_eq!(
+        rig.disk_writes.get(),
+        1,
+        "both messages went out in one write"
+    );
+}
+
+#[test]
+fn each_commit_releases_what_it_covers_and_no_more() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let client = greeted(&mut rig);
+    rig.send(&client, MESSAGE);
+    rig.send(&client, &[b"NOOP\r\n", MESSAGE].concat());
+    assert_eq!(client.read(), ACCEPTED);
+    // The second message was written while the first sync ran: it is not covered. What stands between
+    // the two 250s waits with the second.
+    rig.sync(true);
+    assert_eq!(client.read(), "250 2.0.0 Ok: stored as 0-1\r\n");
+    rig.sync(true);
+    assert_eq!(
+        client.read(),
+        format!("250 2.0.0 Ok\r\n{ACCEPTED}250 2.0.0 Ok: stored as 0-2\r\n")
+    );
+}
+
+#[test]
+fn a_failed_commit_turns_each_pending_250_into_451_in_its_place() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let client = greeted(&mut rig);
+    rig.send(
+        &client,
+        &[MESSAGE, b"NOOP\r\n", MESSAGE, b"VRFY x\r\n"].concat(),
+    );
+    assert_eq!(client.read(), ACCEPTED);
+    rig.sync(false);
+    let failed = "451 4.3.0 Storage failed; not stored\r\n";
+    assert_eq!(
+        client.read(),
+        format!(
+            "{failed}250 2.0.0 Ok\r\n{ACCEPTED}{failed}252 2.1.5 Not verified; send mail to try\r\n"
+        )
+    );
+    let down = "451 4.3.0 Storage is not available; try again later\r\n";
+    rig.send(&client, b"MAIL FROM:<a@x.example>\r\n");
+    assert_eq!(client.read(), down);
+    let late = rig.connect();
+    assert_eq!(
+        late.read(),
+        "421 4.3.0 Storage is not available; closing\r\n"
+    );
+    assert_eq!(
+        rig.disk_writes.get(),
+        1,
+        "nothing is written after the failure"
+    );
+}
+
+#[test]
+fn a_message_that_ends_behind_a_failure_is_refused_too() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let (one, other) = (greeted(&mut rig), greeted(&mut rig));
+    rig.send(&other, ENVELOPE);
+    rig.send(&one, MESSAGE);
+    rig.sync(false);
+    assert_eq!(other.read(), ACCEPTED);
+    rig.send(&other, b"Text.\r\n.\r\n");
+    assert_eq!(
+        other.read(),
+        "451 4.3.0 Storage is not available; try again later\r\n"
+    );
+}
+
+#[test]
+fn a_client_that_never_reads_is_not_read_any_more_and_timed_out() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let start = free(&rig);
+    let client = greeted(&mut rig);
+    client.pipe.borrow_mut().window = 0;
+    rig.send(&client, &b"VRFY someone\r\n".repeat(1_000));
+    assert!(client.pipe.borrow().wants_writable);
+    for _ in 0..20 {
+        rig.send(&client, &b"VRFY someone\r\n".repeat(10_000));
+    }
+    // One read into the scratch buffer at most waits in the pool.
+    assert!(client.pipe.borrow().unread() > 2_000_000, "it was read on");
+    assert!(start - free(&rig) <= 2 * 65_536);
+    rig.pass(seconds(119));
+    assert!(!client.pipe.borrow().dropped);
+    rig.pass(seconds(10));
+    assert!(client.pipe.borrow().dropped);
+    assert_eq!((rig.server.connections(), free(&rig)), (0, start));
+}
+
+#[test]
+fn a_client_that_reads_again_gets_every_reply_once_and_in_order() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let client = greeted(&mut rig);
+    client.pipe.borrow_mut().window = 7;
+    rig.send(&client, &b"VRFY a\r\nNOOP\r\n".repeat(2_000));
+    let expected = "252 2.1.5 Not verified; send mail to try\r\n250 2.0.0 Ok\r\n".repeat(2_000);
+    for _ in 0..2_000 {
+        rig.open_window(&client, 1_000);
+        rig.turn();
+    }
+    assert!(client.read() == expected);
+}
+
+#[test]
+fn a_message_without_a_chunk_waits_gets_452_and_the_oldest_finishes() {
+    let mut few = options();
+    few.message_bytes_max = 512 << 10;
+    // 1.63 MiB are set aside for the oldest message and for replies; the rest is for all.
+    few.pool_bytes = 4 << 20;
+    let mut rig = Rig::new(few, Survive::Power);
+    let start = free(&rig);
+    let clients: Vec<Client> = (0..8).map(|_| greeted(&mut rig)).collect();
+    for client in &clients {
+        rig.send(client, ENVELOPE);
+        assert_eq!(client.read(), ACCEPTED);
+    }
+    let line = [b"x".repeat(1_022), b"\r\n".to_vec()].concat();
+    let most = line.repeat(480);
+    for client in &clients {
+        rig.send(client, &most);
+        rig.turn();
+        rig.turn();
+    }
+    for _ in 0..20 {
+        rig.turn();
+    }
+    let waiting = clients
+        .iter()
+        .filter(|client| client.pipe.borrow().unread() > 0)
+        .count();
+    assert!(waiting > 0, "the pool was large enough");
+    assert_eq!(clients[0].pipe.borrow().unread(), 0, "the oldest goes on");
+    rig.pass(seconds(62));
+    let refused = clients
+        .iter()
+        .filter(|client| {
+            client.read() == "452 4.3.1 Insufficient system storage; try again later\r\n"
+        })
+        .count();
+    assert_eq!(refused, waiting);
+    rig.send(&clients[0], b".\r\n");
+    rig.sync(true);
+    assert_eq!(clients[0].read(), "250 2.0.0 Ok: stored as 0-1\r\n");
+    rig.pass(seconds(600));
+    assert_eq!((rig.server.connections(), free(&rig)), (0, start));
+}
+
+#[test]
+fn data_that_drips_in_below_the_minimum_rate_is_cut() {
+    let mut slow = options();
+    slow.data_rate_min = 100;
+    slow.data_grace = seconds(20);
+    let mut rig = Rig::new(slow, Survive::Power);
+    let client = greeted(&mut rig);
+    rig.send(&client, ENVELOPE);
+    assert_eq!(client.read(), ACCEPTED);
+    let mut elapsed = 0;
+    while client.pipe.borrow().output.is_empty() {
+        rig.send(&client, b"drip\r\n");
+        rig.pass(seconds(1));
+        elapsed += 1;
+        assert!(elapsed < 60);
+    }
+    assert_eq!(
+        client.read(),
+        "421 4.4.2 Data arrived too slowly; closing\r\n"
+    );
+    assert!((20..=25).contains(&elapsed), "after {elapsed} s");
+    assert!(client.pipe.borrow().output_ended);
+    rig.pass(seconds(7));
+    assert_eq!(rig.server.connections(), 0);
+}
+
+#[test]
+fn a_command_line_that_grows_octet_by_octet_is_cut_but_one_after_another_is_not() {
+    let mut short = options();
+    short.request_deadline = seconds(30);
+    let mut rig = Rig::new(short, Survive::Power);
+    let (one, other) = (greeted(&mut rig), greeted(&mut rig));
+    rig.send(&one, b"NO");
+    for _ in 0..40 {
+        // This client always ends in mid-line, of another line each time.
+        rig.send(&one, b"OP\r\nNO");
+        rig.send(&other, b"x");
+        rig.pass(seconds(1));
+    }
+    assert_eq!(other.read(), "421 4.4.2 Timed out; closing\r\n");
+    assert_eq!(one.read(), "250 2.0.0 Ok\r\n".repeat(40));
+}
+
+#[test]
+fn draining_tells_the_idle_and_lets_messages_end() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let start = free(&rig);
+    let (idle, busy) = (greeted(&mut rig), greeted(&mut rig));
+    rig.send(&busy, ENVELOPE);
+    assert_eq!(busy.read(), ACCEPTED);
+    rig.server.begin_drain();
+    rig.turn();
+    let bye = "421 4.3.2 Server is shutting down\r\n";
+    assert_eq!((idle.read(), busy.read()), (bye.to_owned(), String::new()));
+    assert!(idle.pipe.borrow().output_ended);
+    rig.send(&busy, b"Text.\r\n");
+    assert_eq!(busy.read(), "");
+    rig.send(&busy, b".\r\n");
+    assert!(!rig.server.is_drained());
+    rig.sync(true);
+    assert_eq!(busy.read(), format!("250 2.0.0 Ok: stored as 0-1\r\n{bye}"));
+    for client in [&idle, &busy] {
+        client.pipe.borrow_mut().input_ended = true;
+        rig.send(client, b"");
+    }
+    assert!(rig.server.is_drained());
+    assert_eq!((rig.server.connections(), free(&rig)), (0, start));
+}
+
+#[test]
+fn an_event_for_a_connection_that_is_gone_does_not_reach_its_successor() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let first = greeted(&mut rig);
+    rig.send(&first, b"QUIT\r\n");
+    assert_eq!(first.read(), "221 2.0.0 Bye\r\n");
+    assert!(first.pipe.borrow().dropped);
+    let second = greeted(&mut rig);
+    assert_eq!(second.token.key, first.token.key);
+    assert_ne!(second.token.generation, first.token.generation);
+    second.pipe.borrow_mut().window = 0;
+    rig.send(&second, b"NOOP\r\n");
+    rig.send(&first, b"");
+    rig.open_window(&first, 0);
+    assert_eq!(second.pipe.borrow().writes, 1, "it was not told to write");
+    rig.open_window(&second, 100);
+    assert_eq!(second.read(), "250 2.0.0 Ok\r\n");
+}
+
+#[test]
+fn a_commit_for_a_connection_that_is_gone_releases_nothing_of_its_successor() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let first = greeted(&mut rig);
+    rig.send(&first, MESSAGE);
+    assert_eq!(first.read(), ACCEPTED);
+    rig.server.cut_all();
+    rig.turn();
+    let second = greeted(&mut rig);
+    assert_eq!(second.token.key, first.token.key);
+    rig.send(&second, MESSAGE);
+    assert_eq!(second.read(), ACCEPTED);
+    rig.sync(true);
+    assert_eq!(second.read(), "", "the sync covered the first message only");
+    rig.sync(true);
+    assert_eq!(second.read(), "250 2.0.0 Ok: stored as 0-2\r\n");
+}
+
+#[test]
+fn a_session_with_too_many_pending_commits_is_not_read_until_one_ends() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let client = greeted(&mut rig);
+    // A message of 64 octets of replies, so that the reply buffer would hold a few more.
+    let short = b"MAIL FROM:<>\r\nRCPT TO:<b@x.example>\r\nBDAT 2 LAST\r\n\r\n";
+    rig.send(&client, &short.repeat(200));
+    for _ in 0..10 {
+        rig.turn();
+    }
+    let pending = rig
+        .server
+        .shared
+        .storage
+        .as_ref()
+        .map(|storage| storage.log.next_number());
+    let pending = pending.expect("it stores") - 1;
+    assert!((40..=64).contains(&pending), "{pending} are pending");
+    rig.syncs.at_once.set(true);
+    for _ in 0..60 {
+        rig.turn();
+    }
+    let replies: String = (1..=200)
+        .map(|n| format!("250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n250 2.0.0 Ok: stored as 0-{n}\r\n"))
+        .collect();
+    assert!(client.read() == replies);
+}
+
+#[test]
+fn quit_behind_a_pending_commit_closes_after_the_250() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let start = free(&rig);
+    let client = greeted(&mut rig);
+    rig.send(&client, &[MESSAGE, b"QUIT\r\n"].concat());
+    assert_eq!(client.read(), ACCEPTED);
+    rig.pass(seconds(30));
+    assert_eq!(client.read(), "");
+    assert!(!client.pipe.borrow().dropped, "commits are waited for");
+    rig.sync(true);
+    assert_eq!(
+        client.read(),
+        "250 2.0.0 Ok: stored as 0-1\r\n221 2.0.0 Bye\r\n"
+    );
+    assert!(client.pipe.borrow().dropped);
+    assert_eq!(free(&rig), start);
+}
+
+#[test]
+fn half_closed_clients_still_get_the_250() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let client = greeted(&mut rig);
+    client.pipe.borrow_mut().input_ended = true;
+    rig.send(&client, MESSAGE);
+    assert_eq!(client.read(), ACCEPTED);
+    rig.sync(true);
+    assert_eq!(client.read(), "250 2.0.0 Ok: stored as 0-1\r\n");
+    assert!(client.pipe.borrow().dropped);
+}
+
+#[test]
+fn without_durability_the_250_leaves_in_the_same_turn() {
+    for survive in [Survive::Process, Survive::Nothing] {
+        let mut rig = Rig::new(options(), survive);
+        let client = greeted(&mut rig);
+        rig.send(&client, MESSAGE);
+        assert_eq!(client.pipe.borrow().writes, 1, "{survive:?}");
+        assert_eq!(
+            client.read(),
+            format!("{ACCEPTED}250 2.0.0 Ok: stored as 0-1\r\n"),
+            "{survive:?}"
+        );
+        assert!(rig.disk_writes.get() >= 1);
+    }
+}
+
+#[test]
+fn discarded_messages_are_answered_and_not_stored() {
+    let mut discard = options();
+    discard.discard = true;
+    let mut rig = Rig::new(discard, Survive::Power);
+    let start = free(&rig);
+    let client = greeted(&mut rig);
+    rig.send(&client, &[MESSAGE, MESSAGE].concat());
+    assert_eq!(
+        client.read(),
+        format!(
+            "{ACCEPTED}250 2.0.0 Ok: stored as 0-1\r\n{ACCEPTED}250 2.0.0 Ok: stored as 0-2\r\n"
+        )
+    );
+    assert_eq!((rig.disk_writes.get(), free(&rig)), (0, start));
+}
+
+#[test]
+fn a_message_over_a_mebibyte_is_committed_whole_before_its_250() {
+    let mut large = options();
+    large.message_bytes_max = 2 << 20;
+    let mut rig = Rig::with_ring(large, Survive::Power, 32 << 20);
+    let start = free(&rig);
+    let client = greeted(&mut rig);
+    rig.send(&client, ENVELOPE);
+    let line = [b"y".repeat(1_022), b"\r\n".to_vec()].concat();
+    rig.send(
+        &client,
+        &[&line.repeat(1_800), &b".\r\nNOOP\r\n"[..]].concat(),
+    );
+    for _ in 0..40 {
+        rig.turn();
+    }
+    assert_eq!(client.read(), ACCEPTED);
+    rig.sync(true);
+    let replies = "250 2.0.0 Ok: stored as 0-1\r\n250 2.0.0 Ok\r\n";
+    assert_eq!(client.read(), replies);
+    rig.send(&client, b"QUIT\r\n");
+    assert_eq!(free(&rig), start);
+}
+
+#[test]
+fn a_ring_of_two_mebibytes_takes_mail_for_ever() {
+    // Once half of the ring was written, MAIL was refused for lack of space, and nothing freed any: only
+    // an append did, and there was none.
+    let mut small = options();
+    small.message_bytes_max = 256 << 10;
+    let mut rig = Rig::with_ring(small, Survive::Power, 2 << 20);
+    rig.syncs.at_once.set(true);
+    let client = greeted(&mut rig);
+    let line = [b"z".repeat(1_022), b"\r\n".to_vec()].concat();
+    let mut stored = 0;
+    for _ in 0..100 {
+        rig.send(&client, b"MAIL FROM:<> SIZE=200000\r\n");
+        if client.read().starts_with("452 ") {
+            // A client tries again after a while.
+            rig.pass(seconds(10));
+            continue;
+        }
+        rig.send(&client, b"RCPT TO:<b@x.example>\r\nDATA\r\n");
+        rig.send(&client, &line.repeat(195));
+        rig.send(&client, b".\r\n");
+        for _ in 0..4 {
+            rig.turn();
+        }
+        stored += u64::from(client.read().contains("stored as"));
+    }
+    assert!(stored >= 50, "{stored} of 100 were taken");
+}
