@@ -211,7 +211,7 @@ impl Ring {
 }
 
 fn assert_position(position: u64) {
-    assert!((PROGRESS.tail..=PROGRESS.durable).contains(&position) && position % 64 == 0);
+    assert!((PROGRESS.tail..=PROGRESS.durable).contains(&position) && position.is_multiple_of(64));
 }
 
 impl RingControl for Ring {
