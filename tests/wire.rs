@@ -223,6 +223,22 @@ fn a_client_that_reads_no_replies_is_cut_and_disturbs_nobody() {
     server.stop();
 }
 
+#[test]
+fn a_silent_client_is_told_that_it_timed_out() {
+    let dir = TestDir::new();
+    let server = Server::start(
+        &dir,
+        &["--timeout-command", "1s", "--timeout-greeting", "1s"],
+    );
+    let mut silent = Client::connect(server.address).unwrap();
+    let mut idle = Client::open(server.address).unwrap();
+    silent.expect("220").unwrap();
+    assert_eq!(silent.rest().unwrap(), "421 4.4.2 Timed out; closing\r\n");
+    assert_eq!(idle.rest().unwrap(), "421 4.4.2 Timed out; closing\r\n");
+    drop((silent, idle));
+    server.stop();
+}
+
 // Start and end.
 
 #[test]
