@@ -463,7 +463,7 @@ impl Config {
                 self.survive
             ));
         } else if self.survive == Survive::Nothing {
-            out.push("survive nothing: accepted mail is lost when this host restarts".to_owned());
+            out.push("survive nothing: accepted mail is lost when the server ends".to_owned());
         }
         let spins = self.busy_poll || !self.spin.is_zero();
         if spins && self.survive == Survive::Power && !self.discard && cores < 2 {

@@ -96,7 +96,7 @@ classes! {
     Refused = "refused" Info 20;
     /// A session was cut: a time limit, a client that reads no replies, a reset.
     Cut = "cut" Info 20;
-    /// No connections are accepted for a while: no descriptors, or all sessions taken.
+    /// No connections are accepted for a while: no descriptors, or no memory for them.
     AcceptPaused = "accept_paused" Warning 1;
     /// The pool has no room; messages wait.
     PoolLow = "pool_low" Warning 1;

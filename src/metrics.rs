@@ -194,7 +194,7 @@ pub struct Metrics {
     pub connections_closed: [u64; CloseCause::COUNT],
     /// Connections refused because all session places were taken.
     pub sessions_refused: u64,
-    /// Times that accepting stopped for want of descriptors or sessions.
+    /// Times that accepting stopped for want of descriptors or memory.
     pub accept_pauses: u64,
     /// Commands, by index of the verb.
     pub commands: Vec<u64>,

@@ -14,6 +14,7 @@
 pub mod control;
 mod growing;
 mod out;
+mod prefixes;
 mod storage;
 
 use core::net::SocketAddr;
@@ -26,6 +27,7 @@ use slab::Slab;
 
 use self::growing::Growing;
 use self::out::Out;
+use self::prefixes::Prefixes;
 pub use self::storage::{Committer, Storage};
 use self::storage::{FragmentWrite, Large, Pending, Queued};
 use crate::buffer::{Pool, Urgency};
@@ -37,6 +39,7 @@ use crate::logger::{Class, Logger, Value};
 use crate::message::Message;
 use crate::metrics::{self, CloseCause, Metrics};
 use crate::ringlog::backing::Backing;
+use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Context, Phase, Session};
 use crate::smtp::sink::Blocked;
@@ -46,6 +49,8 @@ use crate::timer_wheel::TimerWheel;
 const TURN_READ_BYTES: usize = 256 * 1024;
 /// Connections taken off the run queue in one turn.
 const TURN_RUNS: usize = 4_096;
+/// A client prefix holds at most the pool divided by this.
+const PREFIX_SHARE: u64 = 4;
 /// Connections woken in one turn because chunks became free.
 const TURN_WAKES: usize = 64;
 /// Timers are looked at no more often than this for the sake of the data rate.
@@ -119,7 +124,10 @@ pub struct Shared<B: Backing, C> {
     pub pool: Pool,
     scratch: Box<[u8]>,
     batch: Vec<Queued>,
+    /// Complete messages that wait for their place: large ones, and all while the ring is being freed.
     large: VecDeque<Large>,
+    /// The message in front waits for space that the next sync frees.
+    space_wanted: bool,
     /// Records of large messages that are written in this turn.
     fragments: Vec<FragmentWrite>,
     /// Large messages whose last record is written in this turn.
@@ -130,6 +138,7 @@ pub struct Shared<B: Backing, C> {
     run: VecDeque<Token>,
     pool_waiters: VecDeque<Token>,
     growing: Growing,
+    prefixes: Prefixes,
     discarded: u64,
     draining: bool,
     failed_at: Option<Instant>,
@@ -198,11 +207,11 @@ impl<B: Backing, C> Shared<B, C> {
             self.metrics.pool_low_events += 1;
             return false;
         }
-        let Some(storage) = &mut self.storage else {
+        let Some(storage) = &self.storage else {
             return true;
         };
         let was_full = self.ring_full;
-        self.ring_full = !storage.log.accepting();
+        self.ring_full = !ring_takes(&storage.log, size);
         if self.ring_full && !was_full {
             let holder = storage.log.holder();
             let fields = [
@@ -214,7 +223,18 @@ impl<B: Backing, C> Shared<B, C> {
             ];
             self.logger.line(Class::RingFull, &fields, self.now);
         }
-        !self.ring_full && storage.log.has_room_for(size)
+        !self.ring_full
+    }
+
+    /// Whether messages wait for their place in the log and the next turn can give it to them. While a sync is
+    /// under way that may free space, its end starts that turn.
+    fn can_append(&self) -> bool {
+        let waits_for_sync = self.space_wanted
+            && self
+                .storage
+                .as_ref()
+                .is_some_and(|storage| storage.log.sync_in_flight());
+        !self.large.is_empty() && !waits_for_sync
     }
 
     /// How the server stands.
@@ -227,7 +247,7 @@ impl<B: Backing, C> Shared<B, C> {
             || self
                 .storage
                 .as_ref()
-                .is_some_and(|storage| !storage.log.accepting())
+                .is_some_and(|storage| !ring_takes(&storage.log, 0))
         {
             Health::Refusing
         } else {
@@ -268,12 +288,29 @@ impl<B: Backing, C> Shared<B, C> {
         }
     }
 
+    /// Counts the large chunks of this connection's message for its prefix.
+    fn count_chunks(&mut self, io: &mut Io, key: u32) {
+        let now = io.message.as_ref().map_or(0, Message::large_chunks);
+        if now != io.chunks_counted {
+            self.prefixes
+                .changed(io.prefix, key, io.chunks_counted, now);
+            io.chunks_counted = now;
+        }
+    }
+
     fn stop_growing(&mut self, io: &mut Io, key: u32) {
         if io.flags.holds_growth {
             io.flags.holds_growth = false;
             self.growing.remove(key);
         }
     }
+}
+
+/// Whether the ring takes a message of `size` bytes. Where nobody holds anything, its space is only a sync away:
+/// a message may have to wait for that, none is refused.
+pub fn ring_takes<B: Backing>(log: &Log<B>, size: u64) -> bool {
+    let frees_itself = log.holder().is_none() && log.settings().full != FullPolicy::Defer;
+    log.failed().is_none() && (frees_itself || log.accepts(size))
 }
 
 /// The server.
@@ -319,6 +356,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         .into_iter()
         .min()
         .unwrap_or(options.linger);
+        let chunks = options.pool_bytes / CHUNK_LARGE_BYTES as u64 / PREFIX_SHARE;
+        let prefix_chunks = u32::try_from(chunks).unwrap_or(u32::MAX).max(1);
         let sessions = options.sessions_max;
         Server {
             conns: Slab::with_capacity(sessions),
@@ -339,12 +378,14 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 fragments: Vec::with_capacity(64),
                 written_large: Vec::with_capacity(64),
                 large: VecDeque::with_capacity(64),
+                space_wanted: false,
                 pending: VecDeque::with_capacity(4_096),
                 parts: Vec::with_capacity(2_048),
                 flush: Vec::with_capacity(1_024),
                 run: VecDeque::with_capacity(1_024),
                 pool_waiters: VecDeque::with_capacity(64),
                 growing: Growing::new(),
+                prefixes: Prefixes::new(prefix_chunks),
                 discarded: 0,
                 draining: false,
                 failed_at: None,
@@ -415,6 +456,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             session: Session::new(peer.ip()),
             io: Io::new(peer, listener, self.generation, now),
         });
+        conn.io.prefix = self.shared.prefixes.bucket(peer.ip());
         self.shared.metrics.connections_accepted += 1;
         if self.shared.logger.is_enabled(Class::Connected) {
             self.shared
@@ -504,7 +546,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             }
             match conn.io.blocked {
                 Some(Blocked::Replies) if conn.io.has_room() => conn.io.blocked = None,
-                Some(Blocked::Pool) if shared.pool.has_large(urgency(&conn.io, shared, token)) => {
+                Some(Blocked::Pool) if may_grow(&conn.io, shared, token) => {
                     conn.io.blocked = None;
                 }
                 Some(_) => break,
@@ -532,6 +574,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             }
         }
         shared.scratch = scratch;
+        shared.count_chunks(&mut conn.io, token.key);
         self.after_drive(token);
     }
 
@@ -625,6 +668,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             self.shared.metrics.messages_aborted += 1;
         }
         conn.io.release(&mut self.shared.pool);
+        self.shared.count_chunks(&mut conn.io, key as u32);
         self.wheel.unlink(key);
         self.shared.metrics.closed(conn.io.cause);
         self.shared.log_end(&conn.io);
@@ -644,7 +688,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
     /// When the next turn has to come at the latest, without any event. `None`: no timer is set.
     pub fn next_turn(&self) -> Option<Instant> {
         let shared = &self.shared;
-        if !shared.run.is_empty() || !shared.flush.is_empty() || !shared.large.is_empty() {
+        if !shared.run.is_empty() || !shared.flush.is_empty() || shared.can_append() {
             return Some(shared.now);
         }
         self.wheel.next_expiry()
@@ -685,14 +729,17 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             }
             return;
         }
-        for _ in 0..TURN_WAKES {
+        for _ in 0..shared.pool_waiters.len().min(TURN_WAKES) {
             let Some(token) = shared.pool_waiters.pop_front() else {
                 break;
             };
             let Some(conn) = live(&mut self.conns, token) else {
                 continue;
             };
-            if std::mem::take(&mut conn.io.flags.waits_for_pool) {
+            if conn.io.flags.waits_for_pool && !may_grow(&conn.io, shared, token) {
+                // Its prefix holds its share; it is looked at again when others have been.
+                shared.pool_waiters.push_back(token);
+            } else if std::mem::take(&mut conn.io.flags.waits_for_pool) {
                 run_later(conn, shared, token);
             }
         }
@@ -920,6 +967,14 @@ fn urgency<B: Backing, C>(io: &Io, shared: &Shared<B, C>, token: Token) -> Urgen
     }
 }
 
+/// Whether the message of this connection may take another large chunk: there is one, and its prefix holds less
+/// than its share or lets this one go on. The message that has grown longest always may, so that something always ends.
+fn may_grow<B: Backing, C>(io: &Io, shared: &Shared<B, C>, token: Token) -> bool {
+    let urgency = urgency(io, shared, token);
+    let may_take = urgency == Urgency::Reserve || shared.prefixes.may_take(io.prefix, token.key);
+    may_take && shared.pool.has_large(urgency)
+}
+
 fn run_later<S, B: Backing, C>(conn: &mut Conn<S>, shared: &mut Shared<B, C>, token: Token) {
     if !conn.io.flags.queued_to_run {
         conn.io.flags.queued_to_run = true;
@@ -1050,9 +1105,15 @@ fn read_in_place<S: Stream, B: Backing, C: Committer>(
         conn.io.blocked = Some(Blocked::Pool);
         return false;
     }
+    let may_grow = may_grow(&conn.io, shared, token);
     let Some(mut message) = conn.io.message.take() else {
         return false;
     };
+    if !may_grow && !message.has_direct_room(&shared.pool) {
+        conn.io.message = Some(message);
+        conn.io.blocked = Some(Blocked::Pool);
+        return false;
+    }
     let Some((chunk, range)) = message.direct_room(&mut shared.pool, urgency) else {
         conn.io.message = Some(message);
         conn.io.blocked = Some(Blocked::Pool);

@@ -8,7 +8,7 @@ use crate::limits::RECORD_HEADER_BYTES;
 use crate::ringlog::backing::{Backing, read_exact_at};
 use crate::ringlog::format::Header;
 use crate::ringlog::writer::Log;
-use crate::server::{Committer, Health, Server};
+use crate::server::{Committer, Health, Server, ring_takes};
 use crate::smtp::reply;
 use crate::smtp::session::Phase;
 use crate::smtp::sink::Verb;
@@ -73,7 +73,7 @@ fn unready_reason<B: Backing, S: Stream, C: Committer>(server: &Server<S, B, C>)
         Health::Refusing => {
             let storage = server.shared.storage.as_ref()?;
             match storage.log.holder() {
-                _ if storage.log.accepting() => "storage does not answer".to_owned(),
+                _ if ring_takes(&storage.log, 0) => "storage does not answer".to_owned(),
                 Some(holder) => {
                     format!(
                         "the ring is full, held by consumer {}",
@@ -127,7 +127,7 @@ pub fn with_status<S: Stream, B: Backing, C: Committer, R>(
             || shared
                 .storage
                 .as_ref()
-                .is_some_and(|storage| storage.log.accepting())
+                .is_some_and(|storage| ring_takes(&storage.log, 0))
                 && shared.health() == Health::Refusing
     });
     let counts = server.sessions_by_phase();

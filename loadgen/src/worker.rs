@@ -252,7 +252,8 @@ impl Worker {
                 poisson,
                 by_connection,
             } => {
-                let due = Schedule::new(plan.seed, rate, poisson, index as u64, workers as u64);
+                let due = Schedule::new(plan.seed, rate, poisson, index as u64, workers as u64)
+                    .shaped(&plan.shape);
                 let serve = due.clone();
                 let seq_end = plan.messages.unwrap_or(u64::MAX);
                 let arrivals = Arrivals {
@@ -724,10 +725,13 @@ impl Worker {
         {
             return Duration::ZERO;
         }
+        // With no session free an arrival can only be counted, and that can wait for the next
+        // event: a plan far above the ceiling must not keep the loop spinning.
+        let useful = self.started && !self.free.is_empty();
         let due = self
             .arrivals
             .as_ref()
-            .filter(|_| self.started)
+            .filter(|_| useful)
             .and_then(Arrivals::peek);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         let stop = (!self.draining && self.stop_ns != u64::MAX).then_some(self.stop_ns);

@@ -199,7 +199,7 @@ families! {
         out.plain(s.metrics.sessions_refused);
     };
     Counter "ringmx_accept_pauses_total" [""]
-        "Times that accepting stopped for want of descriptors or sessions." => |out, s| {
+        "Times that accepting stopped for want of descriptors or memory." => |out, s| {
         out.plain(s.metrics.accept_pauses);
     };
     Gauge "ringmx_sessions" ["phase"] "Open SMTP sessions." => |out, s| {

@@ -174,7 +174,7 @@ pub fn open_ring_read_only(dir: &Path) -> Result<(File, bool), OpenError> {
     Ok((file, alone))
 }
 
-/// A new ring in anonymous memory, for `--survive nothing` where no directory in memory is at hand.
+/// A new ring in anonymous memory, for `--survive nothing`. It ends with the process.
 ///
 /// # Errors
 /// `Io` when there is not that much memory.

@@ -181,8 +181,8 @@ impl fmt::Display for OpenError {
                 f.write_str("the file is not a ring; move it away or name another directory")
             }
             OpenError::NotARing { damaged: true } => f.write_str(
-                "both superblocks of the ring are damaged; ringmx log rescue exports what is \
-                 readable",
+                "both superblocks of the ring are damaged; restore it from a copy or move it \
+                 away",
             ),
             OpenError::NewerFormat {
                 major,
@@ -205,7 +205,7 @@ impl fmt::Display for OpenError {
                 write!(
                     f,
                     "{bytes} bytes of acknowledged mail in {} places are damaged; ringmx log \
-                     rescue exports what is readable, --accept-loss starts without it",
+                     export saves what is readable, --accept-loss starts without the rest",
                     lost.len()
                 )
             }
@@ -259,7 +259,7 @@ pub struct NewRing {
     pub created_ns: u64,
 }
 
-/// Smallest data area that [`format`] makes, bytes. Servers make larger ones.
+/// Smallest data area that [`format()`] makes, bytes. Servers make larger ones.
 pub const DATA_BYTES_MIN: u64 = 64 * 1024;
 
 /// Writes both superblocks of an empty ring to storage that holds zeros. Not synced.
@@ -593,6 +593,8 @@ struct Ahead {
     /// A record that was acknowledged before it was durable.
     early: bool,
     hint: u64,
+    /// Largest position.
+    newest: u64,
     epoch: u32,
     /// Smallest number that none of the records can have used.
     number: u64,
@@ -656,7 +658,8 @@ impl<'a, B: Backing> Scan<'a, B> {
         let broken = self.point.position < self.hint;
         if ahead.later_lap || broken && self.point.position - tail < reach {
             tail_moved = true;
-            self.judge_reused(reach, &mut lost).map_err(reading)?;
+            self.judge_reused(reach, ahead.newest, &mut lost)
+                .map_err(reading)?;
         } else {
             self.hint = self.hint.min(limit);
             while self.point.position < self.hint && lost.len() <= LOST_RANGES_MAX {
@@ -752,11 +755,23 @@ impl<'a, B: Backing> Scan<'a, B> {
 
     /// Space behind the superblock's tail has been used again. Follows every chain of records in
     /// the order of positions over two laps; the last one that reaches the head counts. Breaks
-    /// further than `reach` behind the superblock's tail are damage.
-    fn judge_reused(&mut self, reach: u64, lost: &mut Vec<LostRange>) -> io::Result<()> {
+    /// further than `reach` behind the superblock's tail are damage. `newest` is the largest
+    /// position of a header.
+    fn judge_reused(
+        &mut self,
+        reach: u64,
+        newest: u64,
+        lost: &mut Vec<LostRange>,
+    ) -> io::Result<()> {
         let size = self.superblock.data_size;
-        let start = self.superblock.tail;
+        let mut start = self.superblock.tail;
+        if newest >= start + 2 * size {
+            // An older superblock still: nothing from more than a lap before the newest header is
+            // left. Steps through the laps between would cost time without bound.
+            start = newest + RECORD_ALIGN - size;
+        }
         let limit = start + 2 * size;
+        self.hint = self.hint.min(limit);
         self.superblock.marks = [None; MARKS];
         self.epoch = 0;
         self.point = Point {
@@ -826,6 +841,7 @@ impl<'a, B: Backing> Scan<'a, B> {
             {
                 ahead.later_lap |= header.position > at;
                 ahead.hint = ahead.hint.max(header.durable_hint().unwrap_or(0));
+                ahead.newest = ahead.newest.max(header.position);
                 ahead.epoch = ahead.epoch.max(header.epoch);
                 ahead.number = ahead.number.max(number_behind(&header));
                 ahead.records += u64::from(header.position == at);
@@ -942,3 +958,127 @@ fn number_behind(header: &Header) -> u64 {
 const REUSED_EARLY_BYTES_MAX: u64 = 2 * BACKGROUND_SYNC_BYTES;
 /// Starts that are kept of a chain: one for each part of two laps.
 const CHAIN_STARTS_MAX: usize = 2 * MARKS + 2;
+
+#[cfg(test)]
+mod tests {
+    use super::super::backing::MemoryBacking;
+    use super::super::format::record_extent;
+    use super::*;
+    use crate::clock::Instant;
+    use crate::limits::PAGE_BYTES;
+    use std::cell::Cell;
+    use std::io::IoSlice;
+
+    const SIZE: u64 = DATA_BYTES_MIN;
+
+    /// Memory that counts what is read.
+    struct Counted {
+        memory: MemoryBacking,
+        reads: Cell<u64>,
+    }
+
+    impl Backing for Counted {
+        fn len(&self) -> u64 {
+            self.memory.len()
+        }
+
+        fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+            self.reads.set(self.reads.get() + 1);
+            self.memory.read_at(buf, at)
+        }
+
+        fn write_at(&mut self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+            self.memory.write_at(parts, at)
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn ring() -> MemoryBacking {
+        let mut backing = MemoryBacking {
+            bytes: vec![0; (DATA_OFFSET + SIZE) as usize],
+        };
+        let new = NewRing {
+            ring_id: [7; 16],
+            ring_key: 0x5eed,
+            data_size: SIZE,
+            created_ns: 1,
+        };
+        format(&mut backing, &new).unwrap();
+        backing
+    }
+
+    /// Appends messages of 1,000 bytes.
+    fn append(log: &mut Log<MemoryBacking>, messages: u32) {
+        for number in 0..messages {
+            log.begin_turn(u64::from(number) + 100);
+            log.sync_inline(Instant(u64::from(number))).unwrap();
+            let payload = [number as u8; 1_000];
+            let slot = log.reserve(1_000).unwrap();
+            let header = log.header(&slot, 0, crc32c::crc32c(&payload));
+            let padding = vec![0; slot.padding];
+            let parts = [&header[..], &payload, &padding].map(IoSlice::new);
+            log.write(&parts).unwrap();
+        }
+    }
+
+    fn open(memory: MemoryBacking) -> (Log<Counted>, Recovery) {
+        let backing = Counted {
+            memory,
+            reads: Cell::new(0),
+        };
+        Log::open(backing, &OpenOptions::new(Survive::Process, 5_000)).unwrap()
+    }
+
+    #[test]
+    fn superblock_many_laps_old_costs_bounded_work_and_keeps_the_newest_lap() {
+        // With --survive process a small ring can be overwritten many times before a background
+        // sync, and a loss of power may bring back the superblock of the first lap. Recovery used
+        // to step from there to the newest hint 64 bytes at a time, lap after lap (a header of a
+        // far lap stopped it for good), and followed no chain beyond the second lap.
+        let options = OpenOptions::new(Survive::Process, 10);
+        let (mut log, _) = Log::open(ring(), &options).unwrap();
+        append(&mut log, 10);
+        let old = log.backing().bytes[..DATA_OFFSET as usize].to_vec();
+        append(&mut log, 400);
+        assert!(log.written() > 6 * SIZE);
+        let mut memory = log.into_backing();
+        memory.bytes[..old.len()].copy_from_slice(&old);
+        let (log, recovery) = open(memory);
+        let head = log.written();
+        assert_eq!(recovery.lost, []);
+        assert!(recovery.tail + SIZE < head + 3 * PAGE_BYTES, "{recovery:?}");
+        let kept = recovery.head - recovery.tail;
+        assert_eq!(recovery.messages, kept / record_extent(1_000));
+        assert!(log.backing().reads.get() < 100);
+    }
+
+    #[test]
+    fn header_of_a_lap_that_nobody_has_written_costs_bounded_work() {
+        // Only who knows the ring's key can make one; a fuzz target does.
+        let options = OpenOptions::new(Survive::Process, 10);
+        let (mut log, _) = Log::open(ring(), &options).unwrap();
+        append(&mut log, 3);
+        let mut memory = log.into_backing();
+        let far = Header {
+            position: SIZE * (1 << 40) + SIZE / 2,
+            number: 9,
+            len: 0,
+            payload_crc: 0,
+            epoch: 1,
+            kind: Kind::Epoch,
+            flags: 0,
+            env_len: 0,
+            hint_back: 0,
+            received_ns: 100,
+        };
+        let at = (DATA_OFFSET + SIZE / 2) as usize;
+        memory.bytes[at..at + 64].copy_from_slice(&far.encode(0x5eed));
+        let (log, recovery) = open(memory);
+        assert!(log.backing().reads.get() < 100);
+        assert_eq!(recovery.head, far.position + RECORD_ALIGN);
+        assert_eq!(recovery.messages, 0);
+    }
+}

@@ -19,8 +19,8 @@ use super::format::{
 };
 use crate::clock::{self, Instant};
 use crate::limits::{
-    CONSUMERS_MAX, ENVELOPE_BYTES_MAX, KIB, LOG_WRITE_BYTES_MAX, MIB, PAGE_BYTES,
-    RECORD_HEADER_BYTES, RECORD_PAYLOAD_BYTES_MAX,
+    CONSUMERS_MAX, KIB, LOG_WRITE_BYTES_MAX, MIB, PAGE_BYTES, RECORD_HEADER_BYTES,
+    RECORD_PAYLOAD_BYTES_MAX,
 };
 use crate::sys::file::IOV_MAX;
 
@@ -683,16 +683,6 @@ impl<B: Backing> Log<B> {
         let keep = self.epoch_reserve() + self.large_bytes;
         self.make_room(record_extent(payload_bytes), keep)?;
         Ok(self.take(Kind::Message, payload_bytes))
-    }
-
-    /// Whether a message with `body_bytes` of body would find room now, a long envelope included. If
-    /// not, the space is asked for as by a refused [`Log::reserve`], so that it is there in a later
-    /// turn if policy lets it be freed: who only looks at [`Log::free_bytes`] may look for ever.
-    pub fn has_room_for(&mut self, body_bytes: u64) -> bool {
-        let envelope = (ENVELOPE_BYTES_MAX as u64).min(self.payload_bytes_max() / 2);
-        let keep = self.epoch_reserve() + self.large_bytes;
-        let payload = body_bytes.saturating_add(envelope).min(self.data_size());
-        self.make_room(record_extent(payload), keep).is_ok()
     }
 
     /// Opens a large message of `payload_bytes` of envelope and body and sets space aside for it.

@@ -9,6 +9,7 @@ use crate::envelope::{Facts, Field};
 use crate::message::{ID_BYTES_MAX, Message};
 use crate::metrics::{CloseCause, Phase};
 use crate::ringlog::backing::Backing;
+use crate::ringlog::writer::ReserveError;
 use crate::smtp::reply::Reply;
 use crate::smtp::sink::{CloseReason, Completion, MessageFacts, Question, Sink, Verb, Verdict};
 
@@ -204,7 +205,11 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
     fn body_room(&self) -> usize {
         match &self.io.message {
             Some(message) if message.in_body() => {
-                message.body_room(&self.shared.pool, self.urgency())
+                if super::may_grow(self.io, self.shared, self.token) {
+                    message.body_room(&self.shared.pool, self.urgency())
+                } else {
+                    message.room(&self.shared.pool)
+                }
             }
             _ => usize::MAX,
         }
@@ -257,7 +262,21 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             return Completion::Refused(reply);
         }
         let stored_facts = stored_facts(facts, ended_at);
-        if message.fragments() > 1 {
+        // Behind one that waits for space everybody waits, or it would wait for ever.
+        let mut wait = message.fragments() > 1 || shared.space_wanted;
+        let mut reserved = None;
+        if !wait {
+            match storage.log.reserve(message.payload_bytes()) {
+                Ok(slot) => reserved = Some(slot),
+                Err(ReserveError::Full { freeing: true }) => wait = true,
+                Err(error) => {
+                    message.free(&mut shared.pool);
+                    shared.metrics.messages_refused += 1;
+                    return Completion::Refused(shared.refusal_for(error));
+                }
+            }
+        }
+        let Some(slot) = reserved.filter(|_| !wait) else {
             self.io.flags.large_pending = true;
             self.io.phase_at = ended_at;
             shared.large.push_back(Large {
@@ -268,17 +287,9 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
                 progress: None,
             });
             return Completion::Wait;
-        }
-        let number = storage.log.next_number();
-        let named = Named::new(shared.options.shard, number);
-        message.name(&mut shared.pool, named.id(), stored_facts);
-        let Ok(slot) = storage.log.reserve(message.payload_bytes()) else {
-            message.free(&mut shared.pool);
-            shared.metrics.no_space_after_data += 1;
-            shared.metrics.messages_refused += 1;
-            return Completion::Refused(Reply::NoSpace);
         };
-        debug_assert_eq!(slot.number, number);
+        let named = Named::new(shared.options.shard, slot.number);
+        message.name(&mut shared.pool, named.id(), stored_facts);
         let reply = self.io.push_reply(&mut shared.pool, named.reply());
         self.io.hold(reply.0);
         shared.pending.push_back(Pending {

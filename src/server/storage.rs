@@ -1,11 +1,10 @@
 //! The turn's end: one vectored write of every message that ended, the sync behind it, and the replies that a
 //! finished sync releases.
 
-use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use super::out::{Named, Out};
-use super::{Server, live, run_later};
+use super::{Server, Shared, live, run_later};
 use crate::buffer::{ChunkId, Pool};
 use crate::clock::Instant;
 use crate::conn::{Stream, Token};
@@ -17,7 +16,7 @@ use crate::metrics::Phase;
 use crate::ringlog::backing::Backing;
 use crate::ringlog::commit::{SyncDone, SyncRequest, SyncThread};
 use crate::ringlog::format::WHOLE_BYTES;
-use crate::ringlog::writer::{Failed, LargeSlot, Log, Slot};
+use crate::ringlog::writer::{Failed, LargeSlot, Log, ReserveError, Slot};
 use crate::smtp::reply::Reply;
 use crate::smtp::sink::Blocked;
 
@@ -178,90 +177,22 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         }
     }
 
-    /// Takes places for the next records of large messages, [`LOG_WRITE_BYTES_MAX`] bytes at most in one turn.
-    /// Returns those that the log has no space for.
+    /// Takes places for messages that wait for one, [`LOG_WRITE_BYTES_MAX`] bytes at most in one turn. Returns
+    /// those that the log has no space for.
     fn reserve_large(&mut self) -> Vec<(Token, Reply)> {
         let mut refused = Vec::new();
-        let shared = &mut self.shared;
-        let Some(storage) = &mut shared.storage else {
-            return refused;
-        };
-        let log = &mut storage.log;
         let mut given = 0;
-        while given < LOG_WRITE_BYTES_MAX
-            && let Some(large) = shared.large.front_mut()
-        {
-            if large.progress.is_none() {
-                let Ok(slot) = log.begin_large(large.message.payload_bytes()) else {
-                    shared.metrics.no_space_after_data += 1;
-                    refused.extend(drop_front(&mut shared.large, &mut shared.pool));
-                    continue;
-                };
-                let number = log.next_number();
-                let named = Named::new(shared.options.shard, number);
-                large
-                    .message
-                    .name(&mut shared.pool, named.id(), large.facts);
-                let next = large.message.first();
-                large.progress = Some(Progress {
-                    slot,
-                    number,
-                    next,
-                    crc: 0,
-                });
-            }
-            let Some(progress) = &mut large.progress else {
-                break;
-            };
-            let (fragment, next) = large.message.fragment_from(&shared.pool, progress.next);
-            let first = fragment.first == large.message.first();
-            let Ok(slot) = log.reserve_fragment(&mut progress.slot, fragment.bytes) else {
-                if let Some(progress) = large.progress.take() {
-                    log.abandon_large(progress.slot);
+        self.shared.space_wanted = false;
+        while given < LOG_WRITE_BYTES_MAX && !self.shared.large.is_empty() {
+            match self.shared.reserve_next() {
+                Ok(bytes) => given += bytes,
+                Err(ReserveError::Full { freeing: true }) => {
+                    self.shared.space_wanted = true;
+                    break;
                 }
-                shared.metrics.no_space_after_data += 1;
-                refused.extend(drop_front(&mut shared.large, &mut shared.pool));
-                continue;
-            };
-            given += fragment.bytes;
-            progress.crc =
-                crc32c::crc32c_combine(progress.crc, fragment.crc, fragment.bytes as usize);
-            let mut whole = [0; WHOLE_BYTES];
-            let mut crc = fragment.crc;
-            let whole_len = if next.is_none() {
-                whole = progress.slot.whole(progress.crc).encode();
-                crc = crc32c::crc32c_combine(crc32c::crc32c(&whole), crc, fragment.bytes as usize);
-                WHOLE_BYTES
-            } else {
-                0
-            };
-            let envelope_bytes = if first {
-                large.message.envelope_bytes()
-            } else {
-                0
-            };
-            shared.fragments.push(FragmentWrite {
-                header: log.header(&slot, envelope_bytes, crc),
-                fragment,
-                message_first: large.message.first(),
-                whole,
-                whole_len,
-                padding: slot.padding,
-            });
-            match next {
-                Some(next) => progress.next = next,
-                None => {
-                    shared.pending.push_back(Pending {
-                        token: large.token,
-                        end: slot.end,
-                        reply: (0, 0),
-                        large_number: Some(progress.number),
-                        ended_at: large.ended_at,
-                        octets: large.message.octets(),
-                    });
-                    if let Some(large) = shared.large.pop_front() {
-                        shared.written_large.push(large.message);
-                    }
+                Err(error) => {
+                    let reply = self.shared.refusal_for(error);
+                    refused.extend(self.shared.drop_front(reply));
                 }
             }
         }
@@ -416,11 +347,124 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
     }
 }
 
-/// Drops the front large message, which the log has no space for.
-fn drop_front(large: &mut VecDeque<Large>, pool: &mut Pool) -> Option<(Token, Reply)> {
-    let large = large.pop_front()?;
-    large.message.free(pool);
-    Some((large.token, Reply::NoSpace))
+impl<B: Backing, C> Shared<B, C> {
+    /// The reply to a message that gets no place in the log.
+    pub(super) fn refusal_for(&mut self, error: ReserveError) -> Reply {
+        match error {
+            ReserveError::TooLarge => Reply::TooBig,
+            ReserveError::Failed(_) => Reply::StorageDown,
+            ReserveError::Full { .. } | ReserveError::Busy => {
+                self.metrics.no_space_after_data += 1;
+                Reply::NoSpace
+            }
+        }
+    }
+
+    /// Drops the message in front of those that wait.
+    fn drop_front(&mut self, reply: Reply) -> Option<(Token, Reply)> {
+        let large = self.large.pop_front()?;
+        if let (Some(progress), Some(storage)) = (large.progress, &mut self.storage) {
+            storage.log.abandon_large(progress.slot);
+        }
+        large.message.free(&mut self.pool);
+        self.metrics.messages_refused += 1;
+        Some((large.token, reply))
+    }
+
+    /// Takes the place of the next record of the message in front; returns the record's payload bytes.
+    fn reserve_next(&mut self) -> Result<u64, ReserveError> {
+        let (Some(large), Some(storage)) = (self.large.front_mut(), &mut self.storage) else {
+            return Ok(0);
+        };
+        let (log, pool) = (&mut storage.log, &mut self.pool);
+        let first = large.message.first();
+        if large.message.fragments() == 1 {
+            let slot = log.reserve(large.message.payload_bytes())?;
+            let named = Named::new(self.options.shard, slot.number);
+            large.message.name(pool, named.id(), large.facts);
+            let (fragment, _) = large.message.fragment_from(pool, first);
+            self.fragments.push(FragmentWrite {
+                header: log.header(&slot, large.message.envelope_bytes(), fragment.crc),
+                fragment,
+                message_first: first,
+                whole: [0; WHOLE_BYTES],
+                whole_len: 0,
+                padding: slot.padding,
+            });
+            self.finish_front(slot.number, slot.end);
+            return Ok(fragment.bytes);
+        }
+        let progress = match &mut large.progress {
+            Some(progress) => progress,
+            None => {
+                let slot = log.begin_large(large.message.payload_bytes())?;
+                // The first record takes this number; it is reserved below, before any other.
+                let number = log.next_number();
+                let named = Named::new(self.options.shard, number);
+                large.message.name(pool, named.id(), large.facts);
+                large.progress.insert(Progress {
+                    slot,
+                    number,
+                    next: first,
+                    crc: 0,
+                })
+            }
+        };
+        let (fragment, next) = large.message.fragment_from(pool, progress.next);
+        let slot = log.reserve_fragment(&mut progress.slot, fragment.bytes)?;
+        progress.crc = crc32c::crc32c_combine(progress.crc, fragment.crc, fragment.bytes as usize);
+        // The last record begins with what it knows of the whole message.
+        let mut whole = [0; WHOLE_BYTES];
+        let mut crc = fragment.crc;
+        let mut whole_len = 0;
+        if next.is_none() {
+            whole = progress.slot.whole(progress.crc).encode();
+            whole_len = WHOLE_BYTES;
+            crc = crc32c::crc32c_combine(crc32c::crc32c(&whole), crc, fragment.bytes as usize);
+        }
+        let is_first = fragment.first == first;
+        assert!(
+            !is_first || slot.number == progress.number,
+            "the trace field names another message"
+        );
+        let envelope_bytes = if is_first {
+            large.message.envelope_bytes()
+        } else {
+            0
+        };
+        self.fragments.push(FragmentWrite {
+            header: log.header(&slot, envelope_bytes, crc),
+            fragment,
+            message_first: first,
+            whole,
+            whole_len,
+            padding: slot.padding,
+        });
+        match next {
+            Some(next) => progress.next = next,
+            None => {
+                let number = progress.number;
+                self.finish_front(number, slot.end);
+            }
+        }
+        Ok(fragment.bytes)
+    }
+
+    /// The message in front has all its places: it is written in this turn and waits for its commit.
+    fn finish_front(&mut self, number: u64, end: u64) {
+        let Some(large) = self.large.pop_front() else {
+            return;
+        };
+        self.pending.push_back(Pending {
+            token: large.token,
+            end,
+            reply: (0, 0),
+            large_number: Some(number),
+            ended_at: large.ended_at,
+            octets: large.message.octets(),
+        });
+        self.written_large.push(large.message);
+    }
 }
 
 fn push_message<'a>(parts: &mut Vec<IoSlice<'a>>, pool: &'a Pool, queued: &Queued) {

@@ -82,9 +82,9 @@ replies! {
     NoArgumentAllowed = "no_argument_allowed" 501 "5.5.4 " "No argument allowed";
     /// An argument is missing.
     ArgumentNeeded = "argument_needed" 501 "5.5.4 " "Argument needed";
-    /// MAIL without FROM:<path>.
+    /// MAIL without `FROM:<path>`.
     MailSyntax = "mail_syntax" 501 "5.5.2 " "Syntax: MAIL FROM:<address> [parameters]";
-    /// RCPT without TO:<path>.
+    /// RCPT without `TO:<path>`.
     RcptSyntax = "rcpt_syntax" 501 "5.5.2 " "Syntax: RCPT TO:<address> [parameters]";
     /// The reverse-path does not follow RFC 5321 4.1.2.
     SenderMalformed = "sender_malformed" 501 "5.1.7 " "Bad sender address syntax";

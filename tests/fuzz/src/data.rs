@@ -83,7 +83,8 @@ pub enum Cuts {
 }
 
 impl Cuts {
-    fn next_len(&mut self, rest: usize) -> usize {
+    /// Length of the next part of what is left, at least 1 while there is something.
+    pub fn next_len(&mut self, rest: usize) -> usize {
         match self {
             Cuts::Whole => rest,
             Cuts::Bytes => 1,
