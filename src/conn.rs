@@ -105,6 +105,10 @@ pub struct Io {
     held_from: Option<u32>,
     /// Messages of this session that are queued and not yet acknowledged.
     pub commits_pending: u16,
+    /// Bucket of the client's prefix; see `server`.
+    pub prefix: u16,
+    /// Large chunks that are counted for its prefix.
+    pub chunks_counted: u32,
     /// Why it ends, as far as is known.
     pub cause: CloseCause,
     /// When bytes last came or left.
@@ -145,6 +149,8 @@ impl Io {
             output_position: 0,
             held_from: None,
             commits_pending: 0,
+            prefix: 0,
+            chunks_counted: 0,
             cause: CloseCause::PeerClosed,
             active_at: now,
             phase_at: now,

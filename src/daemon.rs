@@ -15,6 +15,7 @@ use crate::cli::{EXIT_CUT, EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, EXIT_USAGE, comp
 use crate::clock::Clock;
 use crate::config::units;
 use crate::config::{Config, Full, OnStorageFailure, RingWrite, Survive};
+use crate::ctl;
 use crate::http::NEWEST_MAX;
 use crate::limits::{GIB, KIB, MIB};
 use crate::log_cli::view::{RingSource, read_superblock};
@@ -485,7 +486,7 @@ fn bind_ctl(path: &Path, group: bool) -> io::Result<UnixListener> {
         _ => {}
     }
     // The directory is closed to others, so nobody connects before the mode is set.
-    let socket = UnixListener::bind(path)?;
+    let socket = ctl::with_short_path(path, |path| UnixListener::bind(path))?;
     let mode = if group { 0o660 } else { 0o600 };
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     socket.set_nonblocking(true)?;

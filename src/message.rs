@@ -42,6 +42,8 @@ pub struct Message {
     payload_bytes: u64,
     body_bytes: u64,
     fragments: u32,
+    /// Chunks of 64 KiB among its chunks.
+    large_chunks: u32,
     /// Bytes of the current fragment.
     fragment_bytes: u32,
 }
@@ -76,6 +78,7 @@ impl Message {
             payload_bytes: 0,
             body_bytes: 0,
             fragments: 1,
+            large_chunks: 0,
             fragment_bytes: 0,
         };
         message.envelope_field(pool, Field::Facts, &[&Facts::default().encode()]);
@@ -105,6 +108,21 @@ impl Message {
     /// Length of the envelope, bytes.
     pub fn envelope_bytes(&self) -> u32 {
         self.envelope_bytes
+    }
+
+    /// Chunks of 64 KiB that it holds.
+    pub fn large_chunks(&self) -> u32 {
+        self.large_chunks
+    }
+
+    /// Body bytes that fit without another chunk.
+    pub fn room(&self, pool: &Pool) -> usize {
+        pool.room(self.last)
+    }
+
+    /// Whether a read straight into its last chunk is possible without another chunk.
+    pub fn has_direct_room(&self, pool: &Pool) -> bool {
+        self.last.is_large() && pool.room(self.last) >= DIRECT_ROOM_MIN
     }
 
     /// Records this message needs.
@@ -180,6 +198,7 @@ impl Message {
             },
         );
         self.last = id;
+        self.large_chunks += u32::from(large);
         true
     }
 
@@ -277,9 +296,7 @@ impl Message {
         pool: &mut Pool,
         urgency: Urgency,
     ) -> Option<(ChunkId, core::ops::Range<usize>)> {
-        if (!self.last.is_large() || pool.room(self.last) < DIRECT_ROOM_MIN)
-            && !self.grow(pool, true, urgency)
-        {
+        if !self.has_direct_room(pool) && !self.grow(pool, true, urgency) {
             return None;
         }
         let used = pool.meta(self.last).used as usize;

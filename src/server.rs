@@ -14,6 +14,7 @@
 pub mod control;
 mod growing;
 mod out;
+mod prefixes;
 mod storage;
 
 use core::net::SocketAddr;
@@ -26,6 +27,7 @@ use slab::Slab;
 
 use self::growing::Growing;
 use self::out::Out;
+use self::prefixes::Prefixes;
 pub use self::storage::{Committer, Storage};
 use self::storage::{FragmentWrite, Large, Pending, Queued};
 use crate::buffer::{Pool, Urgency};
@@ -47,6 +49,8 @@ use crate::timer_wheel::TimerWheel;
 const TURN_READ_BYTES: usize = 256 * 1024;
 /// Connections taken off the run queue in one turn.
 const TURN_RUNS: usize = 4_096;
+/// A client prefix holds at most the pool divided by this.
+const PREFIX_SHARE: u64 = 4;
 /// Connections woken in one turn because chunks became free.
 const TURN_WAKES: usize = 64;
 /// Timers are looked at no more often than this for the sake of the data rate.
@@ -134,6 +138,7 @@ pub struct Shared<B: Backing, C> {
     run: VecDeque<Token>,
     pool_waiters: VecDeque<Token>,
     growing: Growing,
+    prefixes: Prefixes,
     discarded: u64,
     draining: bool,
     failed_at: Option<Instant>,
@@ -283,6 +288,16 @@ impl<B: Backing, C> Shared<B, C> {
         }
     }
 
+    /// Counts the large chunks of this connection's message for its prefix.
+    fn count_chunks(&mut self, io: &mut Io, key: u32) {
+        let now = io.message.as_ref().map_or(0, Message::large_chunks);
+        if now != io.chunks_counted {
+            self.prefixes
+                .changed(io.prefix, key, io.chunks_counted, now);
+            io.chunks_counted = now;
+        }
+    }
+
     fn stop_growing(&mut self, io: &mut Io, key: u32) {
         if io.flags.holds_growth {
             io.flags.holds_growth = false;
@@ -341,6 +356,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         .into_iter()
         .min()
         .unwrap_or(options.linger);
+        let chunks = options.pool_bytes / CHUNK_LARGE_BYTES as u64 / PREFIX_SHARE;
+        let prefix_chunks = u32::try_from(chunks).unwrap_or(u32::MAX).max(1);
         let sessions = options.sessions_max;
         Server {
             conns: Slab::with_capacity(sessions),
@@ -368,6 +385,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 run: VecDeque::with_capacity(1_024),
                 pool_waiters: VecDeque::with_capacity(64),
                 growing: Growing::new(),
+                prefixes: Prefixes::new(prefix_chunks),
                 discarded: 0,
                 draining: false,
                 failed_at: None,
@@ -438,6 +456,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             session: Session::new(peer.ip()),
             io: Io::new(peer, listener, self.generation, now),
         });
+        conn.io.prefix = self.shared.prefixes.bucket(peer.ip());
         self.shared.metrics.connections_accepted += 1;
         if self.shared.logger.is_enabled(Class::Connected) {
             self.shared
@@ -527,7 +546,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             }
             match conn.io.blocked {
                 Some(Blocked::Replies) if conn.io.has_room() => conn.io.blocked = None,
-                Some(Blocked::Pool) if shared.pool.has_large(urgency(&conn.io, shared, token)) => {
+                Some(Blocked::Pool) if may_grow(&conn.io, shared, token) => {
                     conn.io.blocked = None;
                 }
                 Some(_) => break,
@@ -555,6 +574,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             }
         }
         shared.scratch = scratch;
+        shared.count_chunks(&mut conn.io, token.key);
         self.after_drive(token);
     }
 
@@ -648,6 +668,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             self.shared.metrics.messages_aborted += 1;
         }
         conn.io.release(&mut self.shared.pool);
+        self.shared.count_chunks(&mut conn.io, key as u32);
         self.wheel.unlink(key);
         self.shared.metrics.closed(conn.io.cause);
         self.shared.log_end(&conn.io);
@@ -708,14 +729,17 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             }
             return;
         }
-        for _ in 0..TURN_WAKES {
+        for _ in 0..shared.pool_waiters.len().min(TURN_WAKES) {
             let Some(token) = shared.pool_waiters.pop_front() else {
                 break;
             };
             let Some(conn) = live(&mut self.conns, token) else {
                 continue;
             };
-            if std::mem::take(&mut conn.io.flags.waits_for_pool) {
+            if conn.io.flags.waits_for_pool && !may_grow(&conn.io, shared, token) {
+                // Its prefix holds its share; it is looked at again when others have been.
+                shared.pool_waiters.push_back(token);
+            } else if std::mem::take(&mut conn.io.flags.waits_for_pool) {
                 run_later(conn, shared, token);
             }
         }
@@ -943,6 +967,14 @@ fn urgency<B: Backing, C>(io: &Io, shared: &Shared<B, C>, token: Token) -> Urgen
     }
 }
 
+/// Whether the message of this connection may take another large chunk: there is one, and its prefix holds less
+/// than its share or lets this one go on. The message that has grown longest always may, so that something always ends.
+fn may_grow<B: Backing, C>(io: &Io, shared: &Shared<B, C>, token: Token) -> bool {
+    let urgency = urgency(io, shared, token);
+    let may_take = urgency == Urgency::Reserve || shared.prefixes.may_take(io.prefix, token.key);
+    may_take && shared.pool.has_large(urgency)
+}
+
 fn run_later<S, B: Backing, C>(conn: &mut Conn<S>, shared: &mut Shared<B, C>, token: Token) {
     if !conn.io.flags.queued_to_run {
         conn.io.flags.queued_to_run = true;
@@ -1073,9 +1105,15 @@ fn read_in_place<S: Stream, B: Backing, C: Committer>(
         conn.io.blocked = Some(Blocked::Pool);
         return false;
     }
+    let may_grow = may_grow(&conn.io, shared, token);
     let Some(mut message) = conn.io.message.take() else {
         return false;
     };
+    if !may_grow && !message.has_direct_room(&shared.pool) {
+        conn.io.message = Some(message);
+        conn.io.blocked = Some(Blocked::Pool);
+        return false;
+    }
     let Some((chunk, range)) = message.direct_room(&mut shared.pool, urgency) else {
         conn.io.message = Some(message);
         conn.io.blocked = Some(Blocked::Pool);

@@ -129,7 +129,7 @@ fn a_client_that_ends_lines_by_lf_alone_is_told_so() {
     client.send(b"EHLO client.example\n").unwrap();
     assert_eq!(
         client.reply().unwrap(),
-        "500 5.5.2 Line ended by LF alone; SMTP needs CRLF\r\n"
+        "500 5.5.2 Line ended by LF alone; SMTP needs CRLF (nc -C sends it)\r\n"
     );
     // The session lives.
     client.send(b"NOOP\r\n").unwrap();
@@ -220,6 +220,63 @@ fn a_client_that_reads_no_replies_is_cut_and_disturbs_nobody() {
     );
     assert_eq!(stored(&dir).len(), number);
     drop(other);
+    server.stop();
+}
+
+#[test]
+fn a_full_ring_defers_mail_until_its_consumer_has_caught_up() {
+    let dir = TestDir::new();
+    let server = Server::start(&dir, &["--ring-size", "4MiB"]);
+    let maildir = format!("maildir:{}", dir.join("maildir"));
+    let ring = dir.ring();
+    let consume = [
+        "consume", "keeper", "--create", "--to", &maildir, "--ring", &ring,
+    ];
+    let consume = [&consume[..], &["--until-empty"]].concat();
+    // From now on nothing is overwritten that it has not delivered.
+    output_of(&consume);
+    let mut client = Client::open(server.address).unwrap();
+    let message = [MESSAGE, "x".repeat(100_000).as_bytes(), b"\r\n"].concat();
+    let mut accepted = 0;
+    let refusal = loop {
+        match client.deliver(&message) {
+            Ok(_) => accepted += 1,
+            Err(error) => break error.to_string(),
+        }
+        assert!(accepted < 100, "a ring of 4 MiB took 10 MB");
+    };
+    assert!(accepted > 20, "{accepted}");
+    assert_eq!(
+        refusal,
+        "250 expected, got 452 4.3.1 Insufficient system storage; try again later\r\n"
+    );
+    let delivered = || {
+        fs::read_dir(dir.path().join("maildir/new"))
+            .unwrap()
+            .count()
+    };
+    output_of(&consume);
+    assert_eq!(delivered(), accepted);
+    let mut client = Client::open(server.address).unwrap();
+    client.deliver(&message).unwrap();
+    output_of(&consume);
+    assert_eq!(delivered(), accepted + 1);
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_small_ring_without_consumers_goes_on_taking_mail() {
+    let dir = TestDir::new();
+    let server = Server::start(&dir, &["--ring-size", "4MiB"]);
+    let mut client = Client::open(server.address).unwrap();
+    let message = [MESSAGE, "x".repeat(100_000).as_bytes(), b"\r\n"].concat();
+    // Three times round: the oldest mail gives way.
+    for _ in 0..120 {
+        client.deliver(&message).unwrap();
+    }
+    assert_eq!(stored(&dir).into_keys().last(), Some(120));
+    drop(client);
     server.stop();
 }
 

@@ -77,6 +77,8 @@ How much
   --timeout TIME            for any one reply [30s]
   --ramp TIME               spread the session starts over TIME
   --rate R                  open loop: R messages a second, whatever the target does
+  --rate-shape R@T,R@T,...  a rate that follows these points, joined by straight lines; two
+                            points at one time are a step; ends at the last
   --poisson                 exponential gaps instead of equal ones
   --arrival msg|conn        whether each arrival opens its own connection [msg]
 
@@ -306,6 +308,24 @@ pub fn parse_size_table(text: &str) -> Result<Sizes, String> {
     }
 }
 
+/// Reads `RATE@TIME,RATE@TIME,...`.
+fn parse_shape(text: &str) -> Option<Vec<(u64, f64)>> {
+    let points: Vec<(u64, f64)> = text
+        .split(',')
+        .map(|point| {
+            let (rate, at) = point.split_once('@')?;
+            let rate = rate
+                .parse::<f64>()
+                .ok()
+                .filter(|rate| (0.0..=1e7).contains(rate))?;
+            Some((parse_time(at)?, rate))
+        })
+        .collect::<Option<_>>()?;
+    let rises = points.windows(2).all(|pair| pair[0].0 <= pair[1].0);
+    let some = points.iter().any(|(_, rate)| *rate > 0.0);
+    (rises && some).then_some(points)
+}
+
 fn parse_count(text: &str) -> Option<Count> {
     match text.split_once('-') {
         Some((low, high)) => {
@@ -517,6 +537,7 @@ fn default_plan() -> Plan {
         auth: None,
         xclient: None,
         quit: Quit::Wait,
+        shape: Vec::new(),
         corpus: 0,
     }
 }
@@ -617,6 +638,14 @@ impl Options {
                     .ok()
                     .filter(|rate| *rate > 0.0 && *rate <= 1e7);
                 self.rate = Some(bad(rate, flag, text)?);
+            }
+            "rate-shape" => {
+                plan.shape = bad(parse_shape(text), flag, text)?;
+                self.rate = plan
+                    .shape
+                    .iter()
+                    .map(|(_, rate)| *rate)
+                    .max_by(f64::total_cmp);
             }
             "arrival" => {
                 self.by_connection = match text {
@@ -765,7 +794,11 @@ impl Options {
             plan.sessions = if self.rate.is_some() { 100 } else { 10 };
         }
         if plan.messages.is_none() && plan.duration_ns.is_none() {
-            plan.duration_ns = Some(10_000_000_000);
+            let end = plan
+                .shape
+                .last()
+                .map(|(at, _)| at.saturating_sub(plan.warmup_ns));
+            plan.duration_ns = Some(end.filter(|end| *end > 0).unwrap_or(10_000_000_000));
         }
         plan.run = match (self.run_id, &self.ledger) {
             (Some(run), _) => run,
@@ -1539,6 +1572,10 @@ mod tests {
         assert_eq!(parse_sizes("1k,2k"), Some(Sizes::List(vec![1024, 2048])));
         assert_eq!(parse_sizes("1k-2k"), Some(Sizes::Uniform(1024, 2048)));
         assert_eq!(parse_sizes("2k-1k"), None);
+        let shape = vec![(0, 100.0), (10_000_000_000, 900.0), (10_000_000_000, 5.0)];
+        assert_eq!(parse_shape("100@0,900@10s,5@10s"), Some(shape));
+        assert_eq!(parse_shape("100@10s,900@0s"), None);
+        assert_eq!(parse_shape("0@10s"), None);
         assert!(parse_size_table("1k,0.5\n2k,1\n").is_ok());
         assert!(parse_size_table("1k,0.5\n2k,0.9\n").is_err());
         assert!(parse_size_table("2k,0.5\n1k,1\n").is_err());

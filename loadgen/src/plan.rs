@@ -352,6 +352,9 @@ pub struct Plan {
     pub xclient: Option<String>,
     /// How a connection ends.
     pub quit: Quit,
+    /// Open loop: points of a rate that changes, (ns from the start, messages a second), joined by
+    /// straight lines. Empty: the rate of `mode` throughout.
+    pub shape: Vec<(u64, f64)>,
     /// Hash of the corpus, if one is sent; 0 otherwise.
     pub corpus: u64,
 }
@@ -390,7 +393,7 @@ impl Plan {
         format!(
             "seed={} mode={:?} sessions={} messages={:?} duration={:?} warmup={} ramp={} sizes={} \
              recipients={} per_connection={} from={} to={} helo={} protocol={:?} \
-             pipelining={:?} chunking={} tls={:?} auth={} quit={:?} corpus={:016x}",
+             pipelining={:?} chunking={} tls={:?} auth={} quit={:?} shape={:?} corpus={:016x}",
             self.seed,
             self.mode,
             self.sessions,
@@ -410,6 +413,7 @@ impl Plan {
             self.tls,
             self.auth.is_some(),
             self.quit,
+            self.shape,
             self.corpus,
         )
     }
@@ -452,8 +456,12 @@ impl Workload {
 pub struct Schedule {
     rng: Rng,
     poisson: bool,
-    /// Mean gap in ns.
-    gap: f64,
+    /// Messages a second of this worker, when there is no shape.
+    rate: f64,
+    /// See `Plan::shape`: ns, and messages of this worker in one ns.
+    shape: Vec<(f64, f64)>,
+    /// Share of a message that is due before the first.
+    first: f64,
     at: f64,
     seq: u64,
     step: u64,
@@ -462,19 +470,73 @@ pub struct Schedule {
 impl Schedule {
     /// Plans the share of worker `index` of `workers`.
     pub fn new(seed: u64, rate: f64, poisson: bool, index: u64, workers: u64) -> Self {
-        let gap = 1e9 / rate * workers as f64;
-        let mut schedule = Self {
-            rng: Rng::keyed(seed, 9, index),
+        let mut rng = Rng::keyed(seed, 9, index);
+        let first = if poisson {
+            rng.exponential()
+        } else {
+            index as f64 / workers as f64
+        };
+        let rate = rate / workers as f64;
+        let at = first * 1e9 / rate;
+        Self {
+            rng,
             poisson,
-            gap,
-            at: gap * index as f64 / workers as f64,
+            rate,
+            shape: Vec::new(),
+            first,
+            at,
             seq: index,
             step: workers,
-        };
-        if poisson {
-            schedule.at = schedule.rng.exponential() * gap;
         }
-        schedule
+    }
+
+    /// Makes the rate follow `shape` from the start.
+    #[must_use]
+    pub fn shaped(mut self, shape: &[(u64, f64)]) -> Self {
+        if !shape.is_empty() {
+            let share = |(at, rate): &(u64, f64)| (*at as f64, rate / self.step as f64 / 1e9);
+            self.shape = shape.iter().map(share).collect();
+            self.at = 0.0;
+            self.at = self.later(self.first);
+        }
+        self
+    }
+
+    /// Returns the time at which `units` more messages than now are due, ns: the area below the
+    /// shape from now to then is `units`.
+    fn later(&self, mut units: f64) -> f64 {
+        let mut at = self.at;
+        if units <= 0.0 {
+            return at;
+        }
+        for pair in self.shape.windows(2) {
+            let ((from, low), (to, high)) = (pair[0], pair[1]);
+            if to <= at || to <= from {
+                continue;
+            }
+            if at < from {
+                // Before the first point its rate holds.
+                let area = low * (from - at);
+                if area >= units {
+                    return at + units / low;
+                }
+                units -= area;
+                at = from;
+            }
+            let slope = (high - low) / (to - from);
+            let now = low + slope * (at - from);
+            let area = f64::midpoint(now, high) * (to - at);
+            if area >= units {
+                // now * x + slope * x^2 / 2 = units, in the form that is stable for small slopes.
+                return at
+                    + 2.0 * units / (now + (now * now + 2.0 * slope * units).max(0.0).sqrt());
+            }
+            units -= area;
+            at = to;
+        }
+        // Behind the last point its rate holds, at least one an hour.
+        let last = self.shape.last().map_or(self.rate / 1e9, |(_, rate)| *rate);
+        at + units / last.max(1.0 / 3.6e12)
     }
 
     /// Returns the number of the next message and when it starts, ns from the start of the run.
@@ -485,11 +547,12 @@ impl Schedule {
     /// Goes on to the message after it.
     pub fn advance(&mut self) {
         self.seq += self.step;
-        self.at += if self.poisson {
-            self.rng.exponential() * self.gap
+        let units = if self.poisson {
+            self.rng.exponential()
         } else {
-            self.gap
+            1.0
         };
+        self.at = self.later(units);
     }
 }
 
@@ -523,6 +586,7 @@ pub(crate) mod tests {
             auth: None,
             xclient: None,
             quit: Quit::Wait,
+            shape: Vec::new(),
             corpus: 0,
         }
     }
@@ -583,6 +647,31 @@ pub(crate) mod tests {
         for (n, (seq, at)) in times.iter().enumerate() {
             assert_eq!(*seq, n as u64);
             assert!(at.abs_diff(n as u64 * 1_000_000) <= 1, "{n} {at}");
+        }
+    }
+
+    #[test]
+    fn a_shape_gives_the_area_below_it() {
+        // Up from 0 to 2,000 in 10 s, then a step to 500 for 10 s: 10,000 and 5,000 messages.
+        let second = 1_000_000_000;
+        let shape = [
+            (0, 0.0),
+            (10 * second, 2000.0),
+            (10 * second, 500.0),
+            (20 * second, 500.0),
+        ];
+        for poisson in [false, true] {
+            let mut counts = [0i64; 2];
+            for index in 0..2 {
+                let mut schedule = Schedule::new(1, 2000.0, poisson, index, 2).shaped(&shape);
+                while schedule.next().1 < 20 * second {
+                    counts[(schedule.next().1 / (10 * second)) as usize] += 1;
+                    schedule.advance();
+                }
+            }
+            let slack = if poisson { 400 } else { 3 };
+            assert!((counts[0] - 10_000).abs() < slack, "{counts:?}");
+            assert!((counts[1] - 5000).abs() < slack, "{counts:?}");
         }
     }
 

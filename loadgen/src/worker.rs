@@ -252,7 +252,8 @@ impl Worker {
                 poisson,
                 by_connection,
             } => {
-                let due = Schedule::new(plan.seed, rate, poisson, index as u64, workers as u64);
+                let due = Schedule::new(plan.seed, rate, poisson, index as u64, workers as u64)
+                    .shaped(&plan.shape);
                 let serve = due.clone();
                 let seq_end = plan.messages.unwrap_or(u64::MAX);
                 let arrivals = Arrivals {

@@ -205,7 +205,11 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
     fn body_room(&self) -> usize {
         match &self.io.message {
             Some(message) if message.in_body() => {
-                message.body_room(&self.shared.pool, self.urgency())
+                if super::may_grow(self.io, self.shared, self.token) {
+                    message.body_room(&self.shared.pool, self.urgency())
+                } else {
+                    message.room(&self.shared.pool)
+                }
             }
             _ => usize::MAX,
         }

@@ -83,7 +83,7 @@ impl Config {
         let pool_bytes = if tight {
             2 * (256 * KIB + message_max + 896 * KIB) + 128 * KIB
         } else {
-            16 * MIB
+            6 * MIB + 4 * message_max
         };
         let ms = |random: &mut Random, low: u64, high: u64| {
             Duration::from_millis(random.between(low, high))
