@@ -526,6 +526,17 @@ fn server_options(config: &Config) -> server::Options {
         pool_wait_max: config.pool_wait_max,
         linger: LINGER,
         sync_stall: SYNC_STALL,
+        prefix_key: random_number(),
+    }
+}
+
+/// A number nobody else knows. Without the system's randomness the start time has to do: a guessed bucket only
+/// lets one network slow another's large messages down.
+fn random_number() -> u64 {
+    let mut bytes = [0; 8];
+    match crate::sys::file::random(&mut bytes) {
+        Ok(()) => u64::from_le_bytes(bytes),
+        Err(_) => Clock::new().wall_ns(),
     }
 }
 

@@ -95,6 +95,8 @@ pub struct Options {
     pub linger: Duration,
     /// A sync that takes longer turns health red and refuses new mail.
     pub sync_stall: Duration,
+    /// Secret number that keys the table of client prefixes.
+    pub prefix_key: u64,
 }
 
 /// What is known of a listener.
@@ -385,7 +387,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 run: VecDeque::with_capacity(1_024),
                 pool_waiters: VecDeque::with_capacity(64),
                 growing: Growing::new(),
-                prefixes: Prefixes::new(prefix_chunks),
+                prefixes: Prefixes::new(prefix_chunks, options.prefix_key),
                 discarded: 0,
                 draining: false,
                 failed_at: None,

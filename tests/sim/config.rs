@@ -146,6 +146,7 @@ impl Config {
             pool_wait_max: ns(self.pool_wait_max_ns),
             linger: ns(self.linger_ns),
             sync_stall: ns(self.sync_stall_ns),
+            prefix_key: 7,
         }
     }
 }
