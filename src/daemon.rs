@@ -82,7 +82,9 @@ pub fn serve(config: Config) -> i32 {
     }
 }
 
-fn run(config: &Config) -> Result<i32, StartError> {
+fn run(given: &Config) -> Result<i32, StartError> {
+    let mut config = given.clone();
+    let config = &mut config;
     let clock = Clock::new();
     let mut logger = Logger::start(io::stderr(), config.log_format, config.log_level, clock)
         .map_err(|error| start_error(EXIT_FAILURE, format!("the log thread: {error}")))?;
@@ -98,6 +100,9 @@ fn run(config: &Config) -> Result<i32, StartError> {
     } else {
         Some(open_storage(config, &clock, &wake)?)
     };
+    if let Some(opened) = &opened {
+        fit_message_to_ring(config, opened.storage.log.payload_bytes_max());
+    }
     let recovery = opened.as_ref().map(|opened| opened.recovery.clone());
     let about = About {
         server_name: config.server_name.clone(),
@@ -236,7 +241,9 @@ fn finish(config: &Config, reactor: Reactor<FileBacking, SyncThread>, outcome: O
     lines += &format!(
         "Accepted {accepted} messages over {connections} connections; {refused} commands or messages refused.\n"
     );
-    if let Some(stored) = stored {
+    if config.survive == Survive::Nothing && !config.discard {
+        lines += "The messages were kept in memory and are gone.\n";
+    } else if let Some(stored) = stored {
         let option = ring_option(config);
         lines += &format!(
             "Stored: {stored} messages in {}. Read them with: ringmx log{option}\n",
@@ -540,6 +547,20 @@ fn random_number() -> u64 {
     }
 }
 
+/// The ring that is there may be smaller than the options say: no message may be larger than it can take.
+fn fit_message_to_ring(config: &mut Config, payload_bytes_max: u64) {
+    if config.max_message <= payload_bytes_max {
+        return;
+    }
+    if config.is_given("max-message") {
+        complain(&format!(
+            "ringmx: warning: max-message is lowered to {}: an eighth of the ring that is there\n",
+            size(payload_bytes_max)
+        ));
+    }
+    config.max_message = payload_bytes_max;
+}
+
 /// Looks up the newest messages; the reactor runs it on a thread of its own.
 fn find_newest(ring: &OwnedFd) -> io::Result<reactor::FindNewest> {
     let file = std::fs::File::from(ring.try_clone()?);
@@ -634,7 +655,10 @@ fn print_start(
             text += &format!(
                 "  ring        {} in {}, {} messages kept, {} free\n",
                 size(log.data_size()),
-                config.ring.display(),
+                match config.survive {
+                    Survive::Nothing => "memory".to_owned(),
+                    _ => config.ring.display().to_string(),
+                },
                 log.messages(),
                 size(log.free_bytes()),
             );
@@ -701,7 +725,9 @@ fn retention(config: &Config, log: &Log<FileBacking>) -> String {
             names.join(", ")
         ),
     };
-    if let Some(age) = config.keep_for {
+    if let Some(age) = config.keep_for
+        && !(config.full == Full::Defer && names.is_empty())
+    {
         text += &format!("; mail older than {} is removed", units::duration_text(age));
     }
     text

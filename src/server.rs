@@ -31,7 +31,7 @@ use self::prefixes::Prefixes;
 pub use self::storage::{Committer, Storage};
 use self::storage::{FragmentWrite, Large, Pending, Queued};
 use crate::buffer::{Pool, Urgency};
-use crate::clock::Instant;
+use crate::clock::{Instant, nanos};
 use crate::conn::{Conn, Io, Stream, Token};
 use crate::ctl::Attachments;
 use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX};
@@ -141,7 +141,6 @@ pub struct Shared<B: Backing, C> {
     pool_waiters: VecDeque<Token>,
     growing: Growing,
     prefixes: Prefixes,
-    discarded: u64,
     draining: bool,
     failed_at: Option<Instant>,
     sync_since: Option<Instant>,
@@ -185,9 +184,9 @@ impl<B: Backing, C> Shared<B, C> {
     /// Whether no mail is taken because storage failed or does not answer.
     fn refuses_mail(&self) -> bool {
         self.is_failed()
-            || self.sync_since.is_some_and(|since| {
-                self.now.since_ns(since) > crate::clock::nanos(self.options.sync_stall)
-            })
+            || self
+                .sync_since
+                .is_some_and(|since| self.now.since_ns(since) > nanos(self.options.sync_stall))
     }
 
     /// Whether ring and pool would take a message of `size` bytes now. A declared size is no reservation.
@@ -388,7 +387,6 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 pool_waiters: VecDeque::with_capacity(64),
                 growing: Growing::new(),
                 prefixes: Prefixes::new(prefix_chunks, options.prefix_key),
-                discarded: 0,
                 draining: false,
                 failed_at: None,
                 sync_since: None,
@@ -649,7 +647,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return;
         }
         let unread = io.flags.readable || io.input.is_some();
-        if io.flags.eof || (io.flags.quit && !unread) {
+        let may_close = io.flags.quit || self.shared.draining;
+        if io.flags.eof || (may_close && !unread) {
             self.remove(token.key as usize);
         } else if !io.flags.lingering {
             // Closing a socket that holds unread bytes resets the connection and may destroy the last reply on
@@ -857,14 +856,21 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         self.conns.is_empty() && self.shared.pending.is_empty() && self.shared.large.is_empty()
     }
 
-    /// Cuts every session that is left; returns how many.
+    /// Cuts every session that is left. Returns how many had not ended: one that only lingers has had its last
+    /// reply.
     pub fn cut_all(&mut self) -> u64 {
+        let mut cut = 0;
         let keys: Vec<usize> = self.conns.iter().map(|(key, _)| key).collect();
-        let count = keys.len() as u64;
         for key in keys {
+            if let Some(conn) = self.conns.get_mut(key)
+                && !conn.io.flags.closing
+            {
+                conn.io.cause = CloseCause::Draining;
+                cut += 1;
+            }
             self.remove(key);
         }
-        count
+        cut
     }
 
     /// Idle work of the log, once a second.
@@ -882,6 +888,15 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 .line(Class::Overwritten, &fields, self.shared.now);
         }
         metrics.overwritten_unread = status.overwritten_unread;
+        if let Some(since) = self.shared.sync_since {
+            let waited_ns = self.shared.now.since_ns(since);
+            if waited_ns > nanos(self.shared.options.sync_stall) {
+                let fields = [("waiting_ms", Value::Number(waited_ns / 1_000_000))];
+                self.shared
+                    .logger
+                    .line(Class::SyncSlow, &fields, self.shared.now);
+            }
+        }
         if let Err(failed) = storage.log.idle_tick() {
             self.fail_storage(failed);
         }

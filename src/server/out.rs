@@ -13,6 +13,9 @@ use crate::ringlog::writer::ReserveError;
 use crate::smtp::reply::Reply;
 use crate::smtp::sink::{CloseReason, Completion, MessageFacts, Question, Sink, Verb, Verdict};
 
+/// The 250 of a server that throws messages away: it promises nothing.
+const DISCARDED: &[u8] = b"250 2.0.0 Ok: discarded\r\n";
+
 /// The sink of one session.
 pub(super) struct Out<'a, B: Backing, C> {
     pub(super) io: &'a mut Io,
@@ -237,12 +240,10 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             .record(Phase::Data, ended_at.since_ns(facts.data_started));
         shared.stop_growing(self.io, self.token.key);
         let Some(storage) = &mut shared.storage else {
-            shared.discarded += 1;
             shared.metrics.messages_accepted += 1;
             shared.metrics.message_bytes_accepted += facts.content.octets;
             shared.metrics.reply(Reply::Stored as usize);
-            let named = Named::new(shared.options.shard, shared.discarded);
-            self.io.push_reply(&mut shared.pool, named.reply());
+            self.io.push_reply(&mut shared.pool, DISCARDED);
             self.queue_to_flush();
             return Completion::Queued;
         };
