@@ -37,7 +37,7 @@ use crate::ctl::Attachments;
 use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX};
 use crate::logger::{Class, Logger, Value};
 use crate::message::Message;
-use crate::metrics::{self, CloseCause, Metrics};
+use crate::metrics::{CloseCause, Metrics};
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
@@ -148,6 +148,10 @@ pub struct Shared<B: Backing, C> {
     ring_full: bool,
     /// Replies queued in this turn, for the histogram of command times.
     turn_replies: u64,
+    /// Greetings sent in this turn.
+    turn_greetings: u64,
+    /// Times from the end of data to the commit of the messages released in this turn, nanoseconds.
+    turn_waits: Vec<u64>,
     now: Instant,
     wall_ns: u64,
 }
@@ -266,9 +270,33 @@ impl<B: Backing, C> Shared<B, C> {
         self.logger.line(Class::Refused, &fields, self.now);
     }
 
-    /// Replies queued since the last call.
-    pub fn take_turn_replies(&mut self) -> u64 {
-        std::mem::take(&mut self.turn_replies)
+    /// Notes a time from the end of data to the commit for [`Shared::record_turn`]. Bounded: who never calls that
+    /// loses values, not memory.
+    fn note_wait(&mut self, waited_ns: u64) {
+        if self.turn_waits.len() < self.turn_waits.capacity() {
+            self.turn_waits.push(waited_ns);
+        }
+    }
+
+    /// Records what only the end of the turn tells: its replies left `spent_ns` after it began. The server reads
+    /// no clock, so a time within a turn is taken as the whole of it.
+    pub fn record_turn(&mut self, spent_ns: u64) {
+        use crate::metrics::Phase;
+        let metrics = &mut self.metrics;
+        metrics.record(Phase::Turn, spent_ns);
+        metrics.record_many(
+            Phase::Command,
+            spent_ns,
+            std::mem::take(&mut self.turn_replies),
+        );
+        metrics.record_many(
+            Phase::Greeting,
+            spent_ns,
+            std::mem::take(&mut self.turn_greetings),
+        );
+        for waited_ns in self.turn_waits.drain(..) {
+            metrics.record(Phase::EndOfData, waited_ns + spent_ns);
+        }
     }
 
     fn log_end(&mut self, io: &Io) {
@@ -393,6 +421,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 pool_low: false,
                 ring_full: false,
                 turn_replies: 0,
+                turn_greetings: 0,
+                turn_waits: Vec::with_capacity(4_096),
                 now,
                 wall_ns: 0,
                 options,
@@ -1216,8 +1246,7 @@ fn flush_one<S: Stream, B: Backing, C>(
     if sent > 0 {
         if !conn.io.flags.greeted {
             conn.io.flags.greeted = true;
-            let waited_ns = shared.now.since_ns(conn.io.accepted_at);
-            shared.metrics.record(metrics::Phase::Greeting, waited_ns);
+            shared.turn_greetings += 1;
         }
         conn.io.active_at = shared.now;
         shared.metrics.bytes_out += sent as u64;

@@ -23,7 +23,6 @@ use crate::conn::Token;
 use crate::ctl;
 use crate::http;
 use crate::logger::{Class, Value};
-use crate::metrics::Phase;
 use crate::ringlog::backing::Backing;
 use crate::ringlog::reader::Window;
 use crate::server::control::Control;
@@ -393,11 +392,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         self.server.shared.logger.tick(now);
         self.server.shared.metrics.turns += 1;
         let spent = self.clock.now().since_ns(now);
-        let replies = self.server.shared.take_turn_replies();
-        let metrics = &mut self.server.shared.metrics;
-        metrics.record(Phase::Turn, spent);
-        // A command's reply leaves at the end of the turn that read it: the turn's length bounds its time.
-        metrics.record_many(Phase::Command, spent, replies);
+        self.server.shared.record_turn(spent);
     }
 
     fn session_event(&mut self, token: Token, event: &Event) {

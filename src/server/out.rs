@@ -242,6 +242,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let Some(storage) = &mut shared.storage else {
             shared.metrics.messages_accepted += 1;
             shared.metrics.message_bytes_accepted += facts.content.octets;
+            shared.note_wait(0);
             shared.metrics.reply(Reply::Stored as usize);
             self.io.push_reply(&mut shared.pool, DISCARDED);
             self.queue_to_flush();

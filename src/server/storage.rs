@@ -250,9 +250,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 break;
             };
             let waited_ns = self.shared.now.since_ns(pending.ended_at);
-            // The 250 is handed to the socket at the end of this very turn.
             self.shared.metrics.record(Phase::CommitWait, waited_ns);
-            self.shared.metrics.record(Phase::EndOfData, waited_ns);
+            self.shared.note_wait(waited_ns);
             self.shared.metrics.messages_accepted += 1;
             self.shared.metrics.message_bytes_accepted += pending.octets;
             if let Some(number) = pending.large_number {
