@@ -135,6 +135,8 @@ pub struct Shared<B: Backing, C> {
     /// Large messages whose last record is written in this turn.
     written_large: Vec<Message>,
     pending: VecDeque<Pending>,
+    /// Entries taken off the front of `pending` so far, modulo 2^32.
+    pending_settled: u32,
     parts: Vec<IoSlice<'static>>,
     flush: Vec<Token>,
     run: VecDeque<Token>,
@@ -409,6 +411,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 large: VecDeque::with_capacity(64),
                 space_wanted: false,
                 pending: VecDeque::with_capacity(4_096),
+                pending_settled: 0,
                 parts: Vec::with_capacity(2_048),
                 flush: Vec::with_capacity(1_024),
                 run: VecDeque::with_capacity(1_024),

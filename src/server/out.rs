@@ -293,11 +293,22 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let named = Named::new(shared.options.shard, slot.number);
         message.name(&mut shared.pool, named.id(), stored_facts);
         let reply = self.io.push_reply(&mut shared.pool, named.reply());
+        // What stands between the last held reply of this session and this one leaves with that one.
+        if self.io.commits_pending > 0 {
+            let index = self.io.last_pending.wrapping_sub(shared.pending_settled) as usize;
+            if let Some(last) = shared.pending.get_mut(index) {
+                last.release_to = reply.0;
+            }
+        }
+        self.io.last_pending = shared
+            .pending_settled
+            .wrapping_add(shared.pending.len() as u32);
         self.io.hold(reply.0);
         shared.pending.push_back(Pending {
             token: self.token,
             end: slot.end,
             reply,
+            release_to: reply.1,
             large_number: None,
             ended_at,
             octets: message.octets(),
