@@ -390,18 +390,29 @@ impl Tool<'_, '_> {
         let failed = |error: io::Error| Failure::storage(format!("reading the ring: {error}"));
         let mut newest = NewestFirst::new(view.window);
         let mut left = limit;
+        let mut unreadable = 0_u64;
         while left > 0 {
             let window = view.window;
             let Some(position) = newest.next(&mut view.reader, window).map_err(failed)? else {
                 break;
             };
             // Damage, a large message without its end, or one just overwritten.
-            let message = view.reader.message_at(window, position).map_err(failed)?;
-            let Some(message) = message.filter(|message| self.wanted(message)) else {
+            let Some(message) = view.reader.message_at(window, position).map_err(failed)? else {
+                unreadable += 1;
                 continue;
             };
+            if !self.wanted(&message) {
+                continue;
+            }
             each(self, message)?;
             left -= 1;
+        }
+        if unreadable > 0 {
+            // Nobody to tell is no reason to fail.
+            let _ = writeln!(
+                self.err,
+                "ringmx log: left out {unreadable} that can't be read whole; 'ringmx log verify' says why"
+            );
         }
         Ok(())
     }
