@@ -539,6 +539,7 @@ fn default_plan() -> Plan {
         quit: Quit::Wait,
         shape: Vec::new(),
         corpus: 0,
+        hostile: String::new(),
     }
 }
 
@@ -664,7 +665,10 @@ impl Options {
             }
             "profile" => profile::apply(text, plan).map_err(usage)?,
             "corpus" => self.corpus = Some(text.into()),
-            "hostile" => self.hostile = hostile::parse(text).map_err(usage)?,
+            "hostile" => {
+                self.hostile = hostile::parse(text).map_err(usage)?;
+                plan.hostile = hostile::describe(&self.hostile);
+            }
             "proxy" => {
                 self.proxy = match text {
                     "off" => None,

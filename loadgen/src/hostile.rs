@@ -278,6 +278,16 @@ pub fn parse(text: &str) -> Result<Vec<(usize, f64)>, String> {
         .collect()
 }
 
+/// Writes what `parse` read in one form, whatever the order and the digits it was given in.
+pub fn describe(kinds: &[(usize, f64)]) -> String {
+    let mut words: Vec<String> = kinds
+        .iter()
+        .map(|(kind, share)| format!("{}={}%", KINDS[*kind].name, share * 100.0))
+        .collect();
+    words.sort();
+    words.join(",")
+}
+
 /// What became of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -582,6 +592,10 @@ mod tests {
             .collect();
         assert_eq!(named, [("slowloris", 0.05), ("rst-mid-data", 0.005)]);
         assert!(parse("nonsense=5%").unwrap_err().contains("bdat-lie"));
+        let one = parse("slowloris=5%,idle=1.0%").unwrap();
+        let two = parse("idle=1%,slowloris=5.0%").unwrap();
+        assert_eq!(describe(&one), "idle=1%,slowloris=5%");
+        assert_eq!(describe(&one), describe(&two));
         assert!(parse("idle=5").is_err());
         assert!(parse("idle").is_err());
     }

@@ -357,6 +357,8 @@ pub struct Plan {
     pub shape: Vec<(u64, f64)>,
     /// Hash of the corpus, if one is sent; 0 otherwise.
     pub corpus: u64,
+    /// The sessions that misbehave beside the others, as `--hostile` names them; empty without.
+    pub hostile: String,
 }
 
 impl Plan {
@@ -390,7 +392,8 @@ impl Plan {
 
     /// Returns the words that `hash` is made from.
     pub fn text(&self) -> String {
-        format!(
+        // What is off by default is named only when it is on: hashes of older reports stay valid.
+        let mut text = format!(
             "seed={} mode={:?} sessions={} messages={:?} duration={:?} warmup={} ramp={} sizes={} \
              recipients={} per_connection={} from={} to={} helo={} protocol={:?} \
              pipelining={:?} chunking={} tls={:?} auth={} quit={:?} shape={:?} corpus={:016x}",
@@ -415,7 +418,12 @@ impl Plan {
             self.quit,
             self.shape,
             self.corpus,
-        )
+        );
+        if !self.hostile.is_empty() {
+            text.push_str(" hostile=");
+            text.push_str(&self.hostile);
+        }
+        text
     }
 
     /// Returns a number that is equal for equal workloads. Run and target are not part of it.
@@ -588,6 +596,7 @@ pub(crate) mod tests {
             quit: Quit::Wait,
             shape: Vec::new(),
             corpus: 0,
+            hostile: String::new(),
         }
     }
 
