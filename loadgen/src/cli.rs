@@ -9,7 +9,7 @@ use crate::ledger::Ledger;
 use crate::live::Display;
 use crate::message;
 use crate::plan::{
-    Addresses, Auth, Count, Mode, Pipelining, Plan, Protocol, Quit, Sizes, TlsMode, Workload,
+    Addresses, Auth, Count, Dsn, Mode, Pipelining, Plan, Protocol, Quit, Sizes, TlsMode, Workload,
 };
 use crate::probe;
 use crate::profile;
@@ -47,6 +47,9 @@ pub const INVALID: u8 = 3;
 pub const LOSS: u8 = 4;
 /// Ended by a signal; the report was written.
 pub const INTERRUPTED: u8 = 130;
+
+/// Least `--chunk`, in bytes: the command of a smaller chunk would outweigh it.
+const CHUNK_MIN: u64 = 64;
 
 const HELP: &str = "\
 smtp-loadgen: an SMTP load generator that says whether it was you or the target
@@ -98,6 +101,10 @@ What
 How
   --pipelining auto|off     [auto]
   --chunking                BDAT instead of DATA
+  --chunk SIZE              BDAT in chunks of at most SIZE, 64 or more
+  --smtputf8                SMTPUTF8 on MAIL when offered; needed for addresses beyond ASCII
+  --dsn WORDS               when offered: NOTIFY from never, or success,failure,delay; RET from
+                            full or hdrs [hdrs]; ENVID from run and message number
   --messages-per-connection N or N-M    [all]
   --helo NAME               [loadgen.example]
   --lmtp                    LHLO, a reply for each recipient
@@ -539,6 +546,9 @@ fn default_plan() -> Plan {
         quit: Quit::Wait,
         shape: Vec::new(),
         corpus: 0,
+        chunk: 0,
+        smtputf8: false,
+        dsn: None,
         hostile: String::new(),
     }
 }
@@ -605,6 +615,7 @@ impl Options {
         let plan = &mut self.plan;
         match flag {
             "chunking" => plan.chunking = true,
+            "smtputf8" => plan.smtputf8 = true,
             "lmtp" => plan.protocol = Protocol::Lmtp,
             "poisson" => self.poisson = true,
             "spin" => self.tuning.spin = true,
@@ -663,6 +674,14 @@ impl Options {
                 let count = parse_count(text).filter(|count| count.most() > 0);
                 plan.recipients = bad(count, flag, text)?;
             }
+            "chunk" => {
+                let size = parse_size(text).filter(|size| *size >= CHUNK_MIN);
+                plan.chunk = size.ok_or_else(|| {
+                    usage(format!("--chunk takes a size of at least {CHUNK_MIN}"))
+                })?;
+                plan.chunking = true;
+            }
+            "dsn" => plan.dsn = Some(Dsn::parse(text).map_err(usage)?),
             "profile" => profile::apply(text, plan).map_err(usage)?,
             "corpus" => self.corpus = Some(text.into()),
             "hostile" => {
@@ -772,6 +791,12 @@ impl Options {
             return Err(usage("no TARGET; write HOST:PORT or unix:PATH"));
         }
         let plan = &mut self.plan;
+        let ascii = plan.from.is_ascii() && plan.to.is_ascii();
+        if !plan.smtputf8 && !ascii {
+            return Err(usage(
+                "addresses beyond ASCII need --smtputf8, and a target that offers it (RFC 6531)",
+            ));
+        }
         if let Some(path) = &self.corpus {
             if self.ledger.is_some() {
                 return Err(usage(

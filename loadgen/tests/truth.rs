@@ -104,6 +104,22 @@ fn an_honest_sink_is_found_honest_in_every_dialect() {
         ("lockstep", &["--pipelining", "off"]),
         ("chunked", &["--chunking"]),
         ("chunked-lockstep", &["--chunking", "--pipelining", "off"]),
+        ("chunks", &["--chunk", "100", "--size", "500-5000"]),
+        ("chunks-large", &["--chunk", "64KiB", "--size", "300KiB"]),
+        (
+            "chunks-lockstep",
+            &["--chunk", "1000", "--pipelining", "off", "--size", "5000"],
+        ),
+        (
+            "dsn-smtputf8",
+            &[
+                "--smtputf8",
+                "--dsn",
+                "never",
+                "--to",
+                "b\u{fc}ro@test.example",
+            ],
+        ),
         ("per-connection", &["--messages-per-connection", "1"]),
         (
             "recipients",
