@@ -63,6 +63,7 @@ smtp-loadgen: an SMTP load generator that says whether it was you or the target
   smtp-loadgen ab --a TARGET --b TARGET  two targets in turns, ratio of each round
   smtp-loadgen compare A.json B.json     two reports, difference or none
   smtp-loadgen report FILE [--format text|csv|prometheus|html]
+  smtp-loadgen report --schema           the JSON Schema of what --json writes
   smtp-loadgen profile show [NAME]       the named workloads and where their figures come from
   smtp-loadgen profile learn PATH        sizes of a Maildir, mbox or directory, for --sizes
   smtp-loadgen smtp-source [its options] TARGET
@@ -1045,6 +1046,10 @@ fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         match argument {
             Value(path) if file.is_none() => file = Some(PathBuf::from(path)),
             Long("format") => format = parser.value()?.string()?,
+            Long("schema") => {
+                print!("{}", report::JSON_SCHEMA);
+                return Ok(OK);
+            }
             other => return Err(other.unexpected().into()),
         }
     }
