@@ -11,6 +11,7 @@ use crate::message;
 use crate::plan::{
     Addresses, Auth, Count, Dsn, Mode, Pipelining, Plan, Protocol, Quit, Sizes, TlsMode, Workload,
 };
+use crate::preflight;
 use crate::probe;
 use crate::profile;
 use crate::report::{self, Facts};
@@ -852,6 +853,8 @@ struct Prepared {
     security: Option<Security>,
     ledger: Option<Ledger>,
     argv: Vec<String>,
+    /// What the pre-flight found.
+    warnings: Vec<String>,
 }
 
 /// Refuses what could hurt strangers or can't work, and greets the target.
@@ -877,11 +880,24 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
         }
     }
     let files = sys::raise_descriptor_limit();
-    if u64::from(options.plan.sessions) + 32 > files {
-        return Err(usage(format!(
-            "{} sessions need more than the {files} file descriptors allowed; raise `ulimit -n`",
-            options.plan.sessions
-        )));
+    let setting = preflight::Setting {
+        threads: options.threads as u64,
+        hostile: hostile::sessions(&options.hostile, options.plan.sessions),
+        sources: match address {
+            Address::Tcp(_) => options.sources.map_or(1, Sources::count),
+            Address::Unix(_) => 0,
+        },
+        local: match address {
+            Address::Tcp(addr) => addr.ip().is_loopback(),
+            Address::Unix(_) => true,
+        },
+    };
+    let machine = preflight::Machine::here(files, options.ledger.as_deref());
+    let warnings = preflight::judge(&options.plan, setting, machine).map_err(usage)?;
+    if !options.quiet {
+        for warning in &warnings {
+            eprintln!("warning: {warning}");
+        }
     }
     let security = match options.plan.tls {
         TlsMode::Off => None,
@@ -914,6 +930,7 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
         security,
         ledger,
         argv,
+        warnings,
     })
 }
 
@@ -993,6 +1010,7 @@ fn execute(
     let grown = sys::resident_max().saturating_sub(resident_before);
     report["generator"]["resident_per_session_bytes"] =
         (grown / u64::from(plan.sessions.max(1))).into();
+    report["preflight"] = prepared.warnings.clone().into();
     if !tallies.is_empty() {
         report["hostile"] = tallies.iter().map(hostile::Tally::json).collect();
     }

@@ -288,6 +288,16 @@ pub fn describe(kinds: &[(usize, f64)]) -> String {
     words.join(",")
 }
 
+fn count(sessions: u32, share: f64) -> u32 {
+    ((f64::from(sessions) * share).round() as u32).max(1)
+}
+
+/// Returns how many misbehaving sessions stand beside `beside` others.
+pub fn sessions(kinds: &[(usize, f64)], beside: u32) -> u64 {
+    let each = kinds.iter().map(|(_, share)| count(beside, *share));
+    each.map(u64::from).sum()
+}
+
 /// What became of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -366,7 +376,7 @@ pub fn play(
     let mut tallies: Vec<Tally> = Vec::new();
     let mut all: Vec<Session> = Vec::new();
     for (kind, share) in kinds {
-        let count = ((f64::from(sessions) * share).round() as u32).max(1);
+        let count = count(sessions, *share);
         let name = KINDS[*kind].name;
         tallies.push(Tally {
             name,
