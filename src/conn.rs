@@ -111,6 +111,8 @@ pub struct Io {
     pub chunks_counted: u32,
     /// Why it ends, as far as is known.
     pub cause: CloseCause,
+    /// Serial number of its last message in the queue of those that wait for a commit.
+    pub last_pending: u32,
     /// When bytes last came or left.
     pub active_at: Instant,
     /// When the session entered its phase: begin of a message's data, of a wait, of an unfinished line, of the
@@ -152,6 +154,7 @@ impl Io {
             prefix: 0,
             chunks_counted: 0,
             cause: CloseCause::PeerClosed,
+            last_pending: 0,
             active_at: now,
             phase_at: now,
 
@@ -206,13 +209,13 @@ impl Io {
         }
     }
 
-    /// One pending commit, whose reply ends at `reply_end`, is settled.
-    pub fn settle(&mut self, reply_end: u32) {
+    /// One pending commit is settled; what stands before `release_to` may leave, all of it when none is left.
+    pub fn settle(&mut self, release_to: u32) {
         self.commits_pending = self.commits_pending.saturating_sub(1);
         self.held_from = if self.commits_pending == 0 {
             None
         } else {
-            Some(reply_end)
+            Some(release_to)
         };
     }
 

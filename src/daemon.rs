@@ -15,6 +15,7 @@ use crate::cli::{EXIT_CUT, EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, EXIT_USAGE, comp
 use crate::clock::Clock;
 use crate::config::units;
 use crate::config::{Config, Full, OnStorageFailure, RingWrite, Survive};
+use crate::ctl;
 use crate::http::NEWEST_MAX;
 use crate::limits::{GIB, KIB, MIB};
 use crate::log_cli::view::{RingSource, read_superblock};
@@ -81,7 +82,9 @@ pub fn serve(config: Config) -> i32 {
     }
 }
 
-fn run(config: &Config) -> Result<i32, StartError> {
+fn run(given: &Config) -> Result<i32, StartError> {
+    let mut config = given.clone();
+    let config = &mut config;
     let clock = Clock::new();
     let mut logger = Logger::start(io::stderr(), config.log_format, config.log_level, clock)
         .map_err(|error| start_error(EXIT_FAILURE, format!("the log thread: {error}")))?;
@@ -97,6 +100,9 @@ fn run(config: &Config) -> Result<i32, StartError> {
     } else {
         Some(open_storage(config, &clock, &wake)?)
     };
+    if let Some(opened) = &opened {
+        fit_message_to_ring(config, opened.storage.log.payload_bytes_max());
+    }
     let recovery = opened.as_ref().map(|opened| opened.recovery.clone());
     let about = About {
         server_name: config.server_name.clone(),
@@ -235,7 +241,9 @@ fn finish(config: &Config, reactor: Reactor<FileBacking, SyncThread>, outcome: O
     lines += &format!(
         "Accepted {accepted} messages over {connections} connections; {refused} commands or messages refused.\n"
     );
-    if let Some(stored) = stored {
+    if config.survive == Survive::Nothing && !config.discard {
+        lines += "The messages were kept in memory and are gone.\n";
+    } else if let Some(stored) = stored {
         let option = ring_option(config);
         lines += &format!(
             "Stored: {stored} messages in {}. Read them with: ringmx log{option}\n",
@@ -485,7 +493,7 @@ fn bind_ctl(path: &Path, group: bool) -> io::Result<UnixListener> {
         _ => {}
     }
     // The directory is closed to others, so nobody connects before the mode is set.
-    let socket = UnixListener::bind(path)?;
+    let socket = ctl::with_short_path(path, |path| UnixListener::bind(path))?;
     let mode = if group { 0o660 } else { 0o600 };
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     socket.set_nonblocking(true)?;
@@ -525,7 +533,32 @@ fn server_options(config: &Config) -> server::Options {
         pool_wait_max: config.pool_wait_max,
         linger: LINGER,
         sync_stall: SYNC_STALL,
+        prefix_key: random_number(),
     }
+}
+
+/// A number nobody else knows. Without the system's randomness the start time has to do: a guessed bucket only
+/// lets one network slow another's large messages down.
+fn random_number() -> u64 {
+    let mut bytes = [0; 8];
+    match crate::sys::file::random(&mut bytes) {
+        Ok(()) => u64::from_le_bytes(bytes),
+        Err(_) => Clock::new().wall_ns(),
+    }
+}
+
+/// The ring that is there may be smaller than the options say: no message may be larger than it can take.
+fn fit_message_to_ring(config: &mut Config, payload_bytes_max: u64) {
+    if config.max_message <= payload_bytes_max {
+        return;
+    }
+    if config.is_given("max-message") {
+        complain(&format!(
+            "ringmx: warning: max-message is lowered to {}: an eighth of the ring that is there\n",
+            size(payload_bytes_max)
+        ));
+    }
+    config.max_message = payload_bytes_max;
 }
 
 /// Looks up the newest messages; the reactor runs it on a thread of its own.
@@ -622,7 +655,10 @@ fn print_start(
             text += &format!(
                 "  ring        {} in {}, {} messages kept, {} free\n",
                 size(log.data_size()),
-                config.ring.display(),
+                match config.survive {
+                    Survive::Nothing => "memory".to_owned(),
+                    _ => config.ring.display().to_string(),
+                },
                 log.messages(),
                 size(log.free_bytes()),
             );
@@ -689,7 +725,9 @@ fn retention(config: &Config, log: &Log<FileBacking>) -> String {
             names.join(", ")
         ),
     };
-    if let Some(age) = config.keep_for {
+    if let Some(age) = config.keep_for
+        && !(config.full == Full::Defer && names.is_empty())
+    {
         text += &format!("; mail older than {} is removed", units::duration_text(age));
     }
     text

@@ -80,16 +80,17 @@ fn crash(dir: &Path) -> Result<bool, Failure> {
     drop(reports);
     let mut known = collect_for(LOAD, &acknowledged);
     server.kill()?;
-    print(&format!(
-        "Killed it (SIGKILL) after {} acknowledged messages\n",
-        known.len()
-    ));
+
     let mut in_doubt = 0;
     for client in clients {
         in_doubt += client.join().map_err(|_| "a client panicked")?;
     }
     // Acknowledgements that were read but not yet counted.
     known.extend(acknowledged.iter());
+    print(&format!(
+        "Killed it (SIGKILL) after {} acknowledged messages\n",
+        known.len()
+    ));
     if known.is_empty() {
         return Err("the server acknowledged nothing".into());
     }

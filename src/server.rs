@@ -31,13 +31,13 @@ use self::prefixes::Prefixes;
 pub use self::storage::{Committer, Storage};
 use self::storage::{FragmentWrite, Large, Pending, Queued};
 use crate::buffer::{Pool, Urgency};
-use crate::clock::Instant;
+use crate::clock::{Instant, nanos};
 use crate::conn::{Conn, Io, Stream, Token};
 use crate::ctl::Attachments;
 use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX};
 use crate::logger::{Class, Logger, Value};
 use crate::message::Message;
-use crate::metrics::{self, CloseCause, Metrics};
+use crate::metrics::{CloseCause, Metrics};
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
@@ -95,6 +95,8 @@ pub struct Options {
     pub linger: Duration,
     /// A sync that takes longer turns health red and refuses new mail.
     pub sync_stall: Duration,
+    /// Secret number that keys the table of client prefixes.
+    pub prefix_key: u64,
 }
 
 /// What is known of a listener.
@@ -133,13 +135,14 @@ pub struct Shared<B: Backing, C> {
     /// Large messages whose last record is written in this turn.
     written_large: Vec<Message>,
     pending: VecDeque<Pending>,
+    /// Entries taken off the front of `pending` so far, modulo 2^32.
+    pending_settled: u32,
     parts: Vec<IoSlice<'static>>,
     flush: Vec<Token>,
     run: VecDeque<Token>,
     pool_waiters: VecDeque<Token>,
     growing: Growing,
     prefixes: Prefixes,
-    discarded: u64,
     draining: bool,
     failed_at: Option<Instant>,
     sync_since: Option<Instant>,
@@ -147,6 +150,10 @@ pub struct Shared<B: Backing, C> {
     ring_full: bool,
     /// Replies queued in this turn, for the histogram of command times.
     turn_replies: u64,
+    /// Greetings sent in this turn.
+    turn_greetings: u64,
+    /// Times from the end of data to the commit of the messages released in this turn, nanoseconds.
+    turn_waits: Vec<u64>,
     now: Instant,
     wall_ns: u64,
 }
@@ -183,9 +190,9 @@ impl<B: Backing, C> Shared<B, C> {
     /// Whether no mail is taken because storage failed or does not answer.
     fn refuses_mail(&self) -> bool {
         self.is_failed()
-            || self.sync_since.is_some_and(|since| {
-                self.now.since_ns(since) > crate::clock::nanos(self.options.sync_stall)
-            })
+            || self
+                .sync_since
+                .is_some_and(|since| self.now.since_ns(since) > nanos(self.options.sync_stall))
     }
 
     /// Whether ring and pool would take a message of `size` bytes now. A declared size is no reservation.
@@ -265,9 +272,33 @@ impl<B: Backing, C> Shared<B, C> {
         self.logger.line(Class::Refused, &fields, self.now);
     }
 
-    /// Replies queued since the last call.
-    pub fn take_turn_replies(&mut self) -> u64 {
-        std::mem::take(&mut self.turn_replies)
+    /// Notes a time from the end of data to the commit for [`Shared::record_turn`]. Bounded: who never calls that
+    /// loses values, not memory.
+    fn note_wait(&mut self, waited_ns: u64) {
+        if self.turn_waits.len() < self.turn_waits.capacity() {
+            self.turn_waits.push(waited_ns);
+        }
+    }
+
+    /// Records what only the end of the turn tells: its replies left `spent_ns` after it began. The server reads
+    /// no clock, so a time within a turn is taken as the whole of it.
+    pub fn record_turn(&mut self, spent_ns: u64) {
+        use crate::metrics::Phase;
+        let metrics = &mut self.metrics;
+        metrics.record(Phase::Turn, spent_ns);
+        metrics.record_many(
+            Phase::Command,
+            spent_ns,
+            std::mem::take(&mut self.turn_replies),
+        );
+        metrics.record_many(
+            Phase::Greeting,
+            spent_ns,
+            std::mem::take(&mut self.turn_greetings),
+        );
+        for waited_ns in self.turn_waits.drain(..) {
+            metrics.record(Phase::EndOfData, waited_ns + spent_ns);
+        }
     }
 
     fn log_end(&mut self, io: &Io) {
@@ -380,19 +411,21 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 large: VecDeque::with_capacity(64),
                 space_wanted: false,
                 pending: VecDeque::with_capacity(4_096),
+                pending_settled: 0,
                 parts: Vec::with_capacity(2_048),
                 flush: Vec::with_capacity(1_024),
                 run: VecDeque::with_capacity(1_024),
                 pool_waiters: VecDeque::with_capacity(64),
                 growing: Growing::new(),
-                prefixes: Prefixes::new(prefix_chunks),
-                discarded: 0,
+                prefixes: Prefixes::new(prefix_chunks, options.prefix_key),
                 draining: false,
                 failed_at: None,
                 sync_since: None,
                 pool_low: false,
                 ring_full: false,
                 turn_replies: 0,
+                turn_greetings: 0,
+                turn_waits: Vec::with_capacity(4_096),
                 now,
                 wall_ns: 0,
                 options,
@@ -647,7 +680,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return;
         }
         let unread = io.flags.readable || io.input.is_some();
-        if io.flags.eof || (io.flags.quit && !unread) {
+        let may_close = io.flags.quit || self.shared.draining;
+        if io.flags.eof || (may_close && !unread) {
             self.remove(token.key as usize);
         } else if !io.flags.lingering {
             // Closing a socket that holds unread bytes resets the connection and may destroy the last reply on
@@ -855,14 +889,21 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         self.conns.is_empty() && self.shared.pending.is_empty() && self.shared.large.is_empty()
     }
 
-    /// Cuts every session that is left; returns how many.
+    /// Cuts every session that is left. Returns how many had not ended: one that only lingers has had its last
+    /// reply.
     pub fn cut_all(&mut self) -> u64 {
+        let mut cut = 0;
         let keys: Vec<usize> = self.conns.iter().map(|(key, _)| key).collect();
-        let count = keys.len() as u64;
         for key in keys {
+            if let Some(conn) = self.conns.get_mut(key)
+                && !conn.io.flags.closing
+            {
+                conn.io.cause = CloseCause::Draining;
+                cut += 1;
+            }
             self.remove(key);
         }
-        count
+        cut
     }
 
     /// Idle work of the log, once a second.
@@ -880,6 +921,15 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 .line(Class::Overwritten, &fields, self.shared.now);
         }
         metrics.overwritten_unread = status.overwritten_unread;
+        if let Some(since) = self.shared.sync_since {
+            let waited_ns = self.shared.now.since_ns(since);
+            if waited_ns > nanos(self.shared.options.sync_stall) {
+                let fields = [("waiting_ms", Value::Number(waited_ns / 1_000_000))];
+                self.shared
+                    .logger
+                    .line(Class::SyncSlow, &fields, self.shared.now);
+            }
+        }
         if let Err(failed) = storage.log.idle_tick() {
             self.fail_storage(failed);
         }
@@ -1199,8 +1249,7 @@ fn flush_one<S: Stream, B: Backing, C>(
     if sent > 0 {
         if !conn.io.flags.greeted {
             conn.io.flags.greeted = true;
-            let waited_ns = shared.now.since_ns(conn.io.accepted_at);
-            shared.metrics.record(metrics::Phase::Greeting, waited_ns);
+            shared.turn_greetings += 1;
         }
         conn.io.active_at = shared.now;
         shared.metrics.bytes_out += sent as u64;

@@ -129,7 +129,7 @@ fn a_client_that_ends_lines_by_lf_alone_is_told_so() {
     client.send(b"EHLO client.example\n").unwrap();
     assert_eq!(
         client.reply().unwrap(),
-        "500 5.5.2 Line ended by LF alone; SMTP needs CRLF\r\n"
+        "500 5.5.2 Line ended by LF alone; SMTP needs CRLF (nc -C sends it)\r\n"
     );
     // The session lives.
     client.send(b"NOOP\r\n").unwrap();

@@ -90,27 +90,42 @@ impl<T: Read + Write + AsFd + event::Source, P> Desk<T, P> {
         now: Instant,
         mut receive: impl FnMut(&mut Visitor<T, P>, &[u8]),
     ) {
-        let Some(visitor) = self.visitors.get_mut(key) else {
-            return;
-        };
         let mut buf = [0; 4_096];
         let mut budget = TURN_BYTES;
-        while !visitor.gone && !visitor.closing {
-            match visitor.stream.read(&mut buf) {
+        while self
+            .visitors
+            .get(key)
+            .is_some_and(|visitor| !visitor.gone && !visitor.closing)
+            && let Some(len) = self.read_some(key, now, &mut buf)
+            && let Some(visitor) = self.visitors.get_mut(key)
+        {
+            receive(visitor, &buf[..len]);
+            budget = budget.saturating_sub(len);
+            // A peer that sends without end is cut: this protocol is question and answer.
+            visitor.gone |= budget == 0;
+        }
+    }
+
+    /// Reads once into `buf`; `None` when nothing came or the connection has ended.
+    pub fn read_some(&mut self, key: usize, now: Instant, buf: &mut [u8]) -> Option<usize> {
+        let visitor = self.visitors.get_mut(key)?;
+        loop {
+            match visitor.stream.read(buf) {
                 Ok(0) => {
                     visitor.gone = visitor.output.is_empty();
                     visitor.closing = true;
+                    return None;
                 }
                 Ok(len) => {
                     visitor.active_at = now;
-                    receive(visitor, &buf[..len]);
-                    budget = budget.saturating_sub(len);
-                    // A peer that sends without end is cut: these protocols are question and answer.
-                    visitor.gone |= budget == 0;
+                    return Some(len);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => visitor.gone = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(_) => {
+                    visitor.gone = true;
+                    return None;
+                }
             }
         }
     }

@@ -23,7 +23,6 @@ use crate::conn::Token;
 use crate::ctl;
 use crate::http;
 use crate::logger::{Class, Value};
-use crate::metrics::Phase;
 use crate::ringlog::backing::Backing;
 use crate::ringlog::reader::Window;
 use crate::server::control::Control;
@@ -36,8 +35,12 @@ use crate::sys::signal::{Request, Signals};
 const EVENTS: usize = 1_024;
 /// Connections accepted from one listener in one turn: sessions under way are served in between.
 const TURN_ACCEPTS: usize = 64;
+/// Reads from one HTTP connection in one turn.
+const HTTP_TURN_READS: usize = 16;
 /// How long accepting pauses when descriptors ran out, nanoseconds.
 const ACCEPT_PAUSE_NS: u64 = 100_000_000;
+/// Time between two log lines about a pause, nanoseconds.
+const PAUSE_LOG_NS: u64 = 10_000_000_000;
 /// Longest wait of the poll: idle work of the log and the logger is due then.
 const IDLE_TICK: Duration = Duration::from_secs(1);
 /// Interval at which idle memory is given back, nanoseconds.
@@ -124,14 +127,21 @@ pub struct Reactor<B: Backing, C: Committer> {
     about: About,
     listeners: Vec<Listening>,
     http_listener: Option<TcpListener>,
+    /// The kernel may hold connections for it.
+    http_ready: bool,
     http: Desk<TcpStream, http::Session>,
+    /// HTTP connections that had more to do than one turn allows.
+    http_again: Vec<usize>,
     ctl_listener: Option<UnixListener>,
+    /// The kernel may hold connections for it.
+    ctl_ready: bool,
     ctl: Desk<UnixStream, ctl::ServerSession>,
     /// Read-only descriptor of the ring, for readers.
     ring: Option<OwnedFd>,
     newest: Option<NewestThread>,
     signals: Signals,
     accept_paused_until: Option<Instant>,
+    pause_logged_at: Option<Instant>,
     stop_since: Option<Instant>,
     /// Status document for tools, at most a second old.
     status_json: Vec<u8>,
@@ -237,13 +247,17 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             about,
             listeners,
             http_listener,
+            http_ready: true,
             http: Desk::new(KIND_HTTP, HTTP_SESSIONS_MAX),
+            http_again: Vec::new(),
             ctl_listener,
+            ctl_ready: true,
             ctl: Desk::new(KIND_CTL, CTL_SESSIONS_MAX),
             ring: side.ring,
             newest,
             signals,
             accept_paused_until: None,
+            pause_logged_at: None,
             stop_since: None,
             status_json: Vec::new(),
             status_at: Instant(0),
@@ -325,8 +339,11 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
 
     fn timeout(&self) -> Duration {
         let now = self.clock.now();
-        let may_accept = self.may_accept(now);
-        if may_accept && self.listeners.iter().any(|listening| listening.ready) {
+        let unpaused = self.accept_paused_until.is_none_or(|until| until <= now);
+        let smtp_waits =
+            self.may_accept(now) && self.listeners.iter().any(|listening| listening.ready);
+        let visitors_wait = unpaused && (self.http_ready || self.ctl_ready);
+        if smtp_waits || visitors_wait || !self.http_again.is_empty() {
             return Duration::ZERO;
         }
         let mut wait_ns = nanos(IDLE_TICK);
@@ -351,16 +368,23 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             match bits & KIND_MASK {
                 KIND_SESSION => self.session_event(token_of(bits), event),
                 KIND_LISTENER => self.listeners[key].ready = true,
-                KIND_HTTP_LISTENER => self.admit_http(now),
+                KIND_HTTP_LISTENER => self.http_ready = true,
                 KIND_HTTP => self.http_event(key, now),
-                KIND_CTL_LISTENER => self.admit_ctl(now),
+                KIND_CTL_LISTENER => self.ctl_ready = true,
                 KIND_CTL => self.ctl_event(key, now),
                 KIND_SIGNALS => self.take_signals(now),
                 // The waker: finished syncs are looked at once a turn anyway.
                 _ => {}
             }
         }
+        if self.accept_paused_until.is_some_and(|until| until <= now) {
+            self.accept_paused_until = None;
+        }
         self.accept(now);
+        self.accept_visitors(now);
+        for key in std::mem::take(&mut self.http_again) {
+            self.http_event(key, now);
+        }
         self.server.end_turn();
         self.answer_newest(now);
         self.report_progress(now);
@@ -368,11 +392,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         self.server.shared.logger.tick(now);
         self.server.shared.metrics.turns += 1;
         let spent = self.clock.now().since_ns(now);
-        let replies = self.server.shared.take_turn_replies();
-        let metrics = &mut self.server.shared.metrics;
-        metrics.record(Phase::Turn, spent);
-        // A command's reply leaves at the end of the turn that read it: the turn's length bounds its time.
-        metrics.record_many(Phase::Command, spent, replies);
+        self.server.shared.record_turn(spent);
     }
 
     fn session_event(&mut self, token: Token, event: &Event) {
@@ -385,7 +405,6 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         if !self.may_accept(now) {
             return;
         }
-        self.accept_paused_until = None;
         for index in 0..self.listeners.len() {
             for _ in 0..TURN_ACCEPTS {
                 if !self.listeners[index].ready {
@@ -393,16 +412,11 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
                 }
                 match self.listeners[index].socket.accept() {
                     Ok((socket, peer)) => self.admit(socket, peer, index),
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        self.listeners[index].ready = false;
-                    }
-                    Err(error) if crate::sys::descriptors::is_exhausted(&error) => {
-                        self.pause_accepting(&error, now);
-                        return;
-                    }
-                    // The connection ended before it was taken; the next one may not have.
-                    Err(_) => {}
+                    Err(error) => match after_accept_error(&error) {
+                        AfterError::Drained => self.listeners[index].ready = false,
+                        AfterError::GoOn => {}
+                        AfterError::Pause => return self.pause_accepting(&error, now),
+                    },
                 }
             }
         }
@@ -435,10 +449,17 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         self.accept_paused_until = Some(Instant(now.0 + ACCEPT_PAUSE_NS));
         let shared = &mut self.server.shared;
         shared.metrics.accept_pauses += 1;
-        let text = error.to_string();
-        shared
-            .logger
-            .line(Class::AcceptPaused, &[("error", Value::Str(&text))], now);
+        // While it lasts, one line in ten seconds tells enough.
+        if self
+            .pause_logged_at
+            .is_none_or(|at| now.since_ns(at) >= PAUSE_LOG_NS)
+        {
+            self.pause_logged_at = Some(now);
+            let text = error.to_string();
+            shared
+                .logger
+                .line(Class::AcceptPaused, &[("error", Value::Str(&text))], now);
+        }
     }
 
     fn take_signals(&mut self, now: Instant) {
@@ -507,57 +528,100 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
 
     // HTTP.
 
-    fn admit_http(&mut self, now: Instant) {
-        let Some(listener) = &self.http_listener else {
+    /// Takes HTTP and control connections. As with SMTP an edge is remembered until the kernel has none left.
+    fn accept_visitors(&mut self, now: Instant) {
+        if self.accept_paused_until.is_some_and(|until| until > now) {
             return;
-        };
-        while let Ok((socket, _)) = listener.accept() {
-            let _ = self
-                .http
-                .admit(socket, http::Session::new(), &self.registry, now);
+        }
+        while self.http_ready {
+            let Some(listener) = &self.http_listener else {
+                self.http_ready = false;
+                break;
+            };
+            match listener.accept() {
+                Ok((socket, _)) => {
+                    // One that can't be registered is closed by being dropped.
+                    let _ = self
+                        .http
+                        .admit(socket, http::Session::new(), &self.registry, now);
+                }
+                Err(error) => match after_accept_error(&error) {
+                    AfterError::Drained => self.http_ready = false,
+                    AfterError::GoOn => {}
+                    AfterError::Pause => return self.pause_accepting(&error, now),
+                },
+            }
+        }
+        while self.ctl_ready {
+            let Some(listener) = &self.ctl_listener else {
+                self.ctl_ready = false;
+                break;
+            };
+            match listener.accept() {
+                Ok((socket, _)) => {
+                    let _ = self
+                        .ctl
+                        .admit(socket, ctl::ServerSession::new(), &self.registry, now);
+                }
+                Err(error) => match after_accept_error(&error) {
+                    AfterError::Drained => self.ctl_ready = false,
+                    AfterError::GoOn => {}
+                    AfterError::Pause => return self.pause_accepting(&error, now),
+                },
+            }
         }
     }
 
+    /// Reads requests and answers them, one after the other: nothing is read while an answer has not left, so that
+    /// a client that asks and does not read holds one answer and no more.
     fn http_event(&mut self, key: usize, now: Instant) {
-        self.http.read(key, now, |visitor, bytes| {
-            let mut rest = bytes;
-            while !rest.is_empty() {
-                let taken = visitor.protocol.receive(rest);
-                rest = &rest[taken..];
-                if taken == 0 {
-                    // A head that fills the buffer is answered with 431 below; the rest is of no use.
-                    break;
-                }
+        let mut buf = [0; 4_096];
+        for _ in 0..HTTP_TURN_READS {
+            self.answer_http(key, now);
+            let awaited = self
+                .newest
+                .as_ref()
+                .is_some_and(|newest| newest.is_awaited_by(key));
+            let Some(visitor) = self.http.get_mut(key) else {
+                return;
+            };
+            if visitor.closing || !visitor.output.is_empty() || awaited {
+                return;
             }
-        });
-        self.answer_http(key, now);
+            let room = visitor.protocol.room().min(buf.len());
+            let Some(len) = self.http.read_some(key, now, &mut buf[..room]) else {
+                return self.send_http(key, now);
+            };
+            if let Some(visitor) = self.http.get_mut(key) {
+                visitor.protocol.receive(&buf[..len]);
+            }
+        }
+        self.http_again.push(key);
     }
 
     fn answer_http(&mut self, key: usize, now: Instant) {
+        self.send_http(key, now);
         while let Some(visitor) = self.http.get_mut(key) {
-            if self
+            let awaited = self
                 .newest
                 .as_ref()
-                .is_some_and(|newest| newest.is_awaited_by(key))
-            {
-                break;
+                .is_some_and(|newest| newest.is_awaited_by(key));
+            if awaited || visitor.closing || !visitor.output.is_empty() {
+                return;
             }
             match visitor.protocol.step() {
-                http::Step::Read => break,
-                http::Step::Close => {
-                    visitor.closing = true;
-                    break;
-                }
+                http::Step::Read => return,
+                http::Step::Close => visitor.closing = true,
                 http::Step::Answer(request) => {
                     if request.route.needs_newest() && self.newest.is_some() {
                         self.ask_newest(key, request);
-                        break;
+                        return;
                     }
                     self.put_http(key, &request, &[]);
                 }
             }
+            self.send_http(key, now);
         }
-        self.send_http(key, now);
     }
 
     fn send_http(&mut self, key: usize, now: Instant) {
@@ -616,22 +680,11 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         newest.asked = false;
         for (key, request) in std::mem::take(&mut newest.waiting) {
             self.put_http(key, &request, &summaries);
-            self.answer_http(key, now);
+            self.http_event(key, now);
         }
     }
 
     // Tools and consumers.
-
-    fn admit_ctl(&mut self, now: Instant) {
-        let Some(listener) = &self.ctl_listener else {
-            return;
-        };
-        while let Ok((socket, _)) = listener.accept() {
-            let _ = self
-                .ctl
-                .admit(socket, ctl::ServerSession::new(), &self.registry, now);
-        }
-    }
 
     fn ctl_event(&mut self, key: usize, now: Instant) {
         if now.since_ns(self.status_at) >= nanos(IDLE_TICK) {
@@ -706,6 +759,24 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
                 session.close(&mut control);
             }
         }
+    }
+}
+
+/// What to do when accept fails.
+enum AfterError {
+    /// The kernel has no connection left; an edge will tell of the next.
+    Drained,
+    /// That connection ended before it was taken; the next one may not have.
+    GoOn,
+    /// Descriptors or memory ran out.
+    Pause,
+}
+
+fn after_accept_error(error: &io::Error) -> AfterError {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => AfterError::Drained,
+        _ if crate::sys::descriptors::is_exhausted(error) => AfterError::Pause,
+        _ => AfterError::GoOn,
     }
 }
 

@@ -13,6 +13,9 @@ use crate::ringlog::writer::ReserveError;
 use crate::smtp::reply::Reply;
 use crate::smtp::sink::{CloseReason, Completion, MessageFacts, Question, Sink, Verb, Verdict};
 
+/// The 250 of a server that throws messages away: it promises nothing.
+const DISCARDED: &[u8] = b"250 2.0.0 Ok: discarded\r\n";
+
 /// The sink of one session.
 pub(super) struct Out<'a, B: Backing, C> {
     pub(super) io: &'a mut Io,
@@ -237,12 +240,11 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             .record(Phase::Data, ended_at.since_ns(facts.data_started));
         shared.stop_growing(self.io, self.token.key);
         let Some(storage) = &mut shared.storage else {
-            shared.discarded += 1;
             shared.metrics.messages_accepted += 1;
             shared.metrics.message_bytes_accepted += facts.content.octets;
+            shared.note_wait(0);
             shared.metrics.reply(Reply::Stored as usize);
-            let named = Named::new(shared.options.shard, shared.discarded);
-            self.io.push_reply(&mut shared.pool, named.reply());
+            self.io.push_reply(&mut shared.pool, DISCARDED);
             self.queue_to_flush();
             return Completion::Queued;
         };
@@ -291,11 +293,22 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let named = Named::new(shared.options.shard, slot.number);
         message.name(&mut shared.pool, named.id(), stored_facts);
         let reply = self.io.push_reply(&mut shared.pool, named.reply());
+        // What stands between the last held reply of this session and this one leaves with that one.
+        if self.io.commits_pending > 0 {
+            let index = self.io.last_pending.wrapping_sub(shared.pending_settled) as usize;
+            if let Some(last) = shared.pending.get_mut(index) {
+                last.release_to = reply.0;
+            }
+        }
+        self.io.last_pending = shared
+            .pending_settled
+            .wrapping_add(shared.pending.len() as u32);
         self.io.hold(reply.0);
         shared.pending.push_back(Pending {
             token: self.token,
             end: slot.end,
             reply,
+            release_to: reply.1,
             large_number: None,
             ended_at,
             octets: message.octets(),

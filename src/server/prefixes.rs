@@ -3,10 +3,9 @@
 //! so that some message of each prefix always ends.
 //!
 //! The table is fixed in size. Prefixes that share a bucket share its limit, which only makes it stricter; the
-//! hash is keyed at start, so that nobody can aim at another's bucket.
+//! hash is keyed with a number from outside, so that nobody can aim at another's bucket.
 
 use core::net::IpAddr;
-use std::hash::{BuildHasher, RandomState};
 
 /// Buckets of the table.
 const BUCKETS: usize = 4_096;
@@ -19,17 +18,17 @@ pub(super) struct Prefixes {
     /// Key of the connection that may grow beyond the share of its prefix.
     growers: Box<[u32]>,
     chunks_max: u32,
-    key: RandomState,
+    key: u64,
 }
 
 impl Prefixes {
-    /// A table in which each prefix may hold `chunks_max` chunks.
-    pub(super) fn new(chunks_max: u32) -> Prefixes {
+    /// A table in which each prefix may hold `chunks_max` chunks; `key` is a secret of this process.
+    pub(super) fn new(chunks_max: u32, key: u64) -> Prefixes {
         Prefixes {
             held: vec![0; BUCKETS].into_boxed_slice(),
             growers: vec![NONE; BUCKETS].into_boxed_slice(),
             chunks_max,
-            key: RandomState::new(),
+            key,
         }
     }
 
@@ -39,7 +38,11 @@ impl Prefixes {
             IpAddr::V4(address) => u64::from(u32::from(address)),
             IpAddr::V6(address) => (u128::from(address) >> 64) as u64 | 1 << 63,
         };
-        (self.key.hash_one(prefix) % BUCKETS as u64) as u16
+        // The finalizer of SplitMix64: every bit of the input reaches every bit of the result.
+        let mut mixed = prefix ^ self.key;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % BUCKETS as u64) as u16
     }
 
     /// The connection `key` of this bucket held `before` chunks and holds `now`.
@@ -69,7 +72,7 @@ mod tests {
 
     #[test]
     fn addresses_of_one_network_share_a_limit() {
-        let mut prefixes = Prefixes::new(3);
+        let mut prefixes = Prefixes::new(3, 7);
         let bucket = |text: &str| prefixes.bucket(text.parse().expect("address"));
         let (a, b, c) = (
             bucket("2001:db8::1"),

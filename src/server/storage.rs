@@ -93,6 +93,9 @@ pub(super) struct Pending {
     pub(super) end: u64,
     /// Range of its 250 in the connection's stream of replies; unused for a large message.
     pub(super) reply: (u32, u32),
+    /// Where the connection's next reply begins that waits for a later commit; the end of this reply while there
+    /// is none.
+    pub(super) release_to: u32,
     /// Number of a large message, whose 250 is queued only when it is due.
     pub(super) large_number: Option<u64>,
     pub(super) ended_at: Instant,
@@ -249,10 +252,10 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             let Some(pending) = self.shared.pending.pop_front() else {
                 break;
             };
+            self.shared.pending_settled = self.shared.pending_settled.wrapping_add(1);
             let waited_ns = self.shared.now.since_ns(pending.ended_at);
-            // The 250 is handed to the socket at the end of this very turn.
             self.shared.metrics.record(Phase::CommitWait, waited_ns);
-            self.shared.metrics.record(Phase::EndOfData, waited_ns);
+            self.shared.note_wait(waited_ns);
             self.shared.metrics.messages_accepted += 1;
             self.shared.metrics.message_bytes_accepted += pending.octets;
             if let Some(number) = pending.large_number {
@@ -264,7 +267,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 self.shared.metrics.unacknowledged_commits += 1;
                 continue;
             };
-            conn.io.settle(pending.reply.1);
+            conn.io.settle(pending.release_to);
             self.shared.metrics.reply(Reply::Stored as usize);
             if !conn.io.flags.queued_to_flush {
                 conn.io.flags.queued_to_flush = true;
@@ -459,6 +462,7 @@ impl<B: Backing, C> Shared<B, C> {
             token: large.token,
             end,
             reply: (0, 0),
+            release_to: 0,
             large_number: Some(number),
             ended_at: large.ended_at,
             octets: large.message.octets(),

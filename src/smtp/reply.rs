@@ -69,7 +69,7 @@ replies! {
     /// No command of this name.
     CommandUnknown = "command_unknown" 500 "5.5.1 " "Command not recognized";
     /// A command line that ends in LF alone.
-    LineEndsInLf = "line_ends_in_lf" 500 "5.5.2 " "Line ended by LF alone; SMTP needs CRLF";
+    LineEndsInLf = "line_ends_in_lf" 500 "5.5.2 " "Line ended by LF alone; SMTP needs CRLF (nc -C sends it)";
     /// CR that is not followed by LF, NUL, or another control octet in a command line.
     LineHasControls = "line_has_controls" 500 "5.5.2 " "Command line holds a control character";
     /// A command line longer than its limit (RFC 5321 4.5.3.1.4).

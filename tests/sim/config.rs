@@ -83,7 +83,7 @@ impl Config {
         let pool_bytes = if tight {
             2 * (256 * KIB + message_max + 896 * KIB) + 128 * KIB
         } else {
-            16 * MIB
+            6 * MIB + 4 * message_max
         };
         let ms = |random: &mut Random, low: u64, high: u64| {
             Duration::from_millis(random.between(low, high))
@@ -146,6 +146,7 @@ impl Config {
             pool_wait_max: ns(self.pool_wait_max_ns),
             linger: ns(self.linger_ns),
             sync_stall: ns(self.sync_stall_ns),
+            prefix_key: 7,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What was sent, what became of it, and what therefore must, may or must not be found in the ring.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use ringmx::envelope::Field;
@@ -44,6 +44,8 @@ pub struct Letter {
 #[derive(Default)]
 pub struct Ledger {
     pub letters: BTreeMap<u64, Letter>,
+    /// Those that may yet be found in the ring.
+    active: BTreeSet<u64>,
     /// Which letter a message number was ever seen to name.
     numbers: BTreeMap<u64, u64>,
     /// Promises made.
@@ -57,6 +59,7 @@ impl Ledger {
     pub fn add(&mut self, make: impl FnOnce(u64) -> Letter) -> u64 {
         let key = self.letters.len() as u64 + 1;
         self.letters.insert(key, make(key));
+        self.active.insert(key);
         key
     }
 
@@ -150,7 +153,8 @@ impl Ledger {
 
     /// Promises that a crash of this kind breaks legitimately: `is_kept` says of a number whether it holds.
     pub fn weaken(&mut self, is_kept: impl Fn(u64) -> bool) {
-        for letter in self.letters.values_mut() {
+        for key in &self.active {
+            let letter = self.letters.get_mut(key).expect("never removed");
             if let Fate::Must(number) = letter.fate
                 && !is_kept(number)
             {
@@ -173,11 +177,14 @@ impl Ledger {
                 fate => panic!("{} is in the ring although it is {fate:?}", letter.from),
             }
         }
-        for (key, letter) in &mut self.letters {
+        let letters = &mut self.letters;
+        let found = &mut self.found;
+        self.active.retain(|key| {
+            let letter = letters.get_mut(key).expect("never removed");
             if let Some(number) = seen.get(key) {
-                self.found += u64::from(matches!(letter.fate, Fate::Must(_)));
+                *found += u64::from(matches!(letter.fate, Fate::Must(_)));
                 letter.fate = Fate::Must(*number);
-                continue;
+                return true;
             }
             match letter.fate {
                 Fate::Must(number) => assert!(
@@ -187,10 +194,12 @@ impl Ledger {
                     contents.first_number
                 ),
                 Fate::May => {}
-                _ => continue,
+                Fate::Never | Fate::Gone => return false,
+                Fate::Open => unreachable!("every life settles its letters"),
             }
             letter.fate = Fate::Gone;
             letter.body = Rc::default();
-        }
+            false
+        });
     }
 }

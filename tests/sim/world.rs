@@ -493,7 +493,7 @@ impl World {
                 wire: Rc::clone(&peer.wire),
                 dead: Rc::clone(&self.disk.0.borrow().dead),
             };
-            let address = SocketAddr::from(([10, 0, 0, 1], 1_024 + index as u16));
+            let address = SocketAddr::from(([10, 0, (index % 6) as u8, 1], 1_024 + index as u16));
             let token = server
                 .accept(address, 0, |_| Ok(stream))
                 .expect("there is a place");

@@ -195,6 +195,7 @@ pub fn options() -> Options {
         pool_wait_max: minutes(1),
         linger: Duration::from_secs(5),
         sync_stall: minutes(1),
+        prefix_key: 7,
     }
 }
 
