@@ -9,8 +9,9 @@ use crate::ledger::Ledger;
 use crate::live::Display;
 use crate::message;
 use crate::plan::{
-    Addresses, Auth, Count, Mode, Pipelining, Plan, Protocol, Quit, Sizes, TlsMode, Workload,
+    Addresses, Auth, Count, Dsn, Mode, Pipelining, Plan, Protocol, Quit, Sizes, TlsMode, Workload,
 };
+use crate::preflight;
 use crate::probe;
 use crate::profile;
 use crate::report::{self, Facts};
@@ -48,6 +49,9 @@ pub const LOSS: u8 = 4;
 /// Ended by a signal; the report was written.
 pub const INTERRUPTED: u8 = 130;
 
+/// Least `--chunk`, in bytes: the command of a smaller chunk would outweigh it.
+const CHUNK_MIN: u64 = 64;
+
 const HELP: &str = "\
 smtp-loadgen: an SMTP load generator that says whether it was you or the target
 
@@ -60,6 +64,7 @@ smtp-loadgen: an SMTP load generator that says whether it was you or the target
   smtp-loadgen ab --a TARGET --b TARGET  two targets in turns, ratio of each round
   smtp-loadgen compare A.json B.json     two reports, difference or none
   smtp-loadgen report FILE [--format text|csv|prometheus|html]
+  smtp-loadgen report --schema           the JSON Schema of what --json writes
   smtp-loadgen profile show [NAME]       the named workloads and where their figures come from
   smtp-loadgen profile learn PATH        sizes of a Maildir, mbox or directory, for --sizes
   smtp-loadgen smtp-source [its options] TARGET
@@ -98,6 +103,10 @@ What
 How
   --pipelining auto|off     [auto]
   --chunking                BDAT instead of DATA
+  --chunk SIZE              BDAT in chunks of at most SIZE, 64 or more
+  --smtputf8                SMTPUTF8 on MAIL when offered; needed for addresses beyond ASCII
+  --dsn WORDS               when offered: NOTIFY from never, or success,failure,delay; RET from
+                            full or hdrs [hdrs]; ENVID from run and message number
   --messages-per-connection N or N-M    [all]
   --helo NAME               [loadgen.example]
   --lmtp                    LHLO, a reply for each recipient
@@ -539,6 +548,10 @@ fn default_plan() -> Plan {
         quit: Quit::Wait,
         shape: Vec::new(),
         corpus: 0,
+        chunk: 0,
+        smtputf8: false,
+        dsn: None,
+        hostile: String::new(),
     }
 }
 
@@ -604,6 +617,7 @@ impl Options {
         let plan = &mut self.plan;
         match flag {
             "chunking" => plan.chunking = true,
+            "smtputf8" => plan.smtputf8 = true,
             "lmtp" => plan.protocol = Protocol::Lmtp,
             "poisson" => self.poisson = true,
             "spin" => self.tuning.spin = true,
@@ -662,9 +676,20 @@ impl Options {
                 let count = parse_count(text).filter(|count| count.most() > 0);
                 plan.recipients = bad(count, flag, text)?;
             }
+            "chunk" => {
+                let size = parse_size(text).filter(|size| *size >= CHUNK_MIN);
+                plan.chunk = size.ok_or_else(|| {
+                    usage(format!("--chunk takes a size of at least {CHUNK_MIN}"))
+                })?;
+                plan.chunking = true;
+            }
+            "dsn" => plan.dsn = Some(Dsn::parse(text).map_err(usage)?),
             "profile" => profile::apply(text, plan).map_err(usage)?,
             "corpus" => self.corpus = Some(text.into()),
-            "hostile" => self.hostile = hostile::parse(text).map_err(usage)?,
+            "hostile" => {
+                self.hostile = hostile::parse(text).map_err(usage)?;
+                plan.hostile = hostile::describe(&self.hostile);
+            }
             "proxy" => {
                 self.proxy = match text {
                     "off" => None,
@@ -768,6 +793,12 @@ impl Options {
             return Err(usage("no TARGET; write HOST:PORT or unix:PATH"));
         }
         let plan = &mut self.plan;
+        let ascii = plan.from.is_ascii() && plan.to.is_ascii();
+        if !plan.smtputf8 && !ascii {
+            return Err(usage(
+                "addresses beyond ASCII need --smtputf8, and a target that offers it (RFC 6531)",
+            ));
+        }
         if let Some(path) = &self.corpus {
             if self.ledger.is_some() {
                 return Err(usage(
@@ -822,6 +853,8 @@ struct Prepared {
     security: Option<Security>,
     ledger: Option<Ledger>,
     argv: Vec<String>,
+    /// What the pre-flight found.
+    warnings: Vec<String>,
 }
 
 /// Refuses what could hurt strangers or can't work, and greets the target.
@@ -847,11 +880,24 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
         }
     }
     let files = sys::raise_descriptor_limit();
-    if u64::from(options.plan.sessions) + 32 > files {
-        return Err(usage(format!(
-            "{} sessions need more than the {files} file descriptors allowed; raise `ulimit -n`",
-            options.plan.sessions
-        )));
+    let setting = preflight::Setting {
+        threads: options.threads as u64,
+        hostile: hostile::sessions(&options.hostile, options.plan.sessions),
+        sources: match address {
+            Address::Tcp(_) => options.sources.map_or(1, Sources::count),
+            Address::Unix(_) => 0,
+        },
+        local: match address {
+            Address::Tcp(addr) => addr.ip().is_loopback(),
+            Address::Unix(_) => true,
+        },
+    };
+    let machine = preflight::Machine::here(files, options.ledger.as_deref());
+    let warnings = preflight::judge(&options.plan, setting, machine).map_err(usage)?;
+    if !options.quiet {
+        for warning in &warnings {
+            eprintln!("warning: {warning}");
+        }
     }
     let security = match options.plan.tls {
         TlsMode::Off => None,
@@ -884,6 +930,7 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
         security,
         ledger,
         argv,
+        warnings,
     })
 }
 
@@ -963,6 +1010,7 @@ fn execute(
     let grown = sys::resident_max().saturating_sub(resident_before);
     report["generator"]["resident_per_session_bytes"] =
         (grown / u64::from(plan.sessions.max(1))).into();
+    report["preflight"] = prepared.warnings.clone().into();
     if !tallies.is_empty() {
         report["hostile"] = tallies.iter().map(hostile::Tally::json).collect();
     }
@@ -1016,6 +1064,10 @@ fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         match argument {
             Value(path) if file.is_none() => file = Some(PathBuf::from(path)),
             Long("format") => format = parser.value()?.string()?,
+            Long("schema") => {
+                print!("{}", report::JSON_SCHEMA);
+                return Ok(OK);
+            }
             other => return Err(other.unexpected().into()),
         }
     }

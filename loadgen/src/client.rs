@@ -257,6 +257,8 @@ struct Offers {
     starttls: bool,
     auth: bool,
     eight_bit: bool,
+    smtputf8: bool,
+    dsn: bool,
 }
 
 /// The message in hand.
@@ -274,6 +276,10 @@ struct Transaction {
     spoilt: Option<(Phase, u16)>,
     /// Final replies still to come.
     finals: u32,
+    /// Replies to BDAT without LAST still to come.
+    chunks: u32,
+    /// One of them was a refusal.
+    chunk_refused: bool,
     /// A body with its terminator was sent or is being sent.
     data_sent: bool,
 }
@@ -390,6 +396,8 @@ pub struct Client {
     data_end_ns: u64,
     /// When the first byte of the message was queued.
     body_ns: u64,
+    /// The message in hand and how much of it was queued, when it goes in several chunks.
+    chunked: (Vec<u8>, usize),
     /// Raised with each reply; the owner's timers look at it.
     pub replies: u64,
 }
@@ -407,6 +415,7 @@ impl Default for Client {
             sent_ns: 0,
             data_end_ns: 0,
             body_ns: 0,
+            chunked: (Vec::new(), 0),
             replies: 0,
         }
     }
@@ -475,7 +484,11 @@ impl Client {
             State::Ready | State::Mail => Phase::Mail,
             State::Rcpt => Phase::Rcpt,
             State::Data => Phase::Data,
-            State::Final if self.data_end_ns == 0 => Phase::Body,
+            State::Final
+                if self.data_end_ns == 0 || self.transaction.is_some_and(|t| t.chunks > 0) =>
+            {
+                Phase::Body
+            }
             State::Final => Phase::EndOfData,
             State::Rset => Phase::Rset,
             State::Quit | State::Closing(_) => Phase::Quit,
@@ -504,6 +517,8 @@ impl Client {
             accepted: 0,
             spoilt: None,
             finals: 1,
+            chunks: 0,
+            chunk_refused: false,
             data_sent: false,
         });
         self.sent_ns = now;
@@ -533,6 +548,19 @@ impl Client {
         if self.offers.eight_bit && real.is_some_and(|entry| entry.eight_bit) {
             // RFC 6152 3.
             out.extend_from_slice(b" BODY=8BITMIME");
+        }
+        if plan.smtputf8 && self.offers.smtputf8 {
+            // RFC 6531 3.4.
+            out.extend_from_slice(b" SMTPUTF8");
+        }
+        if let Some(dsn) = plan.dsn.as_ref().filter(|_| self.offers.dsn) {
+            // RFC 3461 4.3 and 4.4.
+            out.extend_from_slice(b" RET=");
+            out.extend_from_slice(dsn.ret.as_bytes());
+            out.extend_from_slice(b" ENVID=");
+            message::push_hex(plan.run, out);
+            out.push(b'.');
+            message::push_decimal(spec.seq, 1, out);
         }
         out.extend_from_slice(b"\r\n");
         if self.is_pipelined(plan) {
@@ -629,6 +657,8 @@ impl Client {
         self.offers.starttls |= is("STARTTLS");
         self.offers.auth |= is("AUTH");
         self.offers.eight_bit |= is("8BITMIME");
+        self.offers.smtputf8 |= is("SMTPUTF8");
+        self.offers.dsn |= is("DSN");
     }
 
     fn hello(&mut self, now: u64, desk: &Desk) {
@@ -716,7 +746,7 @@ impl Client {
                 events.latency(Phase::Data, waited);
                 self.data_answer(code, text, now, desk, events);
             }
-            State::Final => self.final_answer(code, text, now, events),
+            State::Final => self.final_answer(code, text, now, desk, events),
             State::Rset => {
                 events.latency(Phase::Rset, waited);
                 self.state = State::Ready;
@@ -746,6 +776,10 @@ impl Client {
         {
             self.state = State::Xclient;
             return self.command(b"XCLIENT ", attributes.as_bytes(), now);
+        }
+        if plan.smtputf8 && !self.offers.smtputf8 && !(plan.from.is_ascii() && plan.to.is_ascii()) {
+            // RFC 6531 3.1: such an address must not be sent to a server that doesn't offer it.
+            return self.close(Close::Fault(Fault::Unusable));
         }
         match &plan.auth {
             None => self.state = State::Ready,
@@ -798,7 +832,13 @@ impl Client {
         let out = &mut self.out.head;
         out.extend_from_slice(b"RCPT TO:<");
         plan.recipient(seq, index, out);
-        out.extend_from_slice(b">\r\n");
+        out.push(b'>');
+        if let Some(dsn) = plan.dsn.as_ref().filter(|_| self.offers.dsn) {
+            // RFC 3461 4.1.
+            out.extend_from_slice(b" NOTIFY=");
+            out.extend_from_slice(dsn.notify.as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
     }
 
     fn mail_answer(
@@ -922,6 +962,29 @@ impl Client {
         desk.to.clear();
         load.plan.sender(spec.seq, &mut desk.from);
         load.plan.recipient(spec.seq, 0, &mut desk.to);
+        if chunked && load.plan.chunk > 0 {
+            self.chunked.0.clear();
+            self.chunked.1 = 0;
+            let whole = &mut self.chunked.0;
+            if let Some(index) = load.corpus_index(spec.seq) {
+                whole.extend_from_slice(&load.corpus.entries[index].raw);
+            } else {
+                let (from, to) = (&desk.from, &desk.to);
+                let run = load.plan.run;
+                let stamp =
+                    message::whole_into(&load.filler, run, spec.seq, spec.size, from, to, whole);
+                transaction.stamp = Some(stamp);
+            }
+            transaction.len = whole.len() as u64;
+            let chunks = transaction.len.div_ceil(load.plan.chunk).max(1);
+            // A size is at most 1e12 and a chunk at least 64 bytes, but memory ends before that.
+            transaction.chunks = u32::try_from(chunks - 1).unwrap_or(u32::MAX);
+            self.body_ns = now;
+            self.data_end_ns = 0;
+            self.push_chunk(&load.plan);
+            while self.is_pipelined(&load.plan) && self.push_chunk(&load.plan) {}
+            return;
+        }
         let out = &mut self.out.head;
         let end: &[u8] = if chunked { b"" } else { b".\r\n" };
         if let Some(index) = load.corpus_index(spec.seq) {
@@ -980,10 +1043,72 @@ impl Client {
         }
     }
 
-    fn final_answer(&mut self, code: u16, text: &[u8], now: u64, events: &mut impl Events) {
+    /// Queues the next chunk of the message (RFC 3030 2); returns whether there was one.
+    fn push_chunk(&mut self, plan: &Plan) -> bool {
+        let Some(transaction) = self.transaction.as_mut().filter(|t| !t.data_sent) else {
+            return false;
+        };
+        let (whole, at) = &mut self.chunked;
+        let rest = &whole[*at..];
+        let len = rest
+            .len()
+            .min(usize::try_from(plan.chunk).unwrap_or(usize::MAX));
+        let last = len == rest.len();
+        let out = &mut self.out.head;
+        out.extend_from_slice(b"BDAT ");
+        message::push_decimal(len as u64, 1, out);
+        out.extend_from_slice(if last { b" LAST\r\n" } else { b"\r\n" });
+        out.extend_from_slice(&rest[..len]);
+        *at += len;
+        transaction.data_sent = last;
+        true
+    }
+
+    /// A chunk that was not the last was answered.
+    fn chunk_answer(
+        &mut self,
+        code: u16,
+        text: &[u8],
+        now: u64,
+        desk: &mut Desk,
+        events: &mut impl Events,
+    ) {
+        let load = desk.load.clone();
+        let pipelined = self.is_pipelined(&load.plan);
         let Some(transaction) = &mut self.transaction else {
             return;
         };
+        transaction.chunks -= 1;
+        if (200..300).contains(&code) {
+            if !pipelined {
+                self.push_chunk(&load.plan);
+            }
+            return;
+        }
+        let (phase, code) = *transaction.spoilt.get_or_insert((Phase::Body, code));
+        transaction.chunk_refused = true;
+        if !pipelined {
+            // RFC 3030 2: after a refused chunk only RSET makes the state certain.
+            self.finish(refusal(phase, code), text, now, events);
+            self.state = State::Rset;
+            self.command(b"RSET", b"", now);
+        }
+    }
+
+    fn final_answer(
+        &mut self,
+        code: u16,
+        text: &[u8],
+        now: u64,
+        desk: &mut Desk,
+        events: &mut impl Events,
+    ) {
+        let Some(transaction) = &mut self.transaction else {
+            return;
+        };
+        if transaction.chunks > 0 {
+            return self.chunk_answer(code, text, now, desk, events);
+        }
         if self.data_end_ns == 0 && !self.out.is_empty() {
             // Answered before the message was sent: what follows would be read as commands.
             self.finish(refusal(Phase::Body, code), text, now, events);
@@ -1003,7 +1128,8 @@ impl Client {
             Some((phase, code)) => refusal(phase, code),
         };
         self.state = State::Ready;
-        let stale = matches!(transaction.spoilt, Some((Phase::Mail | Phase::Rcpt, _)));
+        let stale = matches!(transaction.spoilt, Some((Phase::Mail | Phase::Rcpt, _)))
+            || transaction.chunk_refused;
         self.finish(outcome, text, now, events);
         if stale {
             // RFC 3030 2: after a refused BDAT the server may still hold the transaction.
@@ -1048,7 +1174,7 @@ fn refusal(phase: Phase, code: u16) -> Outcome {
 mod tests {
     use super::*;
     use crate::plan::tests::plan;
-    use crate::plan::{Addresses, Auth, Count};
+    use crate::plan::{Addresses, Auth, Count, Dsn};
     use crate::rng::Rng;
     use std::sync::Arc;
 
@@ -1223,6 +1349,160 @@ mod tests {
         );
         assert_eq!(notes.ends[0].1, Outcome::Accepted);
         assert_eq!(notes.ends[1].1, Outcome::Rejected(Phase::Rcpt, 550));
+    }
+
+    /// The message of `fixed` with number `seq`, cut into chunks of 400 bytes.
+    fn chunks(plan: &Plan, seq: u64) -> Vec<String> {
+        let load = Workload::new(plan.clone());
+        let (from, to) = (b"sender@loadgen.example", b"user@test.example");
+        let whole = message::whole(&load.filler, plan.run, seq, 1000, from, to);
+        let text = |part: &[u8]| String::from_utf8(part.to_vec()).unwrap();
+        vec![
+            format!("BDAT 400\r\n{}", text(&whole[..400])),
+            format!("BDAT 400\r\n{}", text(&whole[400..800])),
+            format!("BDAT 200 LAST\r\n{}", text(&whole[800..])),
+        ]
+    }
+
+    #[test]
+    fn pipelined_chunks_leave_together_and_each_is_answered() {
+        let mut plan = fixed();
+        (plan.chunking, plan.chunk, plan.messages) = (true, 400, Some(3));
+        let envelope =
+            "MAIL FROM:<sender@loadgen.example> SIZE=1000\r\nRCPT TO:<user@test.example>\r\n";
+        let sends: Vec<String> = (0..3)
+            .map(|seq| format!("C: {envelope}{}", chunks(&plan, seq).concat()))
+            .collect();
+        let (notes, want) = every_way(
+            &plan,
+            &[
+                "S: 220 hi\r\n",
+                "C: EHLO loadgen.example\r\n",
+                FULL,
+                &sends[0],
+                "S: 250 ok\r\n250 ok\r\n250 one\r\n250 two\r\n250 stored\r\n",
+                &sends[1],
+                "S: 250 ok\r\n250 ok\r\n250 one\r\n452 4.3.1 full\r\n503 5.5.1 what\r\n",
+                "C: RSET\r\n",
+                "S: 250 ok\r\n",
+                &sends[2],
+                "S: 250 ok\r\n550 no\r\n503 no\r\n503 no\r\n503 no\r\n",
+                "C: RSET\r\n",
+                "S: 250 ok\r\n",
+                "C: QUIT\r\n",
+                "S: 221 bye\r\n",
+            ],
+        );
+        assert_eq!(want, Want::Close(Close::Done));
+        let ends: Vec<Outcome> = notes.ends.iter().map(|end| end.1).collect();
+        assert_eq!(
+            ends,
+            [
+                Outcome::Accepted,
+                Outcome::Deferred(Phase::Body, 452),
+                Outcome::Rejected(Phase::Rcpt, 550)
+            ]
+        );
+        assert_eq!(notes.ends[0].2, "stored");
+        let last = notes.replies.iter().filter(|r| r.0 == Phase::EndOfData);
+        assert_eq!(last.count(), 3);
+    }
+
+    #[test]
+    fn lock_step_sends_a_chunk_for_each_reply_and_stops_at_a_refusal() {
+        let mut plan = fixed();
+        (plan.chunking, plan.chunk, plan.messages) = (true, 400, Some(2));
+        plan.pipelining = Pipelining::Off;
+        let parts = |seq| {
+            chunks(&plan, seq)
+                .into_iter()
+                .map(|part| format!("C: {part}"))
+        };
+        let (one, two): (Vec<_>, Vec<_>) = (parts(0).collect(), parts(1).collect());
+        let (notes, want) = every_way(
+            &plan,
+            &[
+                "S: 220 hi\r\n",
+                "C: EHLO loadgen.example\r\n",
+                FULL,
+                "C: MAIL FROM:<sender@loadgen.example> SIZE=1000\r\n",
+                "S: 250 ok\r\n",
+                "C: RCPT TO:<user@test.example>\r\n",
+                "S: 250 ok\r\n",
+                &one[0],
+                "S: 250 ok\r\n",
+                &one[1],
+                "S: 250 ok\r\n",
+                &one[2],
+                "S: 250 stored\r\n",
+                "C: MAIL FROM:<sender@loadgen.example> SIZE=1000\r\n",
+                "S: 250 ok\r\n",
+                "C: RCPT TO:<user@test.example>\r\n",
+                "S: 250 ok\r\n",
+                &two[0],
+                "S: 552 5.3.4 too large\r\n",
+                "C: RSET\r\n",
+                "S: 250 ok\r\n",
+                "C: QUIT\r\n",
+            ],
+        );
+        assert_eq!(want, Want::Input);
+        assert_eq!(
+            notes.ends,
+            [
+                (0, Outcome::Accepted, "stored".into()),
+                (
+                    1,
+                    Outcome::Rejected(Phase::Body, 552),
+                    "5.3.4 too large".into()
+                )
+            ]
+        );
+    }
+
+    #[test]
+    fn dsn_and_smtputf8_are_asked_for_where_they_are_offered() {
+        let mut plan = fixed();
+        plan.smtputf8 = true;
+        plan.dsn = Some(Dsn::parse("success,failure,full").unwrap());
+        every_way(
+            &plan,
+            &[
+                "S: 220 hi\r\n",
+                "C: EHLO loadgen.example\r\n",
+                "S: 250-hi\r\n250-PIPELINING\r\n250-SMTPUTF8\r\n250 DSN\r\n",
+                "C: MAIL FROM:<sender@loadgen.example> SMTPUTF8 RET=FULL \
+                 ENVID=0000000000000abc.0\r\n\
+                 RCPT TO:<user@test.example> NOTIFY=SUCCESS,FAILURE\r\nDATA\r\n",
+            ],
+        );
+        every_way(
+            &plan,
+            &[
+                "S: 220 hi\r\n",
+                "C: EHLO loadgen.example\r\n",
+                "S: 250-hi\r\n250 PIPELINING\r\n",
+                "C: MAIL FROM:<sender@loadgen.example>\r\nRCPT TO:<user@test.example>\r\nDATA\r\n",
+            ],
+        );
+    }
+
+    #[test]
+    fn an_address_beyond_ascii_goes_only_where_smtputf8_is_offered() {
+        let mut plan = fixed();
+        plan.smtputf8 = true;
+        plan.to = Addresses::parse("us\u{e9}r@test.example").unwrap();
+        let begin = ["S: 220 hi\r\n", "C: EHLO loadgen.example\r\n"];
+        let offered = [
+            "S: 250-hi\r\n250 SMTPUTF8\r\n",
+            "C: MAIL FROM:<sender@loadgen.example> SMTPUTF8\r\n",
+            "S: 250 ok\r\n",
+            "C: RCPT TO:<us\u{e9}r@test.example>\r\n",
+        ];
+        every_way(&plan, &[&begin[..], &offered].concat());
+        let (notes, want) = every_way(&plan, &[&begin[..], &["S: 250 hi\r\n"]].concat());
+        assert_eq!(want, Want::Close(Close::Fault(Fault::Unusable)));
+        assert_eq!(notes.ends, []);
     }
 
     #[test]

@@ -278,6 +278,26 @@ pub fn parse(text: &str) -> Result<Vec<(usize, f64)>, String> {
         .collect()
 }
 
+/// Writes what `parse` read in one form, whatever the order and the digits it was given in.
+pub fn describe(kinds: &[(usize, f64)]) -> String {
+    let mut words: Vec<String> = kinds
+        .iter()
+        .map(|(kind, share)| format!("{}={}%", KINDS[*kind].name, share * 100.0))
+        .collect();
+    words.sort();
+    words.join(",")
+}
+
+fn count(sessions: u32, share: f64) -> u32 {
+    ((f64::from(sessions) * share).round() as u32).max(1)
+}
+
+/// Returns how many misbehaving sessions stand beside `beside` others.
+pub fn sessions(kinds: &[(usize, f64)], beside: u32) -> u64 {
+    let each = kinds.iter().map(|(_, share)| count(beside, *share));
+    each.map(u64::from).sum()
+}
+
 /// What became of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -356,7 +376,7 @@ pub fn play(
     let mut tallies: Vec<Tally> = Vec::new();
     let mut all: Vec<Session> = Vec::new();
     for (kind, share) in kinds {
-        let count = ((f64::from(sessions) * share).round() as u32).max(1);
+        let count = count(sessions, *share);
         let name = KINDS[*kind].name;
         tallies.push(Tally {
             name,
@@ -582,6 +602,10 @@ mod tests {
             .collect();
         assert_eq!(named, [("slowloris", 0.05), ("rst-mid-data", 0.005)]);
         assert!(parse("nonsense=5%").unwrap_err().contains("bdat-lie"));
+        let one = parse("slowloris=5%,idle=1.0%").unwrap();
+        let two = parse("idle=1%,slowloris=5.0%").unwrap();
+        assert_eq!(describe(&one), "idle=1%,slowloris=5%");
+        assert_eq!(describe(&one), describe(&two));
         assert!(parse("idle=5").is_err());
         assert!(parse("idle").is_err());
     }

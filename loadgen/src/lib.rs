@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod live;
 pub mod message;
 pub mod plan;
+pub mod preflight;
 pub mod probe;
 pub mod profile;
 pub mod recorder;

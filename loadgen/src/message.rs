@@ -389,7 +389,8 @@ pub fn render_tail(body: Body, out: &mut Vec<u8>) {
     tail_line(body.tail, out);
 }
 
-fn push_hex(value: u64, out: &mut Vec<u8>) {
+/// Appends `value` as 16 hexadecimal digits.
+pub fn push_hex(value: u64, out: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [0; 16];
     for (index, byte) in text.iter_mut().enumerate() {
@@ -501,8 +502,23 @@ fn with_crlf(text: &[u8]) -> Vec<u8> {
 
 /// Returns the whole message as it should be stored; slow, for tests and `--dry-run`.
 pub fn whole(filler: &Filler, run: u64, seq: u64, size: u64, from: &[u8], to: &[u8]) -> Vec<u8> {
-    let (mut out, none) = (Vec::new(), Corpus::default());
-    let rendered = render(filler, run, seq, size, from, to, &mut out);
+    let mut out = Vec::new();
+    whole_into(filler, run, seq, size, from, to, &mut out);
+    out
+}
+
+/// Appends the whole message as it should be stored; returns what it says of itself.
+pub fn whole_into(
+    filler: &Filler,
+    run: u64,
+    seq: u64,
+    size: u64,
+    from: &[u8],
+    to: &[u8],
+    out: &mut Vec<u8>,
+) -> Stamp {
+    let none = Corpus::default();
+    let rendered = render(filler, run, seq, size, from, to, out);
     let mut cursor = filler.cursor(rendered.body, false);
     while cursor.left() > 0 {
         let slice = filler.slice(&none, &cursor);
@@ -510,8 +526,8 @@ pub fn whole(filler: &Filler, run: u64, seq: u64, size: u64, from: &[u8], to: &[
         let len = slice.len();
         filler.advance(&none, &mut cursor, len);
     }
-    render_tail(rendered.body, &mut out);
-    out
+    render_tail(rendered.body, out);
+    rendered.stamp
 }
 
 #[cfg(test)]

@@ -246,6 +246,14 @@ impl Addresses {
         }
     }
 
+    /// Whether every address is ASCII.
+    pub fn is_ascii(&self) -> bool {
+        self.choices.iter().flatten().all(|piece| match piece {
+            Piece::Text(text) => text.is_ascii(),
+            _ => true,
+        })
+    }
+
     /// Returns the domain of each pattern.
     pub fn domains(&self) -> impl Iterator<Item = String> + '_ {
         self.choices.iter().map(|pieces| {
@@ -290,6 +298,61 @@ pub struct Auth {
     pub user: String,
     /// With which password.
     pub password: String,
+}
+
+/// What to ask of delivery status notifications (RFC 3461).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dsn {
+    /// Value of NOTIFY (section 4.1), such as `SUCCESS,FAILURE` or `NEVER`.
+    pub notify: String,
+    /// Value of RET (section 4.3), `FULL` or `HDRS`.
+    pub ret: &'static str,
+}
+
+impl Dsn {
+    /// Reads `never` or a list of `success`, `failure`, `delay`; `full` or `hdrs` may stand with
+    /// either and says what a notification should return, `hdrs` by default.
+    ///
+    /// **Errors**, in words: an unknown or repeated word, `never` with others, or none at all.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (mut notify, mut ret) = (Vec::new(), None);
+        for word in text.split(',') {
+            let word = word.trim().to_ascii_uppercase();
+            let fresh = match word.as_str() {
+                // RFC 3461 4.3: one RET.
+                "FULL" => ret.replace("FULL").is_none(),
+                "HDRS" => ret.replace("HDRS").is_none(),
+                "NEVER" | "SUCCESS" | "FAILURE" | "DELAY" => {
+                    let fresh = !notify.contains(&word);
+                    notify.push(word);
+                    fresh
+                }
+                _ => false,
+            };
+            if !fresh {
+                return Err(format!(
+                    "--dsn `{text}`: write never, or success, failure and delay with commas \
+                     between, and full or hdrs behind them"
+                ));
+            }
+        }
+        // RFC 3461 4.1: NEVER stands alone.
+        if notify.is_empty() || (notify.len() > 1 && notify.iter().any(|word| word == "NEVER")) {
+            return Err(format!(
+                "--dsn `{text}` needs never alone, or some of success, failure and delay"
+            ));
+        }
+        Ok(Self {
+            notify: notify.join(","),
+            ret: ret.unwrap_or("HDRS"),
+        })
+    }
+}
+
+impl fmt::Display for Dsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.notify, self.ret)
+    }
 }
 
 /// One message of the plan.
@@ -357,6 +420,14 @@ pub struct Plan {
     pub shape: Vec<(u64, f64)>,
     /// Hash of the corpus, if one is sent; 0 otherwise.
     pub corpus: u64,
+    /// Longest chunk of a message under BDAT, in bytes; 0 sends each message as one chunk.
+    pub chunk: u64,
+    /// SMTPUTF8 on MAIL when the server offers it (RFC 6531).
+    pub smtputf8: bool,
+    /// DSN parameters on MAIL and RCPT when the server offers them (RFC 3461).
+    pub dsn: Option<Dsn>,
+    /// The sessions that misbehave beside the others, as `--hostile` names them; empty without.
+    pub hostile: String,
 }
 
 impl Plan {
@@ -390,7 +461,8 @@ impl Plan {
 
     /// Returns the words that `hash` is made from.
     pub fn text(&self) -> String {
-        format!(
+        // What is off by default is named only when it is on: hashes of older reports stay valid.
+        let mut text = format!(
             "seed={} mode={:?} sessions={} messages={:?} duration={:?} warmup={} ramp={} sizes={} \
              recipients={} per_connection={} from={} to={} helo={} protocol={:?} \
              pipelining={:?} chunking={} tls={:?} auth={} quit={:?} shape={:?} corpus={:016x}",
@@ -415,7 +487,21 @@ impl Plan {
             self.quit,
             self.shape,
             self.corpus,
-        )
+        );
+        if self.chunk > 0 {
+            text.push_str(&format!(" chunk={}", self.chunk));
+        }
+        if self.smtputf8 {
+            text.push_str(" smtputf8");
+        }
+        if let Some(dsn) = &self.dsn {
+            text.push_str(&format!(" dsn={dsn}"));
+        }
+        if !self.hostile.is_empty() {
+            text.push_str(" hostile=");
+            text.push_str(&self.hostile);
+        }
+        text
     }
 
     /// Returns a number that is equal for equal workloads. Run and target are not part of it.
@@ -588,6 +674,10 @@ pub(crate) mod tests {
             quit: Quit::Wait,
             shape: Vec::new(),
             corpus: 0,
+            chunk: 0,
+            smtputf8: false,
+            dsn: None,
+            hostile: String::new(),
         }
     }
 
@@ -613,6 +703,27 @@ pub(crate) mod tests {
                 .iter()
                 .all(|m| (1..=5).contains(&m.recipients))
         );
+    }
+
+    #[test]
+    fn dsn_words_become_parameters_and_nonsense_is_refused() {
+        let dsn = |text: &str| Dsn::parse(text).map(|dsn| dsn.to_string()).ok();
+        assert_eq!(
+            dsn("success,failure"),
+            Some("SUCCESS,FAILURE:HDRS".to_owned())
+        );
+        assert_eq!(dsn("full,delay"), Some("DELAY:FULL".to_owned()));
+        assert_eq!(dsn("NEVER"), Some("NEVER:HDRS".to_owned()));
+        for wrong in [
+            "",
+            "full",
+            "never,delay",
+            "delay,delay",
+            "full,hdrs,delay",
+            "x",
+        ] {
+            assert_eq!(dsn(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -15,6 +15,9 @@ use std::fmt::Write;
 /// Version of the JSON.
 pub const SCHEMA: &str = "smtp-loadgen/run/1";
 
+/// JSON Schema (2020-12) of such a report.
+pub const JSON_SCHEMA: &str = include_str!("../../docs/loadgen.schema.json");
+
 /// What surrounds a run.
 pub struct Facts<'a> {
     /// The workload.

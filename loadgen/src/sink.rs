@@ -415,7 +415,7 @@ fn command(peer: &mut Peer, line: &[u8], keeper: &mut Keeper) {
         b"EHLO" if keeper.faults.no_ehlo => b"502 5.5.1 No\r\n",
         b"EHLO" if keeper.faults.plain => b"250 sink.example\r\n",
         b"EHLO" => {
-            b"250-sink.example\r\n250-PIPELINING\r\n250-CHUNKING\r\n250-8BITMIME\r\n250 SIZE 0\r\n"
+            b"250-sink.example\r\n250-PIPELINING\r\n250-CHUNKING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-DSN\r\n250 SIZE 0\r\n"
         }
         b"QUIT" => {
             peer.then = Then::Close;

@@ -63,6 +63,11 @@ impl Sources {
         }
     }
 
+    /// Returns how many addresses there are.
+    pub fn count(self) -> u64 {
+        u64::from(self.count)
+    }
+
     /// Returns the address of the nth connection.
     pub fn nth(self, nth: u64) -> Ipv4Addr {
         Ipv4Addr::from(self.base + (nth % u64::from(self.count)) as u32)

@@ -104,6 +104,22 @@ fn an_honest_sink_is_found_honest_in_every_dialect() {
         ("lockstep", &["--pipelining", "off"]),
         ("chunked", &["--chunking"]),
         ("chunked-lockstep", &["--chunking", "--pipelining", "off"]),
+        ("chunks", &["--chunk", "100", "--size", "500-5000"]),
+        ("chunks-large", &["--chunk", "64KiB", "--size", "300KiB"]),
+        (
+            "chunks-lockstep",
+            &["--chunk", "1000", "--pipelining", "off", "--size", "5000"],
+        ),
+        (
+            "dsn-smtputf8",
+            &[
+                "--smtputf8",
+                "--dsn",
+                "never",
+                "--to",
+                "b\u{fc}ro@test.example",
+            ],
+        ),
         ("per-connection", &["--messages-per-connection", "1"]),
         (
             "recipients",
@@ -868,4 +884,36 @@ fn asking_for_far_more_than_the_ceiling_does_not_lower_it() {
         }
     }
     panic!("open loop over closed loop: {ratios:?}");
+}
+
+#[test]
+fn compare_refuses_runs_that_differ_in_their_hostile_company() {
+    let place = Place::new("company");
+    let sink = Running::start(Faults::default(), None).unwrap();
+    let target = sink.address.to_string();
+    let run = |name: &str, more: &[&str]| {
+        let path = place.at(name);
+        let fixed = [
+            "run",
+            &target,
+            "--messages",
+            "50",
+            "--quiet",
+            "--json",
+            &path,
+        ];
+        program(&[&fixed[..], more].concat());
+        path
+    };
+    let alone = run("alone.json", &[]);
+    let beside = run("beside.json", &["--hostile", "early-talker=10.0%"]);
+    let same = run("same.json", &["--hostile", "early-talker=10%"]);
+    let hash = |path: &str| json(path)["config"]["plan_hash"].clone();
+    assert_eq!(hash(&beside), hash(&same));
+    assert_ne!(hash(&alone), hash(&beside));
+    let compared = program(&["compare", &alone, &beside]);
+    assert_eq!(compared.status.code(), Some(2), "{compared:?}");
+    let said = String::from_utf8_lossy(&compared.stderr).into_owned();
+    assert!(said.contains("plan"), "{said}");
+    sink.stop().unwrap();
 }

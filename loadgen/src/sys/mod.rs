@@ -95,6 +95,17 @@ pub fn raise_descriptor_limit() -> u64 {
     limit.rlim_cur
 }
 
+/// Returns the space that files may still take at `path`, in bytes; nothing when it can't be told.
+pub fn disk_free(path: &std::path::Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
+    // SAFETY: statvfs is plain data for which all zeroes are valid.
+    let mut space: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `path` ends with NUL and `space` is a valid place for one statvfs.
+    let done = unsafe { libc::statvfs(path.as_ptr(), &mut space) };
+    (done == 0).then(|| space.f_bavail.saturating_mul(space.f_frsize))
+}
+
 /// Returns the width of the terminal on standard error, if it is one.
 pub fn terminal_columns() -> Option<usize> {
     let mut size = libc::winsize {
