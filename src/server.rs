@@ -38,11 +38,12 @@ use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX};
 use crate::logger::{Class, Logger, Value};
 use crate::message::Message;
 use crate::metrics::{CloseCause, Metrics};
+use crate::policy::{Policy, accept_all};
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Context, Phase, Session};
-use crate::smtp::sink::Blocked;
+use crate::smtp::sink::{Blocked, Verdict};
 use crate::timer_wheel::TimerWheel;
 
 /// Bytes one connection may have read in one turn; the rest of the loop is protected by it.
@@ -114,6 +115,8 @@ pub struct Shared<B: Backing, C> {
     pub options: Options,
     /// One for each listener.
     pub listeners: Vec<Listener>,
+    /// Decides about what sessions ask, after the checks that the server's own state decides.
+    pub policy: Policy,
     /// Counters and histograms.
     pub metrics: Metrics,
     /// Where refusals and events are written; never blocks.
@@ -400,6 +403,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             shared: Shared {
                 pool: Pool::new(options.pool_bytes, reserve),
                 listeners,
+                policy: accept_all,
                 metrics,
                 logger,
                 storage,
@@ -504,6 +508,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         };
         conn.session
             .start(&self.contexts[usize::from(listener)], &mut out);
+        conn.io.blocked = waits_for(conn);
         Ok(token)
     }
 
@@ -555,6 +560,28 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             conn.io.flags.queued_to_flush = true;
             shared.flush.push(token);
         }
+    }
+
+    /// A verdict that a session waits for: it goes on in this turn. One for a session that is gone, or that does not
+    /// wait, changes nothing.
+    pub fn answer(&mut self, token: Token, verdict: Verdict) {
+        let Some(conn) = live(&mut self.conns, token) else {
+            return;
+        };
+        if conn.io.blocked != Some(Blocked::Verdict) {
+            return;
+        }
+        conn.io.blocked = None;
+        conn.io.active_at = self.shared.now;
+        let context = &self.contexts[usize::from(conn.io.listener)];
+        let mut out = Out {
+            io: &mut conn.io,
+            shared: &mut self.shared,
+            token,
+        };
+        conn.session.answer(context, verdict, &mut out);
+        conn.io.blocked = waits_for(conn);
+        run_later(conn, &mut self.shared, token);
     }
 
     /// Moves one connection as far as it goes: reads, feeds the session, reads again.
@@ -1017,6 +1044,15 @@ fn urgency<B: Backing, C>(io: &Io, shared: &Shared<B, C>, token: Token) -> Urgen
     }
 }
 
+/// What a session waits for that no input of the client can end.
+fn waits_for<S>(conn: &Conn<S>) -> Option<Blocked> {
+    match conn.session.phase() {
+        Phase::Waiting if conn.io.flags.large_pending => Some(Blocked::Commit),
+        Phase::Waiting | Phase::Greeting => Some(Blocked::Verdict),
+        _ => None,
+    }
+}
+
 /// Whether the message of this connection may take another large chunk: there is one, and its prefix holds less
 /// than its share or lets this one go on. The message that has grown longest always may, so that something always ends.
 fn may_grow<B: Backing, C>(io: &Io, shared: &Shared<B, C>, token: Token) -> bool {
@@ -1193,10 +1229,8 @@ fn read_in_place<S: Stream, B: Backing, C: Committer>(
             token,
         };
         conn.session.end_in_place(context, &mut out);
-        if conn.io.flags.large_pending {
-            conn.io.blocked = Some(Blocked::Commit);
-            return false;
-        }
+        conn.io.blocked = waits_for(conn);
+        return conn.io.blocked.is_none();
     }
     true
 }

@@ -6,6 +6,8 @@ mod support;
 use std::time::Duration;
 
 use ringmx::ringlog::writer::Survive;
+use ringmx::smtp::reply::Reply;
+use ringmx::smtp::sink::{Question, Verdict};
 use support::{Client, Rig, options};
 
 const ENVELOPE: &[u8] = b"MAIL FROM:<a@x.example>\r\nRCPT TO:<b@x.example>\r\nDATA\r\n";
@@ -450,4 +452,52 @@ fn a_ring_of_two_mebibytes_takes_mail_for_ever() {
         stored += u64::from(client.read().contains("stored as"));
     }
     assert!(stored >= 50, "{stored} of 100 were taken");
+}
+
+#[test]
+fn a_session_waits_for_verdicts_that_come_later_and_goes_on_where_it_stood() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    rig.server.shared.policy = |question| match question {
+        Question::Connect | Question::Rcpt { .. } | Question::EndOfData { .. } => None,
+        _ => Some(Verdict::Accept),
+    };
+    let start = free(&rig);
+    let client = rig.connect();
+    assert_eq!(client.read(), "");
+    let answer = |rig: &mut Rig, verdict: Verdict| {
+        rig.server.answer(client.token, verdict);
+        rig.turn();
+        client.read()
+    };
+    assert_eq!(
+        answer(&mut rig, Verdict::Accept),
+        "220 mx.example ESMTP ringmx ready\r\n"
+    );
+    rig.send(&client, &[b"HELO c.example\r\n", MESSAGE].concat());
+    assert_eq!(client.read(), "250 mx.example\r\n250 2.1.0 Ok\r\n");
+    rig.turn();
+    assert_eq!(client.read(), "", "nothing moves without the verdict");
+    assert_eq!(
+        answer(&mut rig, Verdict::Accept),
+        "250 2.1.5 Ok\r\n354 End data with <CR><LF>.<CR><LF>\r\n"
+    );
+    assert_eq!(
+        rig.disk_writes.get(),
+        0,
+        "the verdict on the content is still out"
+    );
+    assert_eq!(answer(&mut rig, Verdict::Accept), "");
+    assert_eq!(rig.disk_writes.get(), 1);
+    rig.sync(true);
+    assert_eq!(client.read(), "250 2.0.0 Ok: stored as 0-1\r\n");
+
+    rig.send(&client, MESSAGE);
+    assert_eq!(client.read(), "250 2.1.0 Ok\r\n");
+    answer(&mut rig, Verdict::Accept);
+    assert_eq!(
+        answer(&mut rig, Verdict::Refuse(Reply::ContentRefused)),
+        "550 5.7.1 Message refused\r\n"
+    );
+    assert_eq!(answer(&mut rig, Verdict::Accept), "", "nobody asked");
+    assert_eq!((rig.disk_writes.get(), free(&rig)), (1, start));
 }

@@ -4,7 +4,10 @@
 
 use crate::smtp::sink::{Question, Verdict};
 
-/// The verdict of a sink.
-pub fn answer(_question: &Question<'_>) -> Verdict {
-    Verdict::Accept
+/// Answers a question at once, or `None` when the answer comes later, through `Server::answer`.
+pub type Policy = fn(&Question<'_>) -> Option<Verdict>;
+
+/// The policy of a sink: everything is taken.
+pub fn accept_all(_question: &Question<'_>) -> Option<Verdict> {
+    Some(Verdict::Accept)
 }

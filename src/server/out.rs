@@ -151,7 +151,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             Question::Mail { size, .. } if !self.shared.admits(size.unwrap_or(0)) => {
                 Verdict::Refuse(Reply::NoSpace)
             }
-            _ => crate::policy::answer(&question),
+            _ => return (self.shared.policy)(&question),
         })
     }
 
