@@ -304,15 +304,15 @@ impl Metrics {
         self.connections_closed[cause as usize] += 1;
     }
 
-    /// Counts one value: nanoseconds for times, otherwise messages or bytes.
-    #[inline]
+    /// Counts the same value `count` times.
     pub fn record_many(&mut self, phase: Phase, value: u64, count: u64) {
         let distribution = &mut self.distributions[phase as usize];
         distribution.histogram.saturating_record_n(value, count);
         distribution.sum = distribution.sum.saturating_add(value.saturating_mul(count));
     }
 
-    /// Records one value.
+    /// Counts one value: nanoseconds for times, otherwise messages or bytes.
+    #[inline]
     pub fn record(&mut self, phase: Phase, value: u64) {
         self.distributions[phase as usize].record(value);
     }

@@ -335,6 +335,9 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         self.server.next_turn().is_some_and(|due| due <= now)
             || now.since_ns(self.idle_at) >= nanos(IDLE_TICK)
             || self.listeners.iter().any(|listening| listening.ready)
+            || self.http_ready
+            || self.ctl_ready
+            || !self.http_again.is_empty()
     }
 
     fn timeout(&self) -> Duration {
@@ -406,18 +409,15 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             return;
         }
         for index in 0..self.listeners.len() {
-            for _ in 0..TURN_ACCEPTS {
-                if !self.listeners[index].ready {
-                    break;
-                }
-                match self.listeners[index].socket.accept() {
-                    Ok((socket, peer)) => self.admit(socket, peer, index),
-                    Err(error) => match after_accept_error(&error) {
-                        AfterError::Drained => self.listeners[index].ready = false,
-                        AfterError::GoOn => {}
-                        AfterError::Pause => return self.pause_accepting(&error, now),
-                    },
-                }
+            let mut ready = self.listeners[index].ready;
+            let exhausted = accept_ready(&mut ready, || {
+                let (socket, peer) = self.listeners[index].socket.accept()?;
+                self.admit(socket, peer, index);
+                Ok(())
+            });
+            self.listeners[index].ready = ready;
+            if let Some(error) = exhausted {
+                return self.pause_accepting(&error, now);
             }
         }
     }
@@ -533,42 +533,27 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         if self.accept_paused_until.is_some_and(|until| until > now) {
             return;
         }
-        while self.http_ready {
-            let Some(listener) = &self.http_listener else {
-                self.http_ready = false;
-                break;
-            };
-            match listener.accept() {
-                Ok((socket, _)) => {
-                    // One that can't be registered is closed by being dropped.
-                    let _ = self
-                        .http
-                        .admit(socket, http::Session::new(), &self.registry, now);
-                }
-                Err(error) => match after_accept_error(&error) {
-                    AfterError::Drained => self.http_ready = false,
-                    AfterError::GoOn => {}
-                    AfterError::Pause => return self.pause_accepting(&error, now),
-                },
+        // A connection that can't be registered is closed by being dropped.
+        let http = accept_ready(&mut self.http_ready, || match &self.http_listener {
+            None => Err(io::ErrorKind::WouldBlock.into()),
+            Some(listener) => {
+                let (socket, _) = listener.accept()?;
+                let session = http::Session::new();
+                drop(self.http.admit(socket, session, &self.registry, now));
+                Ok(())
             }
-        }
-        while self.ctl_ready {
-            let Some(listener) = &self.ctl_listener else {
-                self.ctl_ready = false;
-                break;
-            };
-            match listener.accept() {
-                Ok((socket, _)) => {
-                    let _ = self
-                        .ctl
-                        .admit(socket, ctl::ServerSession::new(), &self.registry, now);
-                }
-                Err(error) => match after_accept_error(&error) {
-                    AfterError::Drained => self.ctl_ready = false,
-                    AfterError::GoOn => {}
-                    AfterError::Pause => return self.pause_accepting(&error, now),
-                },
+        });
+        let ctl = accept_ready(&mut self.ctl_ready, || match &self.ctl_listener {
+            None => Err(io::ErrorKind::WouldBlock.into()),
+            Some(listener) => {
+                let (socket, _) = listener.accept()?;
+                let session = ctl::ServerSession::new();
+                drop(self.ctl.admit(socket, session, &self.registry, now));
+                Ok(())
             }
+        });
+        if let Some(error) = http.or(ctl) {
+            self.pause_accepting(&error, now);
         }
     }
 
@@ -762,22 +747,24 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
     }
 }
 
-/// What to do when accept fails.
-enum AfterError {
-    /// The kernel has no connection left; an edge will tell of the next.
-    Drained,
-    /// That connection ended before it was taken; the next one may not have.
-    GoOn,
-    /// Descriptors or memory ran out.
-    Pause,
-}
-
-fn after_accept_error(error: &io::Error) -> AfterError {
-    match error.kind() {
-        io::ErrorKind::WouldBlock => AfterError::Drained,
-        _ if crate::sys::descriptors::is_exhausted(error) => AfterError::Pause,
-        _ => AfterError::GoOn,
+/// Takes connections while the kernel holds some, [`TURN_ACCEPTS`] at most; `ready` becomes false when it holds none.
+/// Returns the error when descriptors or memory ran out.
+fn accept_ready(
+    ready: &mut bool,
+    mut accept_one: impl FnMut() -> io::Result<()>,
+) -> Option<io::Error> {
+    for _ in 0..TURN_ACCEPTS {
+        if !*ready {
+            break;
+        }
+        match accept_one() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => *ready = false,
+            Err(error) if crate::sys::descriptors::is_exhausted(&error) => return Some(error),
+            // Taken, or it ended before it was taken; the next one may not have.
+            _ => {}
+        }
     }
+    None
 }
 
 fn start_newest_thread(mut find: FindNewest, waker: Arc<Waker>) -> io::Result<NewestThread> {

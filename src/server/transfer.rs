@@ -1,0 +1,247 @@
+//! Bytes between a connection's stream and its buffers: reading with sticky readiness, feeding the session, reading
+//! message data straight into its chunk, sending replies.
+
+use std::io;
+
+use super::out::Out;
+use super::storage::Committer;
+use super::{Shared, TURN_READ_BYTES, may_grow, urgency, waits_for};
+use crate::buffer::Urgency;
+use crate::clock::Instant;
+use crate::conn::{Conn, Stream, Token};
+use crate::metrics::{CloseCause, Metrics};
+use crate::ringlog::backing::Backing;
+use crate::smtp::session::Context;
+use crate::smtp::sink::Blocked;
+
+/// Reads once and keeps the sticky readiness true. `None`: nothing came.
+fn read_once<S: Stream>(
+    conn: &mut Conn<S>,
+    now: Instant,
+    metrics: &mut Metrics,
+    buf: &mut [u8],
+    budget: &mut usize,
+) -> Option<usize> {
+    if !conn.io.flags.readable || buf.is_empty() {
+        return None;
+    }
+    loop {
+        match conn.stream.read(buf) {
+            Ok(0) => {
+                conn.io.flags.readable = false;
+                conn.io.flags.eof = true;
+                return None;
+            }
+            Ok(len) => {
+                // Data and FIN can come in one event and no other follows, so that a short read empties the
+                // socket only while nothing has hung up.
+                if len < buf.len() && !conn.io.flags.hung_up {
+                    conn.io.flags.readable = false;
+                }
+                conn.io.active_at = now;
+                metrics.bytes_in += len as u64;
+                *budget = budget.saturating_sub(len);
+                return Some(len);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                conn.io.flags.readable = false;
+                return None;
+            }
+            Err(_) => {
+                conn.io.cause = CloseCause::PeerReset;
+                conn.io.flags.readable = false;
+                conn.io.flags.eof = true;
+                conn.io.flags.dead = true;
+                return None;
+            }
+        }
+    }
+}
+
+/// Reads into the scratch buffer behind what waits, and feeds the session. False when nothing more can be done
+/// now.
+pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
+    conn: &mut Conn<S>,
+    context: &Context,
+    shared: &mut Shared<B, C>,
+    token: Token,
+    scratch: &mut [u8],
+    budget: &mut usize,
+) -> bool {
+    let needs_more = conn.io.input.is_none() || conn.io.flags.input_is_partial;
+    if needs_more && !conn.io.flags.readable {
+        return false;
+    }
+    // What is read and not taken has to be kept: without a free chunk nothing is read.
+    if needs_more && !shared.pool.has_large(Urgency::Reserve) {
+        conn.io.blocked = Some(Blocked::Pool);
+        return false;
+    }
+    let was_partial = conn.io.flags.input_is_partial;
+    let mut len = conn.io.unpark(&mut shared.pool, scratch);
+    if needs_more {
+        match read_once(
+            conn,
+            shared.now,
+            &mut shared.metrics,
+            &mut scratch[len..],
+            budget,
+        ) {
+            Some(more) => len += more,
+            None => {
+                if len > 0 {
+                    conn.io.park(&mut shared.pool, &scratch[..len], was_partial);
+                }
+                return false;
+            }
+        }
+    }
+    let (now, wall_ns) = (shared.now, shared.wall_ns);
+    let mut out = Out {
+        io: &mut conn.io,
+        shared,
+        token,
+    };
+    let progress = conn
+        .session
+        .receive(context, &scratch[..len], now, wall_ns, &mut out);
+    conn.io.blocked = progress.blocked;
+    if progress.consumed < len {
+        let partial = progress.blocked.is_none();
+        // A client that pipelines may end each time in the middle of another line.
+        if partial && (!was_partial || progress.consumed > 0) {
+            conn.io.phase_at = now;
+        }
+        conn.io
+            .park(&mut shared.pool, &scratch[progress.consumed..len], partial);
+    }
+    progress.blocked.is_none()
+}
+
+/// Reads message data straight into the message's last chunk and decodes it there. False when nothing more can
+/// be done now.
+pub(super) fn read_in_place<S: Stream, B: Backing, C: Committer>(
+    conn: &mut Conn<S>,
+    context: &Context,
+    shared: &mut Shared<B, C>,
+    token: Token,
+    scratch: &mut [u8],
+    budget: &mut usize,
+) -> bool {
+    if !conn.io.flags.readable {
+        return false;
+    }
+    let urgency = urgency(&conn.io, shared, token);
+    if !shared.pool.has_large(Urgency::Reserve) {
+        conn.io.blocked = Some(Blocked::Pool);
+        return false;
+    }
+    let may_grow = may_grow(&conn.io, shared, token);
+    let Some(mut message) = conn.io.message.take() else {
+        return false;
+    };
+    if !may_grow && !message.has_direct_room(&shared.pool) {
+        conn.io.message = Some(message);
+        conn.io.blocked = Some(Blocked::Pool);
+        return false;
+    }
+    let Some((chunk, range)) = message.direct_room(&mut shared.pool, urgency) else {
+        conn.io.message = Some(message);
+        conn.io.blocked = Some(Blocked::Pool);
+        return false;
+    };
+    let buf = &mut shared.pool.bytes_mut(chunk)[range];
+    let read = read_once(conn, shared.now, &mut shared.metrics, buf, budget);
+    let (decoded, rest) = match read {
+        Some(len) => {
+            let decoded = conn.session.receive_in_place(context, &mut buf[..len]);
+            let rest = len - decoded.consumed;
+            scratch[..rest].copy_from_slice(&buf[decoded.consumed..len]);
+            message.direct_take(&mut shared.pool, decoded.kept);
+            (Some(decoded), rest)
+        }
+        None => (None, 0),
+    };
+    conn.io.message = Some(message);
+    let Some(decoded) = decoded else { return false };
+    if rest > 0 {
+        conn.io.park(&mut shared.pool, &scratch[..rest], false);
+    }
+    if decoded.end {
+        let mut out = Out {
+            io: &mut conn.io,
+            shared,
+            token,
+        };
+        conn.session.end_in_place(context, &mut out);
+        conn.io.blocked = waits_for(conn);
+        return conn.io.blocked.is_none();
+    }
+    true
+}
+
+/// Throws away what a closing connection still sends, so that its close does not become a reset.
+pub(super) fn discard_input<S: Stream, B: Backing, C>(
+    conn: &mut Conn<S>,
+    shared: &mut Shared<B, C>,
+    scratch: &mut [u8],
+) {
+    if let Some(id) = conn.io.input.take() {
+        shared.pool.free(id);
+        conn.io.input_len = 0;
+    }
+    let mut budget = TURN_READ_BYTES;
+    let active_at = conn.io.active_at;
+    while budget > 0
+        && read_once(conn, shared.now, &mut shared.metrics, scratch, &mut budget).is_some()
+    {}
+    // Garbage does not prolong the wait.
+    conn.io.active_at = active_at;
+}
+
+/// Writes what may leave, once.
+pub(super) fn flush_one<S: Stream, B: Backing, C>(
+    conn: &mut Conn<S>,
+    shared: &mut Shared<B, C>,
+    token: Token,
+) {
+    if conn.io.flags.dead || conn.io.flags.write_blocked {
+        return;
+    }
+    let bytes = conn.io.sendable(&shared.pool);
+    if bytes.is_empty() {
+        return;
+    }
+    let wanted = bytes.len();
+    let sent = loop {
+        match conn.stream.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break 0,
+            Ok(sent) => break sent,
+            Err(_) => {
+                conn.io.cause = CloseCause::PeerReset;
+                conn.io.flags.dead = true;
+                return;
+            }
+        }
+    };
+    if sent > 0 {
+        if !conn.io.flags.greeted {
+            conn.io.flags.greeted = true;
+            shared.turn_greetings += 1;
+        }
+        conn.io.active_at = shared.now;
+        shared.metrics.bytes_out += sent as u64;
+        conn.io.sent(&mut shared.pool, sent);
+    }
+    if sent < wanted {
+        conn.io.flags.write_blocked = true;
+        if !conn.io.flags.wants_writable {
+            conn.io.flags.wants_writable = true;
+            if conn.stream.want_writable(token).is_err() {
+                conn.io.flags.dead = true;
+            }
+        }
+    }
+}
