@@ -224,11 +224,12 @@ fn a_421_ends_the_connection_and_the_session_comes_back() {
         shut: 40,
         ..Faults::default()
     };
-    let (report, findings, code) = run_and_verify("shut", shut, &[]);
+    // Several sessions share the messages as they come free: one that was shut out last may find none left.
+    let (report, findings, code) = run_and_verify("shut", shut, &["--sessions", "1"]);
     assert_eq!(totals(&report), [200, 195, 5, 0, 0, 0]);
     assert_eq!((found(&findings), code), ([195, 195, 0, 0, 0, 0], 0));
-    // Four to begin with, and one after each 421 but the last, which ends the last message.
-    assert_eq!(report["totals"]["connections"], 8);
+    // One to begin with, and one after each 421 but the last, which ends the last message.
+    assert_eq!(report["totals"]["connections"], 5);
 }
 
 #[test]
