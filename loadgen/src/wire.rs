@@ -270,13 +270,13 @@ impl Wire {
             self.preface.drain(..len);
             return Ok(0);
         }
+        if let (None, Some(bytes)) = (&self.tls, out.only_slice()) {
+            return self.stream.write(bytes);
+        }
         let mut slices = [IoSlice::new(&[]); 40];
         let used = out.slices(desk, &mut slices);
         let Some(tls) = &mut self.tls else {
-            return match used {
-                1 => self.stream.write(&slices[0]),
-                _ => self.stream.write_vectored(&slices[..used]),
-            };
+            return self.stream.write_vectored(&slices[..used]);
         };
         if tls.wants_write() {
             tls.write_tls(&mut self.stream)?;

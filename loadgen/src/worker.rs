@@ -19,7 +19,7 @@ use std::collections::BinaryHeap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often time-outs are looked for.
 const SCAN_NS: u64 = 100_000_000;
@@ -182,7 +182,8 @@ pub struct Worker {
     workers: usize,
     poll: Poll,
     timer: Timer,
-    epoch: Instant,
+    /// When the run began, on the monotonic clock.
+    epoch_ns: u64,
     slots: Vec<Slot>,
     deadlines: Vec<u64>,
     starts: std::collections::VecDeque<u32>,
@@ -283,7 +284,7 @@ impl Worker {
             workers,
             poll,
             timer,
-            epoch: Instant::now(),
+            epoch_ns: sys::monotonic_ns(),
             slots,
             starts: std::collections::VecDeque::new(),
             timers: BinaryHeap::new(),
@@ -304,7 +305,7 @@ impl Worker {
     }
 
     fn clock(&self) -> u64 {
-        self.epoch.elapsed().as_nanos() as u64
+        sys::monotonic_ns() - self.epoch_ns
     }
 
     /// Runs to the end and returns what was measured.
@@ -316,7 +317,7 @@ impl Worker {
         }
         let queue = RunQueue::of_this_thread();
         let mut events = mio::Events::with_capacity(1024);
-        self.epoch = Instant::now();
+        self.epoch_ns = sys::monotonic_ns();
         self.enlist();
         let mut at_start: Option<(u64, u64, u64)> = None;
         let mut at_end: Option<(u64, u64, u64)> = None;
@@ -512,7 +513,7 @@ impl Worker {
     /// The open loop starts now: time counts from here.
     fn start_clock(&mut self) {
         let shift = self.clock();
-        self.epoch = Instant::now();
+        self.epoch_ns += shift;
         self.started = true;
         let waiting = std::mem::take(&mut self.timers);
         self.timers = waiting
@@ -753,10 +754,10 @@ impl Worker {
         if self.slots[index].generation != generation || self.slots[index].wire.is_none() {
             return;
         }
-        let now = self.clock();
-        self.book.now = now;
-        let slot = &mut self.slots[index];
-        if slot.stage == Stage::Connecting {
+        if self.slots[index].stage == Stage::Connecting {
+            let now = self.clock();
+            self.book.now = now;
+            let slot = &mut self.slots[index];
             let wire = slot.wire.as_mut().expect("invariant: checked above");
             match wire.connected(event) {
                 Ok(false) => return,
@@ -773,11 +774,14 @@ impl Worker {
                 u64::from(self.book.recorder.measures(now));
             self.book.recorder.row(now).connections += 1;
         }
+        // One reading of the clock for each event: behind the read, or here when there is nothing to read.
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             self.read(index, event.is_read_closed() || event.is_error());
+        } else {
+            self.book.now = self.clock();
         }
         if self.slots[index].generation == generation && self.slots[index].wire.is_some() {
-            self.drive(index, now);
+            self.drive(index, self.book.now);
         }
     }
 
@@ -788,7 +792,7 @@ impl Worker {
             let slot = &mut self.slots[index];
             let Some(wire) = &mut slot.wire else { return };
             let result = wire.read(&mut self.input);
-            let now = self.epoch.elapsed().as_nanos() as u64;
+            let now = sys::monotonic_ns() - self.epoch_ns;
             self.book.now = now;
             match result {
                 Ok(0) => {
