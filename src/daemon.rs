@@ -1,7 +1,8 @@
 //! `ringmx serve`: the order in which a server comes up, runs and ends.
 //!
-//! Up: descriptor limit, sockets, another user if asked for, ring (created or recovered), control socket, sync thread, loop. Whatever can't
-//! be had ends the start with one sentence and an exit code, and nothing is touched that was there before.
+//! Up: descriptor limit, sockets, another user if asked for, ring (created or recovered), control socket, sync
+//! thread, loop. Whatever can't be had ends the start with one sentence and an exit code, and nothing is touched that
+//! was there before.
 
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
