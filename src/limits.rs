@@ -38,6 +38,15 @@ pub const SESSION_ERRORS_MAX: u32 = 100;
 /// Messages of one session that may wait for a commit before the session stops being read.
 pub const COMMITS_PENDING_MAX: u32 = 64;
 
+// Access rules.
+
+/// Entries of one list of recipients.
+pub const RECIPIENT_ENTRIES_MAX: usize = 4_000_000;
+/// Networks of one list.
+pub const NETWORK_ENTRIES_MAX: usize = 1_000_000;
+/// A file of recipients or networks, bytes.
+pub const RULE_FILE_BYTES_MAX: u64 = 256 * MIB;
+
 // Buffers.
 
 /// Small chunk of the pool, bytes: a first chunk, a reply buffer, or input that waits.

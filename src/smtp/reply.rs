@@ -160,6 +160,12 @@ replies! {
     TooManyErrors = "too_many_errors" 421 "4.7.0 " "Too many errors; closing";
     /// Something that is not SMTP at all, such as an HTTP request line.
     NotSmtp = "not_smtp" 554 "5.5.0 " "This is an SMTP server";
+    /// The client's network may not connect (`--deny-from`, `--allow-from`).
+    AccessDenied = "access_denied" 554 "5.7.1 " "Access denied";
+    /// The recipient is not one of ours, and the client may not relay (RFC 5321 3.6.2).
+    RelayDenied = "relay_denied" 550 "5.7.1 " "Relaying denied";
+    /// The domain is ours, the mailbox is not (RFC 5321 4.1.1.3).
+    UserUnknown = "user_unknown" 550 "5.1.1 " "No such user here";
     /// Mail from this sender is refused by policy.
     SenderRefused = "sender_refused" 550 "5.7.1 " "Sender refused";
     /// Mail for this recipient is refused by policy.
