@@ -8,6 +8,7 @@ pub mod buffer;
 mod choice;
 pub mod clock;
 pub mod envelope;
+pub mod ip_prefix;
 pub mod limits;
 pub mod logger;
 pub mod message;

@@ -13,6 +13,7 @@
 
 pub mod control;
 mod growing;
+pub mod listener;
 mod out;
 mod prefixes;
 mod storage;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use self::growing::Growing;
+pub use self::listener::Listener;
 use self::out::Out;
 use self::prefixes::Prefixes;
 pub use self::storage::{Committer, Storage};
@@ -100,15 +102,6 @@ pub struct Options {
     pub sync_stall: Duration,
     /// Secret number that keys the table of client prefixes.
     pub prefix_key: u64,
-}
-
-/// What is known of a listener.
-#[derive(Clone, Copy, Debug)]
-pub struct Listener {
-    /// The address it is bound to.
-    pub address: SocketAddr,
-    /// `sink`, `mx` or `submission`.
-    pub role: &'static str,
 }
 
 /// Everything but the connections.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::listen::{LISTEN_ALLOWED, Listen};
 use super::units::{
     DURATION_ALLOWED, SIZE_ALLOWED, duration_text, parse_duration, parse_size, quoted, size_text,
 };
@@ -23,7 +24,7 @@ pub struct Opt {
     pub kind: Kind,
     /// What it does, one line.
     pub help: &'static str,
-    /// Stores checked values; one for every kind but [`Kind::Addresses`].
+    /// Stores checked values; one for every kind but [`Kind::Listen`].
     set: fn(&mut Config, &[Setting]),
     /// The values stored now.
     show: fn(&Config) -> Vec<Setting>,
@@ -75,8 +76,8 @@ impl Group {
 pub enum Kind {
     /// Present or absent; `true` or `false` in the file.
     Flag,
-    /// IP address and port; may be given more than once, an array in the file.
-    Addresses,
+    /// Listening address and what is said of it; may be given more than once, an array in the file.
+    Listen,
     /// IP address and port, or `off`.
     AddressOrOff,
     /// Path of a file or directory.
@@ -119,6 +120,8 @@ pub enum Setting {
     Flag(bool),
     /// Address.
     Address(SocketAddr),
+    /// Listening address.
+    Listen(Box<Listen>),
     /// Path or text.
     Text(String),
     /// Integer or bytes.
@@ -134,7 +137,7 @@ impl Kind {
     pub fn value_name(self) -> String {
         match self {
             Kind::Flag => String::new(),
-            Kind::Addresses => "ADDR".to_owned(),
+            Kind::Listen => "ADDR[,...]".to_owned(),
             Kind::AddressOrOff => "ADDR|off".to_owned(),
             Kind::Path => "PATH".to_owned(),
             Kind::Text(name) => name.to_owned(),
@@ -150,7 +153,7 @@ impl Kind {
     pub fn allowed(self) -> String {
         match self {
             Kind::Flag => "true or false".to_owned(),
-            Kind::Addresses => ADDRESS_ALLOWED.to_owned(),
+            Kind::Listen => LISTEN_ALLOWED.to_owned(),
             Kind::AddressOrOff => format!("off, or {ADDRESS_ALLOWED}"),
             Kind::Path => "a path".to_owned(),
             Kind::Text(_) => "text of 1 to 255 bytes without control characters".to_owned(),
@@ -178,7 +181,8 @@ impl Kind {
                 _ => Err(refused(text, &self.allowed())),
             },
             Kind::AddressOrOff if text == "off" => Ok(Setting::Off),
-            Kind::Addresses | Kind::AddressOrOff => parse_address(text).map(Setting::Address),
+            Kind::Listen => Listen::parse(text).map(|listen| Setting::Listen(Box::new(listen))),
+            Kind::AddressOrOff => parse_address(text).map(Setting::Address),
             Kind::Path if text.is_empty() || text.contains('\0') => {
                 Err(refused(text, &self.allowed()))
             }
@@ -219,6 +223,7 @@ impl Kind {
             (_, Setting::Off) => "off".to_owned(),
             (_, Setting::Flag(on)) => on.to_string(),
             (_, Setting::Address(address)) => address.to_string(),
+            (_, Setting::Listen(listen)) => listen.to_string(),
             (_, Setting::Text(text)) => text.clone(),
             (Kind::Size { .. }, Setting::Number(bytes)) => size_text(*bytes),
             (_, Setting::Number(number)) => number.to_string(),
@@ -260,7 +265,7 @@ impl Opt {
             _ => toml_string(&self.kind.text(setting)),
         };
         let value = match self.kind {
-            Kind::Addresses => {
+            Kind::Listen => {
                 let items: Vec<String> = shown.iter().map(literal).collect();
                 format!("[{}]", items.join(", "))
             }
@@ -366,6 +371,21 @@ fn addresses(values: &[Setting]) -> Vec<SocketAddr> {
         .collect()
 }
 
+fn listens(values: &[Setting]) -> Vec<Listen> {
+    values
+        .iter()
+        .filter_map(|value| match value {
+            Setting::Listen(listen) => Some(Listen::clone(listen)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn listen_settings(listens: &[Listen]) -> Vec<Setting> {
+    let settings = listens.iter().cloned().map(Box::new);
+    settings.map(Setting::Listen).collect()
+}
+
 fn time_or_zero(values: &[Setting]) -> Duration {
     first_time(values).unwrap_or_default()
 }
@@ -387,10 +407,10 @@ pub static OPTIONS: &[Opt] = &[
     Opt {
         name: "listen",
         group: Group::Addresses,
-        kind: Kind::Addresses,
+        kind: Kind::Listen,
         help: "address that takes mail; may be given up to 16 times",
-        set: |c, v| c.listen = addresses(v),
-        show: |c| c.listen.iter().copied().map(Setting::Address).collect(),
+        set: |c, v| c.listen = listens(v),
+        show: |c| listen_settings(&c.listen),
     },
     Opt {
         name: "http",

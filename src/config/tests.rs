@@ -126,11 +126,28 @@ fn a_flag_counts_more_than_the_file_and_the_file_more_than_the_default() {
 }
 
 #[test]
+fn what_a_listener_can_not_do_yet_is_said() {
+    for word in ["role=mx", "tls=offered", "proxy=detect", "lmtp"] {
+        let listen = Listen::parse(&format!("127.0.0.1:25,{word}")).unwrap();
+        let mut config = Config {
+            listen: vec![listen],
+            ..Config::default()
+        };
+        let error = config.validate("mx.example").unwrap_err();
+        let wanted = format!("--listen: 127.0.0.1:25: {word} is not available in this version");
+        assert_eq!(error.to_string(), wanted);
+    }
+}
+
+#[test]
 fn one_address_needs_no_array() {
     let mut config = Config::default();
     let applied = config.apply_file(Path::new("r.toml"), "listen = \"127.0.0.1:1\"");
     assert_eq!(applied, Ok(()));
-    assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap()]);
+    assert_eq!(
+        config.listen,
+        [Listen::plain("127.0.0.1:1".parse().unwrap())]
+    );
 }
 
 #[test]
@@ -180,7 +197,8 @@ fn a_bad_flag_is_named_with_what_is_allowed() {
         (
             &["--listen", "localhost:2525"],
             "--listen: \"localhost:2525\" is not allowed; allowed: an IP address and a port, such as \
-             127.0.0.1:2525 or [::1]:2525 (names are not looked up)",
+             127.0.0.1:2525 or [::1]:2525 (names are not looked up), and behind commas role=WORD, \
+             tls=WORD, proxy=WORD or lmtp",
         ),
         (
             &["--max-sessions", "+5"],
@@ -252,12 +270,14 @@ fn a_fault_of_the_file_is_named_with_file_line_key_and_what_is_allowed() {
         (
             "listen = 25",
             "r.toml:1: listen: an integer where an array of strings should be; allowed: an IP address and \
-             a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up)",
+             a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up), and behind commas role=WORD, \
+             tls=WORD, proxy=WORD or lmtp",
         ),
         (
             "listen = [\n 1 ]",
             "r.toml:1: listen: an integer in the array where an array of strings should be; allowed: an \
-             IP address and a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up)",
+             IP address and a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up), and behind commas role=WORD, \
+             tls=WORD, proxy=WORD or lmtp",
         ),
         (
             "listen = []",

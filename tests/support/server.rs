@@ -237,10 +237,7 @@ impl Rig {
             log,
             committer: syncs.clone(),
         });
-        let listener = Listener {
-            address: ([127, 0, 0, 1], 25).into(),
-            role: "sink",
-        };
+        let listener = Listener::sink(([127, 0, 0, 1], 25).into());
         let now = Instant(1_000_000_000_000);
         let metrics = Metrics::new(Verb::COUNT, reply::ROWS.len());
         Rig {
