@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::choice::choices;
+use crate::ip_prefix::IpPrefix;
 use crate::limits::{
     DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, KIB, MESSAGE_BYTES_MAX_DEFAULT,
-    MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, POOL_BYTES_DEFAULT, RECIPIENTS_MAX_DEFAULT,
-    RING_BYTES_DEFAULT, RING_BYTES_STEP, SESSIONS_MAX_DEFAULT,
+    MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, NETWORKS_MAX, POOL_BYTES_DEFAULT,
+    RECIPIENTS_MAX_DEFAULT, RING_BYTES_DEFAULT, RING_BYTES_STEP, SESSIONS_MAX_DEFAULT,
 };
 pub use crate::logger::{LogFormat, LogLevel};
 use crate::server::listener::{Listener, ProxyMode, TlsMode};
@@ -123,6 +124,8 @@ pub struct Config {
     pub listen_tls: Vec<Listen>,
     /// Addresses that take mail from authenticated users.
     pub listen_submission: Vec<Listen>,
+    /// Networks whose PROXY headers are believed.
+    pub proxy_from: Vec<IpPrefix>,
     /// Address of the HTTP server; `None` turns it off.
     pub http: Option<SocketAddr>,
     /// Name in the greeting and in Received fields: a domain (RFC 5321 4.1.2). Empty before
@@ -200,6 +203,7 @@ impl Default for Config {
             listen: vec![Listen::plain(SocketAddr::from((Ipv4Addr::LOCALHOST, 2525)))],
             listen_tls: Vec::new(),
             listen_submission: Vec::new(),
+            proxy_from: Vec::new(),
             http: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8025))),
             server_name: String::new(),
             group: String::new(),
@@ -359,7 +363,7 @@ impl Config {
             let text = value.as_deref().unwrap_or("true");
             let setting = option.kind.parse(text).map_err(fault)?;
             match lists.iter_mut().find(|(seen, _)| seen.name == option.name) {
-                Some((_, values)) if matches!(option.kind, Kind::Listen) => values.push(setting),
+                Some((_, values)) if option.kind.is_list() => values.push(setting),
                 Some(_) => return Err(fault("given twice".to_owned())),
                 None => lists.push((option, vec![setting])),
             }
@@ -433,7 +437,28 @@ impl Config {
                 return Err(self.fault("http", reason));
             }
         }
-        Ok(())
+        let proxied = listeners
+            .iter()
+            .find(|(_, listener)| listener.proxy != ProxyMode::Off);
+        match proxied {
+            Some((key, listener)) if self.proxy_from.is_empty() => {
+                let reason = format!(
+                    "{}: proxy={} needs --proxy-from, the networks whose proxies are believed",
+                    listener.address, listener.proxy
+                );
+                Err(self.fault(key, reason))
+            }
+            None if !self.proxy_from.is_empty() => {
+                let reason = "no listener says proxy=required or proxy=detect";
+                Err(self.fault("proxy-from", reason.to_owned()))
+            }
+            _ if self.proxy_from.len() > NETWORKS_MAX => {
+                let count = self.proxy_from.len();
+                let reason = format!("{count} networks; allowed: up to {NETWORKS_MAX}");
+                Err(self.fault("proxy-from", reason))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What a listener asks for and this version does not have yet.
@@ -442,8 +467,6 @@ impl Config {
             format!("role={}", listener.role)
         } else if listener.tls != TlsMode::Off {
             format!("tls={}", listener.tls)
-        } else if listener.proxy != ProxyMode::Off {
-            format!("proxy={}", listener.proxy)
         } else if listener.lmtp {
             "lmtp".to_owned()
         } else {
@@ -749,7 +772,7 @@ fn file_values(option: &Opt, item: &toml_edit::Item) -> Result<Vec<Setting>, Str
         let wanted = match option.kind {
             Kind::Flag => "true or false",
             Kind::Integer { .. } => "an integer",
-            Kind::Listen => "an array of strings",
+            kind if kind.is_list() => "an array of strings",
             _ => "a string",
         };
         Err(format!(
@@ -758,7 +781,7 @@ fn file_values(option: &Opt, item: &toml_edit::Item) -> Result<Vec<Setting>, Str
         ))
     };
     match (option.kind, item.as_value()) {
-        (Kind::Listen, Some(toml_edit::Value::Array(array))) => {
+        (kind, Some(toml_edit::Value::Array(array))) if kind.is_list() => {
             let mut values = Vec::new();
             for element in array {
                 match element.as_str() {

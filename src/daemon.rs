@@ -149,7 +149,7 @@ fn run(given: &Config) -> Result<i32, StartError> {
             ..listener
         });
     }
-    let server = Server::new(
+    let mut server = Server::new(
         server_options(config),
         contexts,
         listeners,
@@ -158,6 +158,7 @@ fn run(given: &Config) -> Result<i32, StartError> {
         logger,
         clock.now(),
     );
+    server.shared.proxy_from = config.proxy_from.clone();
     let side = Side {
         smtp: sockets.into_iter().map(|(socket, _)| socket).collect(),
         signals,

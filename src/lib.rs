@@ -20,6 +20,7 @@ pub mod sys;
 pub mod ctl;
 pub mod http;
 pub mod policy;
+pub mod proxy_protocol;
 pub mod ringlog;
 pub mod smtp;
 // L3: generic over stream and storage.

@@ -12,6 +12,7 @@ use super::units::{
 use super::{
     BareNewlines, Config, Full, LogFormat, LogLevel, OnStorageFailure, RingWrite, Survive,
 };
+use crate::ip_prefix::IpPrefix;
 use crate::limits::{GIB, KIB, MIB, RING_BYTES_MIN};
 
 /// One option of `ringmx serve`.
@@ -24,7 +25,7 @@ pub struct Opt {
     pub kind: Kind,
     /// What it does, one line.
     pub help: &'static str,
-    /// Stores checked values; one for every kind but [`Kind::Listen`].
+    /// Stores checked values; one for every kind that is no list, see [`Kind::is_list`].
     set: fn(&mut Config, &[Setting]),
     /// The values stored now.
     show: fn(&Config) -> Vec<Setting>,
@@ -78,6 +79,8 @@ pub enum Kind {
     Flag,
     /// Listening address and what is said of it; may be given more than once, an array in the file.
     Listen,
+    /// Network in CIDR notation; may be given more than once, an array in the file.
+    Networks,
     /// IP address and port, or `off`.
     AddressOrOff,
     /// Path of a file or directory.
@@ -122,6 +125,8 @@ pub enum Setting {
     Address(SocketAddr),
     /// Listening address.
     Listen(Box<Listen>),
+    /// Network.
+    Network(IpPrefix),
     /// Path or text.
     Text(String),
     /// Integer or bytes.
@@ -133,11 +138,17 @@ pub enum Setting {
 }
 
 impl Kind {
+    /// Whether the option may be given more than once.
+    pub fn is_list(self) -> bool {
+        matches!(self, Kind::Listen | Kind::Networks)
+    }
+
     /// Word that stands for the value in the help; empty for a flag.
     pub fn value_name(self) -> String {
         match self {
             Kind::Flag => String::new(),
             Kind::Listen => "ADDR[,...]".to_owned(),
+            Kind::Networks => "CIDR".to_owned(),
             Kind::AddressOrOff => "ADDR|off".to_owned(),
             Kind::Path => "PATH".to_owned(),
             Kind::Text(name) => name.to_owned(),
@@ -154,6 +165,7 @@ impl Kind {
         match self {
             Kind::Flag => "true or false".to_owned(),
             Kind::Listen => LISTEN_ALLOWED.to_owned(),
+            Kind::Networks => NETWORK_ALLOWED.to_owned(),
             Kind::AddressOrOff => format!("off, or {ADDRESS_ALLOWED}"),
             Kind::Path => "a path".to_owned(),
             Kind::Text(_) => "text of 1 to 255 bytes without control characters".to_owned(),
@@ -182,6 +194,10 @@ impl Kind {
             },
             Kind::AddressOrOff if text == "off" => Ok(Setting::Off),
             Kind::Listen => Listen::parse(text).map(|listen| Setting::Listen(Box::new(listen))),
+            Kind::Networks => match text.parse() {
+                Ok(network) => Ok(Setting::Network(network)),
+                Err(error) => Err(format!("{}: {error}", quoted(text))),
+            },
             Kind::AddressOrOff => parse_address(text).map(Setting::Address),
             Kind::Path if text.is_empty() || text.contains('\0') => {
                 Err(refused(text, &self.allowed()))
@@ -224,6 +240,7 @@ impl Kind {
             (_, Setting::Flag(on)) => on.to_string(),
             (_, Setting::Address(address)) => address.to_string(),
             (_, Setting::Listen(listen)) => listen.to_string(),
+            (_, Setting::Network(network)) => network.to_string(),
             (_, Setting::Text(text)) => text.clone(),
             (Kind::Size { .. }, Setting::Number(bytes)) => size_text(*bytes),
             (_, Setting::Number(number)) => number.to_string(),
@@ -257,7 +274,8 @@ impl Opt {
     /// The value in `config` as a line of a configuration file; `None` where there is none to write.
     pub fn toml(&self, config: &Config) -> Option<String> {
         let shown = (self.show)(config);
-        if matches!(self.kind, Kind::Text(_)) && shown == [Setting::Off] {
+        let is_unset = matches!(self.kind, Kind::Text(_)) && shown == [Setting::Off];
+        if is_unset || shown.is_empty() {
             return None;
         }
         let literal = |setting: &Setting| match (self.kind, setting) {
@@ -265,7 +283,7 @@ impl Opt {
             _ => toml_string(&self.kind.text(setting)),
         };
         let value = match self.kind {
-            Kind::Listen => {
+            kind if kind.is_list() => {
                 let items: Vec<String> = shown.iter().map(literal).collect();
                 format!("[{}]", items.join(", "))
             }
@@ -294,6 +312,8 @@ fn refused(text: &str, allowed: &str) -> String {
     format!("{} is not allowed; allowed: {allowed}", quoted(text))
 }
 
+/// What a network may be, as the manual says it.
+const NETWORK_ALLOWED: &str = "an IP address, or one with the number of bits that count, such as 192.0.2.0/24 or 2001:db8::/32";
 const ADDRESS_ALLOWED: &str =
     "an IP address and a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up)";
 
@@ -381,6 +401,16 @@ fn listens(values: &[Setting]) -> Vec<Listen> {
         .collect()
 }
 
+fn networks(values: &[Setting]) -> Vec<IpPrefix> {
+    values
+        .iter()
+        .filter_map(|value| match value {
+            Setting::Network(network) => Some(*network),
+            _ => None,
+        })
+        .collect()
+}
+
 fn listen_settings(listens: &[Listen]) -> Vec<Setting> {
     let settings = listens.iter().cloned().map(Box::new);
     settings.map(Setting::Listen).collect()
@@ -419,6 +449,14 @@ pub static OPTIONS: &[Opt] = &[
         help: "address of the status page, /healthz, /readyz, /status and /metrics",
         set: |c, v| c.http = addresses(v).first().copied(),
         show: |c| vec![c.http.map_or(Setting::Off, Setting::Address)],
+    },
+    Opt {
+        name: "proxy-from",
+        group: Group::Addresses,
+        kind: Kind::Networks,
+        help: "network whose PROXY headers are believed, where a listener says proxy=; may be given up to 256 times",
+        set: |c, v| c.proxy_from = networks(v),
+        show: |c| c.proxy_from.iter().copied().map(Setting::Network).collect(),
     },
     Opt {
         name: "server-name",
