@@ -121,6 +121,21 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// All faults.
+    pub const ALL: [Self; 11] = [
+        Self::Refused,
+        Self::Reset,
+        Self::Closed,
+        Self::Timeout,
+        Self::Protocol,
+        Self::Tls,
+        Self::Unusable,
+        Self::Unreachable,
+        Self::OutOfDescriptors,
+        Self::OutOfPorts,
+        Self::Local,
+    ];
+
     /// Its name in reports.
     pub fn name(self) -> &'static str {
         match self {

@@ -187,6 +187,16 @@ impl Wire {
         })
     }
 
+    /// Returns the congestion control in force, of a TCP connection.
+    pub fn congestion(&self) -> Option<String> {
+        let Stream::Tcp(stream) = &self.stream else {
+            return None;
+        };
+        let name = socket2::SockRef::from(stream).tcp_congestion().ok()?;
+        let text = name.split(|byte| *byte == 0).next()?;
+        Some(String::from_utf8_lossy(text).into_owned())
+    }
+
     /// Registers for both directions, once.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let both = Interest::READABLE | Interest::WRITABLE;
