@@ -32,7 +32,7 @@ use crate::ringlog::writer::{FullPolicy, Log};
 use crate::server::{self, Listener, Server, Storage};
 use crate::smtp::data::BareNewlines;
 use crate::smtp::reply;
-use crate::smtp::session::{Context, ContextOptions, Role};
+use crate::smtp::session::{Context, ContextOptions};
 use crate::smtp::sink::Verb;
 use crate::status::{About, Summary};
 use crate::sys::descriptors;
@@ -149,17 +149,15 @@ fn run(given: &Config) -> Result<i32, StartError> {
         None => (None, None, None),
     };
     let mut contexts = Vec::new();
-    for _ in &listen {
-        contexts.push(context(config)?);
-    }
-    let listeners = listen
-        .iter()
-        .map(|&address| Listener {
+    let mut listeners = Vec::new();
+    for ((_, listener), &address) in config.listeners().into_iter().zip(&listen) {
+        contexts.push(context(config, listener)?);
+        listeners.push(Listener {
             address,
-            role: Role::Sink.as_str(),
-        })
-        .collect();
-    let server = Server::new(
+            ..listener
+        });
+    }
+    let mut server = Server::new(
         server_options(config),
         contexts,
         listeners,
@@ -168,6 +166,7 @@ fn run(given: &Config) -> Result<i32, StartError> {
         logger,
         clock.now(),
     );
+    server.shared.proxy_from = config.proxy_from.clone();
     let side = Side {
         smtp: sockets.into_iter().map(|(socket, _)| socket).collect(),
         signals,
@@ -280,7 +279,7 @@ type Bound = (listener::ListeningSocket, SocketAddr);
 
 fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
     let mut bound = Vec::new();
-    for &address in &config.listen {
+    for (_, Listener { address, .. }) in config.listeners() {
         let socket = listener::bind(address).map_err(|error| {
             start_error(
                 EXIT_FAILURE,
@@ -505,9 +504,10 @@ fn bind_ctl(path: &Path, group: bool) -> io::Result<UnixListener> {
     Ok(socket)
 }
 
-fn context(config: &Config) -> Result<Context, StartError> {
+fn context(config: &Config, listener: Listener) -> Result<Context, StartError> {
     Context::new(ContextOptions {
         server_name: config.server_name.clone(),
+        role: listener.role,
         message_bytes_max: config.max_message,
         recipients_max: config.max_recipients,
         messages_max: config.max_messages_per_session,

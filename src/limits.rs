@@ -49,6 +49,18 @@ pub const POOL_BYTES_DEFAULT: u64 = 256 * MIB;
 /// Largest configured reply (greeting, EHLO, HELP), bytes. One reply buffer holds several.
 pub const CONFIGURED_REPLY_BYTES_MAX: usize = 1_024;
 
+// Connections.
+
+/// Longest header of the PROXY protocol, bytes. Version 2 could be 64 KiB long; addresses and the usual fields
+/// need some hundred.
+pub const PROXY_HEADER_BYTES_MAX: usize = 4_096;
+/// A proxy has to send its header within this, seconds.
+pub const PROXY_HEADER_SECONDS_MAX: u64 = 5;
+/// Where a header may come or not, the greeting waits this long for it, milliseconds: SMTP servers speak first.
+pub const PROXY_DETECT_MS: u64 = 500;
+/// Networks of one option.
+pub const NETWORKS_MAX: usize = 256;
+
 // Ring log.
 
 /// Header of a record, and the alignment of records in the ring.

@@ -79,6 +79,7 @@ pub(super) fn render(status: &Status<'_>) -> String {
             "accepted": m.connections_accepted,
             "closed": counted(&CloseCause::NAMES, &m.connections_closed),
             "sessions_refused": m.sessions_refused,
+            "proxy_headers_refused": m.proxy_headers_refused,
             "accept_pauses": m.accept_pauses,
         },
         "commands": counted(status.commands, &m.commands),

@@ -40,6 +40,10 @@ impl Stream for MioStream {
         self.socket.read(buf)
     }
 
+    fn peek(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.socket.peek(buf)
+    }
+
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.socket.write(bytes)
     }

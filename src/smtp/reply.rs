@@ -138,6 +138,8 @@ replies! {
     StorageDownClose = "storage_down_close" 421 "4.3.0 " "Storage is not available; closing";
     /// All session places are taken.
     TooManySessions = "too_many_sessions" 421 "4.3.2 " "Too many sessions; try again later";
+    /// This listener takes connections through a proxy only.
+    ProxyNeeded = "proxy_needed" 554 "5.7.1 " "Connections to this port come through a proxy";
     /// The server is stopping.
     ShuttingDown = "shutting_down" 421 "4.3.2 " "Server is shutting down";
     /// The client was silent for too long (RFC 5321 4.5.3.2.7).

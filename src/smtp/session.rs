@@ -22,6 +22,7 @@ use super::sink::{
     Blocked, CloseReason, Completion, Field, MessageFacts, Question, Sink, Verb, Verdict,
 };
 use super::trace::{self, Protocol, TraceArguments};
+use crate::choice::choices;
 use crate::clock::Instant;
 use crate::envelope::{
     BODY_7BIT, BODY_8BITMIME, BODY_BINARYMIME, BODY_UNSTATED, FIELD_HEADER_BYTES, FLAG_BDAT,
@@ -33,26 +34,17 @@ use crate::limits::{
     SESSION_ERRORS_MAX,
 };
 
-/// What a listener is for; the name is stored with each message.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Role {
-    /// Takes every recipient.
-    #[default]
-    Sink,
-    /// Takes mail for its own domains.
-    Mx,
-    /// Takes mail from authenticated users.
-    Submission,
-}
-
-impl Role {
-    /// Name of the role as it is stored.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Role::Sink => "sink",
-            Role::Mx => "mx",
-            Role::Submission => "submission",
-        }
+choices! {
+    /// What a listener is for; the name is stored with each message.
+    #[derive(Default)]
+    Role {
+        /// Takes every recipient.
+        #[default]
+        Sink = "sink",
+        /// Takes mail for its own domains.
+        Mx = "mx",
+        /// Takes mail from authenticated users.
+        Submission = "submission",
     }
 }
 
