@@ -81,7 +81,7 @@ impl Drop for Sink {
 }
 
 /// Runs `messages` and returns how often memory was asked for meanwhile, and for how many seconds it went on.
-fn allocations(sink: &Sink, change: &dyn Fn(&mut Plan), messages: u64) -> (u64, u64) {
+fn allocations(sink: &Sink, change: fn(&mut Plan), messages: u64) -> (u64, u64) {
     let plan = smtp_loadgen::cli::selftest_plans().remove(1).1;
     let mut plan = Plan {
         sessions: 16,
@@ -113,11 +113,11 @@ fn allocations(sink: &Sink, change: &dyn Fn(&mut Plan), messages: u64) -> (u64, 
 #[test]
 fn a_message_on_a_kept_connection_allocates_nothing() {
     let sink = Sink::start();
-    let shapes: [(&str, &dyn Fn(&mut Plan)); 4] = [
-        ("pipelined", &|_| {}),
-        ("lock-step", &|plan| plan.pipelining = Pipelining::Off),
-        ("BDAT", &|plan| plan.chunking = true),
-        ("large", &|plan| plan.sizes = Sizes::Uniform(20_000, 90_000)),
+    let shapes: [(&str, fn(&mut Plan)); 4] = [
+        ("pipelined", |_| {}),
+        ("lock-step", |plan| plan.pipelining = Pipelining::Off),
+        ("BDAT", |plan| plan.chunking = true),
+        ("large", |plan| plan.sizes = Sizes::Uniform(20_000, 90_000)),
     ];
     for (name, change) in shapes {
         let (few, few_seconds) = allocations(&sink, change, 1_000);
