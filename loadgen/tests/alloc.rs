@@ -80,8 +80,11 @@ impl Drop for Sink {
     }
 }
 
+/// Makes a workload another one.
+type Change = fn(&mut Plan);
+
 /// Runs `messages` and returns how often memory was asked for meanwhile, and for how many seconds it went on.
-fn allocations(sink: &Sink, change: fn(&mut Plan), messages: u64) -> (u64, u64) {
+fn allocations(sink: &Sink, change: Change, messages: u64) -> (u64, u64) {
     let plan = smtp_loadgen::cli::selftest_plans().remove(1).1;
     let mut plan = Plan {
         sessions: 16,
@@ -113,7 +116,7 @@ fn allocations(sink: &Sink, change: fn(&mut Plan), messages: u64) -> (u64, u64) 
 #[test]
 fn a_message_on_a_kept_connection_allocates_nothing() {
     let sink = Sink::start();
-    let shapes: [(&str, fn(&mut Plan)); 4] = [
+    let shapes: [(&str, Change); 4] = [
         ("pipelined", |_| {}),
         ("lock-step", |plan| plan.pipelining = Pipelining::Off),
         ("BDAT", |plan| plan.chunking = true),
