@@ -575,7 +575,7 @@ pub fn text(report: &Value) -> String {
         size(generator["resident_max_bytes"].as_f64().unwrap_or(0.0)),
         match config["sessions"].as_u64() {
             // With few sessions the fixed part would be counted against them.
-            Some(1000..) => format!(
+            Some(10_000..) => format!(
                 ", {} bytes a session",
                 generator["resident_per_session_bytes"]
             ),
