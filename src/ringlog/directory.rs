@@ -170,11 +170,12 @@ fn new_file(dir: &Path, options: &CreateOptions, replaces: bool) -> Result<File,
         .map_err(failed("creating"))?;
     lock(&file, Lock::Exclusive)?;
     // Looked at under the lock: whoever created the ring in the meantime has given it its name.
-    // A ring that can't be examined may be there, and the rename would replace it.
     let taken = match dir.join(RING_FILE).symlink_metadata() {
-        Ok(_) if !replaces => Some(OpenError::Exists),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Some(failed("examining")(error)),
-        _ => None,
+        Ok(_) if replaces => None,
+        Ok(_) => Some(OpenError::Exists),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        // It may be there, and the rename below would replace it.
+        Err(error) => Some(failed("examining")(error)),
     };
     if let Some(error) = taken {
         let _ = std::fs::remove_file(&new_path);
@@ -247,11 +248,11 @@ pub fn open_ring(
 ) -> Result<(Log<FileBacking>, Recovery), OpenError> {
     let file = open_file(dir, true)?;
     lock(&file, Lock::Exclusive)?;
+    still_named(dir, &file)?;
     // Whoever created the ring may have been killed before its name was durable.
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(failed("syncing the directory of"))?;
-    still_named(dir, &file)?;
     let method = match method {
         Some(method) => method,
         None => write_method(&file).map_err(failed("examining"))?,
