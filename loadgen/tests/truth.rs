@@ -135,6 +135,16 @@ fn an_honest_sink_is_found_honest_in_every_dialect() {
             &["--quit", "none", "--messages-per-connection", "2"],
         ),
         ("threads", &["--threads", "2"]),
+        ("processes", &["--processes", "3"]),
+        ("processes-threads", &["--processes", "2", "--threads", "2"]),
+        (
+            "processes-open",
+            &["--processes", "2", "--rate", "2000", "--poisson"],
+        ),
+        (
+            "processes-conn",
+            &["--processes", "2", "--rate", "1000", "--arrival", "conn"],
+        ),
         ("open", &["--rate", "2000", "--poisson"]),
         ("open-conn", &["--rate", "1000", "--arrival", "conn"]),
         (
