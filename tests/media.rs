@@ -9,14 +9,16 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 
 use ringmx::clock::Instant;
-use ringmx::ringlog::backing::MemoryBacking;
+use ringmx::ringlog::backing::{Backing, MemoryBacking};
 use ringmx::ringlog::consumer::{Step, Walk};
 use ringmx::ringlog::format::{
     ConsumerName, DATA_OFFSET, Header, Kind, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock,
 };
 use ringmx::ringlog::reader::{Message, Reader, Source, Window};
 use ringmx::ringlog::recover::{self, LostRange, NewRing, OpenError, OpenOptions};
-use ringmx::ringlog::rescue::{Report, Rescue, RescueError, RescueOptions, State};
+use ringmx::ringlog::rescue::{
+    KeySource, Report, Rescue, RescueError, RescueOptions, State, SuperblockState,
+};
 use ringmx::ringlog::writer::{Log, ReserveError, Slot, StartAt, Survive};
 
 const SIZE: u64 = 65_536;
@@ -55,7 +57,10 @@ struct Image {
     bytes: Vec<u8>,
     /// The same ring some time earlier: what a write that never reached the disk leaves.
     older: Vec<u8>,
+    /// What has to be there.
     ledger: BTreeMap<u64, Entry>,
+    /// Everything ever appended.
+    history: BTreeMap<u64, Entry>,
     tail: u64,
     /// Where the proofs stand that something is durable (file range), and up to which position.
     proofs: Vec<(usize, usize, u64)>,
@@ -68,6 +73,7 @@ struct Writing {
     now: u64,
     random: Random,
     ledger: BTreeMap<u64, Entry>,
+    history: BTreeMap<u64, Entry>,
 }
 
 impl Writing {
@@ -88,6 +94,7 @@ impl Writing {
             now: 100,
             random: Random(seed),
             ledger: BTreeMap::new(),
+            history: BTreeMap::new(),
         };
         writing.open(backing);
         writing
@@ -142,7 +149,7 @@ impl Writing {
             records: vec![(slot.position, 64 + len)],
             end: slot.end,
         };
-        self.ledger.insert(slot.number, entry);
+        self.note(entry);
     }
 
     /// A message in three records, with small ones between them.
@@ -183,7 +190,13 @@ impl Writing {
             records,
             end,
         };
-        self.ledger.insert(number, entry);
+        self.note(entry);
+    }
+
+    fn note(&mut self, entry: Entry) {
+        let twice = self.history.insert(entry.number, entry.clone());
+        assert!(twice.is_none(), "a number is used twice");
+        self.ledger.insert(entry.number, entry);
     }
 
     /// So many rounds of messages, each synced.
@@ -233,6 +246,7 @@ impl Writing {
             bytes,
             older,
             ledger: self.ledger,
+            history: self.history,
             tail: 0,
             proofs: Vec::new(),
         };
@@ -315,10 +329,11 @@ impl Source for Area<'_> {
 /// Messages that readers show, and ranges they call damaged.
 type Shown = (BTreeMap<u64, Message>, Vec<(u64, u64)>);
 
-fn read(log: &Log<MemoryBacking>) -> Shown {
+/// From where recovery found the log to begin: without consumers, opening may free space at once.
+fn read(log: &Log<MemoryBacking>, tail: u64) -> Shown {
     let mut reader = Reader::new(Area(&log.backing().bytes), log.superblock(), 0);
     let window = Window {
-        tail: log.tail(),
+        tail,
         end: log.written(),
     };
     let mut walk = Walk::new(window.tail);
@@ -383,7 +398,7 @@ impl Image {
     }
 
     fn right(&self, message: &Message, what: &str) {
-        let entry = self.ledger.get(&message.number);
+        let entry = self.history.get(&message.number);
         let Some(entry) = entry else {
             panic!(
                 "{}: {what}: message {} never was",
@@ -416,15 +431,10 @@ impl Image {
             Err(error) => panic!("{name}: {what}: {error}"),
         };
         for (message, state) in found.values() {
-            // Without a superblock, or with an old one, released mail is not told from kept mail.
-            if message.position < self.tail {
-                assert!(
-                    report.tail.is_none_or(|tail| tail < self.tail),
-                    "{name}: {what}"
-                );
-                continue;
-            }
             self.right(message, what);
+            // Without a superblock, or with an old one, released mail is not told from kept mail.
+            let told = report.tail.is_some_and(|tail| tail >= self.tail);
+            assert!(!told || message.position >= self.tail, "{name}: {what}");
             assert_ne!(*state, State::Released);
         }
         let hint = self.hint(bytes);
@@ -486,14 +496,14 @@ impl Image {
         match open(&options, bytes) {
             Ok((log, recovery)) => {
                 assert_eq!(recovery.lost, [], "{name}: {what}");
-                self.check_shown(bytes, &read(&log), log.tail(), what);
+                self.check_shown(bytes, &read(&log, recovery.tail), recovery.tail, what);
             }
             Err(OpenError::DamagedAcknowledged { lost }) => {
                 options.accept_loss = true;
                 let (log, recovery) = open(&options, bytes).unwrap();
                 assert_eq!(recovery.lost, lost);
-                let mut shown = read(&log);
-                let tail = log.tail();
+                let tail = recovery.tail;
+                let mut shown = read(&log, tail);
                 shown
                     .1
                     .extend(lost.iter().map(|range: &LostRange| (range.from, range.to)));
@@ -506,7 +516,16 @@ impl Image {
                 let numbers = |shown: &BTreeMap<u64, Message>| -> Vec<u64> {
                     shown.keys().copied().collect()
                 };
-                assert_eq!(numbers(&read(&log).0), numbers(&shown.0), "{name}: {what}");
+                let again = read(&log, recovery.tail);
+                let kept = shown
+                    .0
+                    .into_iter()
+                    .filter(|(_, message)| message.position >= recovery.tail);
+                assert_eq!(
+                    numbers(&again.0),
+                    numbers(&kept.collect()),
+                    "{name}: {what}"
+                );
             }
             Err(
                 OpenError::NotARing { .. }
@@ -521,9 +540,7 @@ impl Image {
         let name = self.name;
         let (messages, damage) = shown;
         for message in messages.values() {
-            if message.position >= self.tail {
-                self.right(message, what);
-            }
+            self.right(message, what);
         }
         let hint = self.hint(bytes);
         for entry in self.ledger.values() {
@@ -752,4 +769,255 @@ fn whole_record_in_the_place_of_another_is_not_believed() {
         records.iter().flat_map(to).collect()
     };
     run(&images(), faults, 60);
+}
+
+/// The newest superblock of an image, and the other.
+fn slots(image: &Image) -> (usize, usize) {
+    let [a, b] = SUPERBLOCK_OFFSETS.map(|at| at as usize);
+    let generation = |at: usize| {
+        let bytes = image.bytes[at..].first_chunk().unwrap();
+        Superblock::decode(bytes).unwrap().generation
+    };
+    match generation(a) > generation(b) {
+        true => (a, b),
+        false => (b, a),
+    }
+}
+
+type Change = (&'static str, fn(&Image, &mut Vec<u8>));
+
+/// What can become of the superblocks.
+const SUPERBLOCKS: &[Change] = &[
+    ("newest of zeros", |image, bytes| {
+        let (newest, _) = slots(image);
+        bytes[newest..newest + SUPERBLOCK_BYTES].fill(0);
+    }),
+    ("other of zeros", |image, bytes| {
+        let (_, other) = slots(image);
+        bytes[other..other + SUPERBLOCK_BYTES].fill(0);
+    }),
+    ("exchanged", |image, bytes| {
+        let (newest, other) = slots(image);
+        bytes.copy_within(newest..newest + SUPERBLOCK_BYTES, other);
+        bytes[newest..newest + SUPERBLOCK_BYTES]
+            .copy_from_slice(&image.bytes[other..other + SUPERBLOCK_BYTES]);
+    }),
+    ("newest over the other", |image, bytes| {
+        let (newest, other) = slots(image);
+        bytes.copy_within(newest..newest + SUPERBLOCK_BYTES, other);
+    }),
+    ("other over the newest", |image, bytes| {
+        let (newest, other) = slots(image);
+        bytes.copy_within(other..other + SUPERBLOCK_BYTES, newest);
+    }),
+    ("newest of some time ago", |image, bytes| {
+        let (newest, _) = slots(image);
+        let range = newest..newest + SUPERBLOCK_BYTES;
+        bytes[range.clone()].copy_from_slice(&image.older[range]);
+    }),
+    ("newest of zeros, other of some time ago", |image, bytes| {
+        let (newest, other) = slots(image);
+        let range = other..other + SUPERBLOCK_BYTES;
+        bytes[range.clone()].copy_from_slice(&image.older[range]);
+        bytes[newest..newest + SUPERBLOCK_BYTES].fill(0);
+    }),
+    ("both of some time ago", |image, bytes| {
+        let end = DATA_OFFSET as usize;
+        bytes[..end].copy_from_slice(&image.older[..end]);
+    }),
+    ("a bit of each is another", |_, bytes| {
+        for at in SUPERBLOCK_OFFSETS {
+            bytes[at as usize + 100] ^= 1;
+        }
+    }),
+    ("both of zeros", |_, bytes| {
+        bytes[..DATA_OFFSET as usize].fill(0);
+    }),
+];
+
+#[test]
+fn no_fate_of_the_superblocks_costs_a_message() {
+    for image in &images() {
+        for (what, change) in SUPERBLOCKS {
+            let mut bytes = image.bytes.clone();
+            change(image, &mut bytes);
+            image.check(&bytes, what);
+            let (report, found) = rescue(&bytes, RescueOptions::default()).unwrap();
+            for entry in image
+                .ledger
+                .values()
+                .filter(|entry| entry.end <= image.hint(&bytes))
+            {
+                assert!(found.contains_key(&entry.number), "{}: {what}", image.name);
+            }
+            let none = report
+                .slots
+                .iter()
+                .all(|slot| !matches!(slot, SuperblockState::Good { .. }));
+            assert_eq!(none, matches!(report.key, KeySource::Records { .. }));
+            if none {
+                assert!(!report.is_whole(), "which were released nobody knows");
+            }
+        }
+    }
+}
+
+#[test]
+fn damage_beside_a_lost_or_old_superblock_is_named_all_the_same() {
+    let images = images();
+    for (index, image) in images.iter().enumerate() {
+        let bits = (DATA_OFFSET as usize..(DATA_OFFSET + SIZE) as usize)
+            .map(|at| Fault::Bit(at, (at % 5) as u8))
+            .collect();
+        for (at, fault) in sample(bits, 80, index as u64).into_iter().enumerate() {
+            let (what, change) = SUPERBLOCKS[at % SUPERBLOCKS.len()];
+            let mut bytes = image.bytes.clone();
+            change(image, &mut bytes);
+            fault.apply(image, &mut bytes);
+            image.check(&bytes, &format!("{what}, {fault:?}"));
+        }
+    }
+}
+
+#[test]
+fn file_that_was_cut_short_or_grew_gives_what_is_left() {
+    for image in &images() {
+        let len = image.bytes.len();
+        let mut random = Random(77);
+        let lens = [
+            0,
+            1,
+            4_095,
+            65_535,
+            65_536,
+            65_600,
+            70_000,
+            len - 1,
+            len - 512,
+        ];
+        let more = (0..20).map(|_| random.below(len as u64) as usize);
+        for cut in lens.into_iter().chain(more.collect::<Vec<_>>()) {
+            let mut bytes = image.bytes[..cut].to_vec();
+            image.check(&bytes, &format!("cut to {cut}"));
+            if cut > DATA_OFFSET as usize + 1_024 {
+                bytes[..DATA_OFFSET as usize].fill(0);
+                if let Err(error) = rescue(&bytes, RescueOptions::default()) {
+                    assert!(matches!(error, RescueError::NothingFound), "{error}");
+                    bytes.extend(vec![0; len - bytes.len()]);
+                    assert!(
+                        image
+                            .ledger
+                            .values()
+                            .all(|entry| image.touched(entry, &bytes))
+                    );
+                } else {
+                    image.check_rescue(&bytes, &format!("cut to {cut}, no superblocks"));
+                }
+            }
+        }
+        let mut bytes = image.bytes.clone();
+        bytes.extend([7; 100_000]);
+        image.check(&bytes, "grown");
+    }
+}
+
+#[test]
+fn released_mail_is_given_out_only_when_asked_for_and_marked() {
+    let images = images();
+    for image in &images[2..4] {
+        let options = RescueOptions {
+            released: true,
+            ..RescueOptions::default()
+        };
+        let (report, found) = rescue(&image.bytes, options).unwrap();
+        assert!(report.is_whole(), "{}: {report:?}", image.name);
+        let mut released = 0;
+        for (message, state) in found.values() {
+            image.right(message, "released");
+            let before = message.position < image.tail;
+            assert_eq!(*state == State::Released, before, "{}", message.number);
+            released += u64::from(before);
+        }
+        assert!(released > 3, "{}: {released}", image.name);
+        assert_eq!(report.messages[State::Released as usize], released);
+        assert_eq!(found.len() as u64 - released, image.ledger.len() as u64);
+    }
+}
+
+/// A disk on which some sectors can't be read.
+struct BadSectors {
+    bytes: Vec<u8>,
+    bad: Vec<u64>,
+}
+
+impl Backing for BadSectors {
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        let end = at + buf.len() as u64;
+        if self
+            .bad
+            .iter()
+            .any(|bad| *bad < end && at < bad + SECTOR as u64)
+        {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let at = at as usize;
+        let len = buf.len().min(self.bytes.len() - at);
+        buf[..len].copy_from_slice(&self.bytes[at..at + len]);
+        Ok(len)
+    }
+
+    fn write_at(&mut self, _: &[IoSlice<'_>], _: u64) -> io::Result<usize> {
+        panic!("a rescue writes nothing");
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        panic!("a rescue syncs nothing");
+    }
+}
+
+#[test]
+fn sectors_that_cannot_be_read_cost_the_messages_in_their_pages_and_no_other() {
+    for image in &images() {
+        let mut random = Random(5);
+        for round in 0..10 {
+            let bad: Vec<u64> = (0..1 + round % 3)
+                .map(|_| DATA_OFFSET + random.below(SIZE / 512) * 512)
+                .chain((round == 9).then_some(0))
+                .collect();
+            let backing = BadSectors {
+                bytes: image.bytes.clone(),
+                bad: bad.clone(),
+            };
+            let mut rescue = Rescue::look(&backing, RescueOptions::default()).unwrap();
+            let mut found = BTreeMap::new();
+            let walked: Result<(), ()> = rescue.walk(&mut |message, _| {
+                image.right(&message, "unreadable");
+                found.insert(message.number, ());
+                Ok(())
+            });
+            walked.unwrap();
+            // The page around a bad sector is lost with it.
+            let mut bytes = image.bytes.clone();
+            for at in bad.iter().filter(|at| **at >= DATA_OFFSET) {
+                let page = (*at - at % 4_096) as usize;
+                for at in page..page + 4_096 {
+                    bytes[at] = !image.bytes[at];
+                }
+            }
+            for entry in image.ledger.values() {
+                assert!(
+                    found.contains_key(&entry.number) || image.touched(entry, &bytes),
+                    "{}: {bad:?}: message {} is readable and was not saved",
+                    image.name,
+                    entry.number
+                );
+            }
+            assert!(!rescue.report().unreadable.is_empty());
+            assert!(!rescue.report().is_whole());
+        }
+    }
 }

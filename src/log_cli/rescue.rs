@@ -25,7 +25,7 @@ use crate::ringlog::directory::{CopyPlan, CreateOptions, copy_ring, open_ring_re
 use crate::ringlog::format::Consumer;
 use crate::ringlog::reader::{Message, MessageId};
 use crate::ringlog::recover::OpenError;
-use crate::ringlog::rescue::{KeySource, Report, Rescue, RescueOptions, Slot, State};
+use crate::ringlog::rescue::{KeySource, Report, Rescue, RescueOptions, State, SuperblockState};
 use crate::sys::file::start_writeback;
 use crate::sys::wait;
 
@@ -306,10 +306,9 @@ impl Files {
 
     fn save(&mut self, message: &Message, state: State) -> Result<(), Failure> {
         let index = usize::from(state == State::Released);
-        for batch in [&mut self.maildirs[index], &mut self.emls[index]] {
-            if let Some(batch) = batch {
-                batch.add(message)?;
-            }
+        let batches = [&mut self.maildirs[index], &mut self.emls[index]];
+        for batch in batches.into_iter().flatten() {
+            batch.add(message)?;
         }
         if let Some(mbox) = &mut self.mboxes[index] {
             let outcome = mbox.deliver(message);
@@ -509,10 +508,10 @@ fn document(dir: &ShardDir, args: &RescueArguments, report: &Report, saved: &Sav
         })
     };
     let slots = report.slots.map(|slot| match slot {
-        Slot::Good { generation } => json!({"state": "good", "generation": generation}),
-        Slot::Damaged => json!({"state": "damaged"}),
-        Slot::Absent => json!({"state": "absent"}),
-        Slot::Unreadable => json!({"state": "unreadable"}),
+        SuperblockState::Good { generation } => json!({"state": "good", "generation": generation}),
+        SuperblockState::Damaged => json!({"state": "damaged"}),
+        SuperblockState::Absent => json!({"state": "absent"}),
+        SuperblockState::Unreadable => json!({"state": "unreadable"}),
     });
     let key = match report.key {
         KeySource::Superblock => json!({"from": "superblock"}),

@@ -374,12 +374,25 @@ pub fn find_superblock<B: Backing>(backing: &B) -> Result<Found, OpenError> {
     }
     let mut found = found.ok_or(OpenError::NotARing { damaged })?;
     found.epoch = epoch;
+    // A clean one is written behind a good one of the generation before. Where that is missing, a
+    // newer superblock may have been there and be damaged: then this one says how the ring was
+    // closed some time ago, and all that came after would be lost without a word.
+    if other_generation(backing, found.slot) != Some(found.superblock.generation.wrapping_sub(1)) {
+        found.superblock.clean = false;
+    }
     let expected = found.superblock.data_offset + found.superblock.data_size;
     let actual = backing.len();
     if actual < expected {
         return Err(OpenError::WrongSize { expected, actual });
     }
     Ok(found)
+}
+
+/// Generation of the superblock that is not at `slot`, if it is valid.
+fn other_generation<B: Backing>(backing: &B, slot: usize) -> Option<u64> {
+    let mut bytes = [0; SUPERBLOCK_BYTES];
+    backing::read_exact_at(backing, &mut bytes, SUPERBLOCK_OFFSETS[1 - slot]).ok()?;
+    Some(Superblock::decode(&bytes).ok()?.generation)
 }
 
 impl<B: Backing> Log<B> {
@@ -660,12 +673,16 @@ impl<'a, B: Backing> Scan<'a, B> {
         let mut lost = Vec::new();
         let mut tail_moved = false;
         let reach = match (ahead.later_lap, ahead.early) {
-            (true, _) => u64::MAX,
-            (false, true) => REUSED_EARLY_BYTES_MAX,
+            (true, true) => u64::MAX,
+            // Where nothing is acknowledged early, space is used again only behind a durable
+            // superblock: this one is old because a newer one was damaged, and what was overwritten
+            // ends with the newest record. A break behind that is damage.
+            (true, false) => page_ceil(ahead.end).saturating_sub(self.superblock.data_size),
+            (false, true) => tail + REUSED_EARLY_BYTES_MAX,
             (false, false) => 0,
         };
         let broken = self.point.position < self.hint;
-        if ahead.later_lap || broken && self.point.position - tail < reach {
+        if ahead.later_lap || broken && self.point.position < reach {
             tail_moved = true;
             self.judge_reused(reach, ahead.newest, &mut lost)
                 .map_err(reading)?;
@@ -763,9 +780,8 @@ impl<'a, B: Backing> Scan<'a, B> {
     }
 
     /// Space behind the superblock's tail has been used again. Follows every chain of records in
-    /// the order of positions over two laps; the last one that reaches the head counts. Breaks
-    /// further than `reach` behind the superblock's tail are damage. `newest` is the largest
-    /// position of a header.
+    /// the order of positions over two laps; the last one that reaches the head counts. Breaks at or
+    /// behind the position `reach` are damage. `newest` is the largest position of a header.
     fn judge_reused(
         &mut self,
         reach: u64,
@@ -799,7 +815,7 @@ impl<'a, B: Backing> Scan<'a, B> {
             let next = self
                 .next_record(at + RECORD_ALIGN, self.hint)?
                 .unwrap_or(self.hint);
-            if at - start < reach {
+            if at < reach {
                 chain.clear();
                 self.superblock.marks = [None; MARKS];
             } else if lost.len() <= LOST_RANGES_MAX {
@@ -809,13 +825,29 @@ impl<'a, B: Backing> Scan<'a, B> {
         }
         // Room for the page that the EPOCH record fills.
         let oldest = page_ceil(self.point.position + RECORD_ALIGN).saturating_sub(size);
-        let tail = chain
-            .into_iter()
-            .find(|at| page_floor(at.position) >= oldest)
-            .unwrap_or(self.point);
+        let behind = chain.partition_point(|at| page_floor(at.position) < oldest);
+        let tail = match chain.get(..behind).and_then(<[Point]>::last) {
+            // Between two places of the chain too, no message is given up that has room.
+            Some(before) => self.walk_on(*before, oldest)?,
+            None => chain.first().copied().unwrap_or(self.point),
+        };
         self.superblock.tail = tail.position;
         self.superblock.tail_messages = tail.messages;
         Ok(())
+    }
+
+    /// The first record from `at` on whose page lies at or behind `oldest`. All of them are good.
+    fn walk_on(&mut self, mut at: Point, oldest: u64) -> io::Result<Point> {
+        while at.position < self.point.position && page_floor(at.position) < oldest {
+            let Some(header) = self.header_at(at.position)? else {
+                return Ok(self.point);
+            };
+            at.position = header.end();
+            at.number = at.number.max(number_behind(&header));
+            at.messages += u64::from(matches!(header.kind, Kind::Message | Kind::Last));
+            at.received_ns = at.received_ns.max(header.received_ns);
+        }
+        Ok(at)
     }
 
     /// Passes good records and notes in `chain` where the tail may go: one place for each part of
