@@ -117,7 +117,7 @@ fn copy_into<E: From<OpenError> + From<CopyError>>(
     }
     let mut copy = RingCopy::new(storage, &new, plan.epoch, plan.consumers)?;
     let next_number = fill(&mut copy)?;
-    copy.finish(next_number, Clock::new().now())?;
+    copy.finish(next_number, plan.create.wall_ns, Clock::new().now())?;
     Ok(publish(dir, file).map_err(failed)?)
 }
 
