@@ -5,7 +5,7 @@ use std::io::Write;
 use crate::config::options::{Group, Kind, OPTIONS, Opt, units_help};
 use crate::config::units::quoted;
 use crate::config::{Config, Request, nearest};
-use crate::{consume, daemon, demo, log_cli, ring_cli, send};
+use crate::{conformance, consume, daemon, demo, log_cli, ring_cli, send};
 
 /// Done, or drained with no session cut.
 pub const EXIT_OK: i32 = 0;
@@ -31,7 +31,7 @@ pub const EXIT_CODES: [(i32, &str); 5] = [
 ];
 
 /// Every command with one line about it, in the order of the help text.
-pub const COMMANDS: [(&str, &str); 10] = [
+pub const COMMANDS: [(&str, &str); 11] = [
     ("serve", "take mail and keep it in a ring log"),
     (
         "send",
@@ -50,6 +50,10 @@ pub const COMMANDS: [(&str, &str); 10] = [
     (
         "demo",
         "demo crash: kill a server under load and count what was lost",
+    ),
+    (
+        "conformance",
+        "try any SMTP server with two hundred cases and print what it does",
     ),
     (
         "check-config",
@@ -81,6 +85,7 @@ pub fn run(args: &[String]) -> i32 {
         ),
         "ring" => ring_cli::run(rest),
         "demo" => demo::run(rest),
+        "conformance" => conformance::run(rest),
         _ => unknown(command),
     }
 }

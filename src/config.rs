@@ -64,6 +64,18 @@ choices! {
 }
 
 choices! {
+    /// What the device leaves whole when power fails amid a write.
+    #[derive(Default)]
+    CommitAlign {
+        /// Every sector.
+        #[default]
+        Sector = "512",
+        /// Nothing of a page of 4,096 bytes.
+        Page = "4096",
+    }
+}
+
+choices! {
     /// How the ring is written.
     #[derive(Default)]
     RingWrite {
@@ -149,6 +161,8 @@ pub struct Config {
     pub keep_for: Option<Duration>,
     /// How the ring is written.
     pub ring_write: RingWrite,
+    /// What the device leaves whole when power fails amid a write.
+    pub commit_align: CommitAlign,
     /// Accept and store nothing.
     pub discard: bool,
     /// What follows a storage failure.
@@ -219,6 +233,7 @@ impl Default for Config {
             full: Full::Auto,
             keep_for: Some(Duration::from_secs(7 * 86_400)),
             ring_write: RingWrite::Auto,
+            commit_align: CommitAlign::Sector,
             discard: false,
             on_storage_failure: OnStorageFailure::Exit,
             failed_grace: Duration::from_secs(5),

@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::cli::{EXIT_CUT, EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, EXIT_USAGE, complain, print};
 use crate::clock::Clock;
 use crate::config::units;
-use crate::config::{Config, Full, OnStorageFailure, RingWrite, Survive};
+use crate::config::{CommitAlign, Config, Full, OnStorageFailure, RingWrite, Survive};
 use crate::ctl;
 use crate::http::NEWEST_MAX;
 use crate::limits::{GIB, KIB, MIB};
@@ -323,6 +323,10 @@ fn open_storage(config: &Config, clock: &Clock, wake: &Wake) -> Result<Opened, S
         },
         keep_for: config.keep_for,
         accept_loss: config.accept_loss,
+        commit_align: match config.commit_align {
+            CommitAlign::Sector => crate::ringlog::writer::CommitAlign::Sector,
+            CommitAlign::Page => crate::ringlog::writer::CommitAlign::Page,
+        },
         ..OpenOptions::new(survive, clock.wall_ns())
     };
     let method = match config.ring_write {

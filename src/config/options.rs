@@ -10,7 +10,8 @@ use super::units::{
     DURATION_ALLOWED, SIZE_ALLOWED, duration_text, parse_duration, parse_size, quoted, size_text,
 };
 use super::{
-    BareNewlines, Config, Full, LogFormat, LogLevel, OnStorageFailure, RingWrite, Survive,
+    BareNewlines, CommitAlign, Config, Full, LogFormat, LogLevel, OnStorageFailure, RingWrite,
+    Survive,
 };
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{GIB, KIB, MIB, RING_BYTES_MIN};
@@ -331,7 +332,6 @@ pub const LATER: &[&str] = &[
     "users",
     "workers",
     "takeover",
-    "commit-align",
 ];
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -544,6 +544,14 @@ pub static OPTIONS: &[Opt] = &[
         help: "how the ring is written; auto: map in memory, pwrite on disk",
         set: |c, v| c.ring_write = first_choice(v, &RingWrite::ALL),
         show: |c| vec![Setting::Choice(c.ring_write as usize)],
+    },
+    Opt {
+        name: "commit-align",
+        group: Group::Storage,
+        kind: Kind::Choice(&CommitAlign::NAMES),
+        help: "with survive power, 4096: never write a page again that holds acknowledged mail",
+        set: |c, v| c.commit_align = first_choice(v, &CommitAlign::ALL),
+        show: |c| vec![Setting::Choice(c.commit_align as usize)],
     },
     Opt {
         name: "discard",
