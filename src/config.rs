@@ -1,9 +1,10 @@
 //! Settings of `ringmx serve`: defaults, then a TOML file, then flags, then the checks between them.
 //!
-//! This module reads a file and the system's host name; it opens nothing else and changes nothing.
+//! This module reads files and the system's host name; it changes nothing.
 
 pub mod listen;
 pub mod options;
+pub mod rule_files;
 pub mod units;
 
 use std::fmt;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use crate::choice::choices;
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{
-    DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, KIB, MESSAGE_BYTES_MAX_DEFAULT,
+    ACCEPTED_DOMAINS_MAX, DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, KIB, MESSAGE_BYTES_MAX_DEFAULT,
     MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, NETWORKS_MAX, POOL_BYTES_DEFAULT,
     RECIPIENTS_MAX_DEFAULT, RING_BYTES_DEFAULT, RING_BYTES_STEP, SESSIONS_MAX_DEFAULT,
 };
@@ -92,6 +93,24 @@ choices! {
 }
 
 choices! {
+    /// What begins a sub-address.
+    #[derive(Default)]
+    SubaddressSeparator {
+        /// `user+tag`
+        #[default]
+        Plus = "+",
+        /// `user-tag`
+        Hyphen = "-",
+        /// `user=tag`
+        Equals = "=",
+        /// `user_tag`
+        Underscore = "_",
+        /// There are no sub-addresses.
+        Off = "off",
+    }
+}
+
+choices! {
     /// What the server does after a write or a sync failed.
     #[derive(Default)]
     OnStorageFailure {
@@ -133,6 +152,22 @@ pub struct Config {
     pub server_name: String,
     /// Group whose members may read the ring; empty for none.
     pub group: String,
+    /// For whom a listener with the role mx takes mail, as `policy::recipients` writes it.
+    pub accept_domain: Vec<String>,
+    /// File with more of them.
+    pub recipients_file: Option<PathBuf>,
+    /// What begins a sub-address.
+    pub subaddress_separator: SubaddressSeparator,
+    /// Take mail for everybody.
+    pub accept_any_recipient: bool,
+    /// Networks that may connect; with `allow_from_file`: all, where none is given.
+    pub allow_from: Vec<IpPrefix>,
+    /// File with more of them.
+    pub allow_from_file: Option<PathBuf>,
+    /// Networks that may not connect.
+    pub deny_from: Vec<IpPrefix>,
+    /// File with more of them.
+    pub deny_from_file: Option<PathBuf>,
     /// Directory of the ring log.
     pub ring: PathBuf,
     /// Size of the data area of a new ring, bytes, a multiple of [`RING_BYTES_STEP`] after [`Config::validate`].
@@ -207,6 +242,14 @@ impl Default for Config {
             http: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8025))),
             server_name: String::new(),
             group: String::new(),
+            accept_domain: Vec::new(),
+            recipients_file: None,
+            subaddress_separator: SubaddressSeparator::Plus,
+            accept_any_recipient: false,
+            allow_from: Vec::new(),
+            allow_from_file: None,
+            deny_from: Vec::new(),
+            deny_from_file: None,
             ring: PathBuf::from("./ringmx-data"),
             ring_size: RING_BYTES_DEFAULT,
             survive: Survive::Power,
@@ -361,11 +404,15 @@ impl Config {
             let fault = |reason: String| flag_fault(name, reason);
             let option = find(name, "--").map_err(fault)?;
             let text = value.as_deref().unwrap_or("true");
-            let setting = option.kind.parse(text).map_err(fault)?;
+            let settings: Vec<Setting> = option
+                .kind
+                .words(text)
+                .map(|word| option.kind.parse(word).map_err(fault))
+                .collect::<Result<_, _>>()?;
             match lists.iter_mut().find(|(seen, _)| seen.name == option.name) {
-                Some((_, values)) if option.kind.is_list() => values.push(setting),
+                Some((_, values)) if option.kind.is_list() => values.extend(settings),
                 Some(_) => return Err(fault("given twice".to_owned())),
-                None => lists.push((option, vec![setting])),
+                None => lists.push((option, settings)),
             }
         }
         for (option, values) in lists {
@@ -404,6 +451,7 @@ impl Config {
             return Err(self.fault("server-name", reason));
         }
         self.validate_addresses()?;
+        self.validate_access()?;
         self.validate_sizes()?;
         if self.busy_poll && !self.spin.is_zero() {
             let reason = "busy-poll never sleeps, so spin-us has no use beside it; give one";
@@ -461,9 +509,59 @@ impl Config {
         }
     }
 
+    /// Who may send mail to whom must have been said wherever strangers can connect.
+    fn validate_access(&self) -> Result<(), ConfigError> {
+        let has_rule = !self.accept_domain.is_empty() || self.recipients_file.is_some();
+        let listeners = self.listeners();
+        for (key, Listener { address, role, .. }) in &listeners {
+            let is_open = !address.ip().to_canonical().is_loopback();
+            let reason = match role {
+                _ if self.accept_any_recipient => continue,
+                Role::Mx if !has_rule => format!(
+                    "{address}: role=mx does not know for whom to take mail; add --accept-domain NAME or \
+                     --recipients-file FILE, or --accept-any-recipient if it is meant to take mail for everybody"
+                ),
+                Role::Sink if is_open => format!(
+                    "{address}: a sink that others than this machine can reach takes mail for everybody; add \
+                     --accept-any-recipient if that is meant, otherwise \"{address},role=mx\" and \
+                     --accept-domain NAME"
+                ),
+                _ => continue,
+            };
+            return Err(self.fault(key, reason));
+        }
+        if has_rule
+            && listeners
+                .iter()
+                .all(|(_, listener)| listener.role != Role::Mx)
+        {
+            let key = match self.accept_domain.is_empty() {
+                true => "recipients-file",
+                false => "accept-domain",
+            };
+            let reason = "no listener says role=mx, and only that asks for whom mail is";
+            return Err(self.fault(key, reason.to_owned()));
+        }
+        for (key, count, most) in [
+            (
+                "accept-domain",
+                self.accept_domain.len(),
+                ACCEPTED_DOMAINS_MAX,
+            ),
+            ("allow-from", self.allow_from.len(), NETWORKS_MAX),
+            ("deny-from", self.deny_from.len(), NETWORKS_MAX),
+        ] {
+            if count > most {
+                let reason = format!("{count} entries; allowed: up to {most}, and more in a file");
+                return Err(self.fault(key, reason));
+            }
+        }
+        Ok(())
+    }
+
     /// What a listener asks for and this version does not have yet.
     fn validate_listener(&self, key: &str, listener: &Listener) -> Result<(), ConfigError> {
-        let missing = if listener.role != Role::Sink {
+        let missing = if listener.role == Role::Submission {
             format!("role={}", listener.role)
         } else if listener.tls != TlsMode::Off {
             format!("tls={}", listener.tls)

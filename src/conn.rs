@@ -76,6 +76,10 @@ pub struct Flags {
     pub dead: bool,
     /// A message that was too large to be queued at once waits for its commit.
     pub large_pending: bool,
+    /// The access rules have a say in more than the connection; never so for a sink.
+    pub is_guarded: bool,
+    /// A user has authenticated.
+    pub is_user: bool,
     /// Nothing is known of the client before the header of a proxy: no session has begun.
     pub awaits_proxy: bool,
     /// A proxy looks whether the server is there: not counted, not logged.

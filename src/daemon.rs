@@ -9,10 +9,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cli::{EXIT_CUT, EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, EXIT_USAGE, complain, print};
 use crate::clock::Clock;
+use crate::config::rule_files::{RuleFiles, Stamp};
 use crate::config::units;
 use crate::config::{Config, Full, OnStorageFailure, RingWrite, Survive};
 use crate::ctl;
@@ -89,6 +91,12 @@ fn run(given: &Config) -> Result<i32, StartError> {
     let mut logger = Logger::start(io::stderr(), config.log_format, config.log_level, clock)
         .map_err(|error| start_error(EXIT_FAILURE, format!("the log thread: {error}")))?;
     raise_descriptor_limit(config, &mut logger, &clock);
+    let addresses = config.listeners().into_iter();
+    let rule_files = RuleFiles::new(config, addresses.map(|(_, known)| known.address.ip()));
+    let stamps = rule_files.stamps();
+    let rules = rule_files
+        .load()
+        .map_err(|error| start_error(EXIT_USAGE, error.to_string()))?;
     let sockets = bind_all(config)?;
     let listen: Vec<SocketAddr> = sockets.iter().map(|(_, address)| *address).collect();
     let http = bind_http(config)?;
@@ -159,6 +167,7 @@ fn run(given: &Config) -> Result<i32, StartError> {
         clock.now(),
     );
     server.shared.proxy_from = config.proxy_from.clone();
+    server.shared.rules = Arc::new(rules);
     let side = Side {
         smtp: sockets.into_iter().map(|(socket, _)| socket).collect(),
         signals,
@@ -171,6 +180,9 @@ fn run(given: &Config) -> Result<i32, StartError> {
         },
         ctl,
         ring,
+        load_rules: rule_files
+            .has_files()
+            .then(|| load_rules(rule_files, stamps)),
     };
     let options = reactor::Options {
         spin: config.spin,
@@ -559,6 +571,19 @@ fn fit_message_to_ring(config: &mut Config, payload_bytes_max: u64) {
         ));
     }
     config.max_message = payload_bytes_max;
+}
+
+/// Loads the access rules again when a file has changed; the reactor runs it on a thread of its own.
+fn load_rules(files: RuleFiles, mut loaded: [Stamp; 3]) -> reactor::LoadRules {
+    Box::new(move |must| {
+        // Taken before the files are read: what changes meanwhile is seen the next time.
+        let stamps = files.stamps();
+        if stamps == loaded && !must {
+            return None;
+        }
+        loaded = stamps;
+        Some(files.load().map_err(|error| error.to_string()))
+    })
 }
 
 /// Looks up the newest messages; the reactor runs it on a thread of its own.

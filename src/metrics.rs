@@ -238,6 +238,10 @@ pub struct Metrics {
     pub unacknowledged_commits: u64,
     /// Sessions closed because their code panicked.
     pub session_panics: u64,
+    /// Times that the access rules were read again and put in force.
+    pub rules_loaded: u64,
+    /// Times that they could not be read again.
+    pub rules_refused: u64,
     /// HTTP requests answered.
     pub http_requests: u64,
     /// Turns of the loop.
@@ -276,6 +280,8 @@ impl Metrics {
             no_space_after_data: 0,
             unacknowledged_commits: 0,
             session_panics: 0,
+            rules_loaded: 0,
+            rules_refused: 0,
             http_requests: 0,
             turns: 0,
             distributions: std::array::from_fn(|at| {

@@ -24,6 +24,7 @@ use core::net::SocketAddr;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use slab::Slab;
@@ -45,11 +46,12 @@ use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX};
 use crate::logger::{Class, Logger, Value};
 use crate::message::Message;
 use crate::metrics::{CloseCause, Metrics};
+use crate::policy::rules::Rules;
 use crate::policy::{Policy, accept_all};
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Context, Phase, Session};
+use crate::smtp::session::{Context, Phase, Role, Session};
 use crate::smtp::sink::{Blocked, Verdict};
 use crate::timer_wheel::TimerWheel;
 
@@ -115,7 +117,9 @@ pub struct Shared<B: Backing, C> {
     pub listeners: Vec<Listener>,
     /// Networks whose PROXY headers are believed.
     pub proxy_from: Vec<IpPrefix>,
-    /// Decides about what sessions ask, after the checks that the server's own state decides.
+    /// Who may connect, and for whom mail is taken.
+    pub rules: Arc<Rules>,
+    /// Decides about what sessions ask, after the server's own state and the rules have had nothing against it.
     pub policy: Policy,
     /// Counters and histograms.
     pub metrics: Metrics,
@@ -404,6 +408,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 pool: Pool::new(options.pool_bytes, reserve),
                 listeners,
                 proxy_from: Vec::new(),
+                rules: Arc::new(Rules::default()),
                 policy: accept_all,
                 metrics,
                 logger,
@@ -518,6 +523,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return;
         };
         conn.io.flags.awaits_proxy = false;
+        let role = self.shared.listeners[usize::from(conn.io.listener)].role;
+        conn.io.flags.is_guarded = role != Role::Sink;
         conn.session = Session::new(conn.io.peer.ip());
         let mut out = Out {
             io: &mut conn.io,
@@ -1024,6 +1031,25 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             self.fail_storage(failed);
         }
         self.submit_sync();
+    }
+
+    /// Puts rules that were loaded again in the place of those in force, or says why these stay.
+    pub fn take_rules(&mut self, loaded: Result<Arc<Rules>, String>, now: Instant) {
+        let shared = &mut self.shared;
+        match loaded {
+            Ok(rules) => {
+                let recipients = rules.recipients.as_ref().map_or(0, |all| all.len());
+                let fields = [("recipients", Value::Number(recipients as u64))];
+                shared.metrics.rules_loaded += 1;
+                shared.logger.line(Class::RulesLoaded, &fields, now);
+                shared.rules = rules;
+            }
+            Err(error) => {
+                shared.metrics.rules_refused += 1;
+                let fields = [("error", Value::Str(&error))];
+                shared.logger.line(Class::RulesRefused, &fields, now);
+            }
+        }
     }
 
     /// Whether a sync is under way.

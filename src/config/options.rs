@@ -10,10 +10,12 @@ use super::units::{
     DURATION_ALLOWED, SIZE_ALLOWED, duration_text, parse_duration, parse_size, quoted, size_text,
 };
 use super::{
-    BareNewlines, Config, Full, LogFormat, LogLevel, OnStorageFailure, RingWrite, Survive,
+    BareNewlines, Config, Full, LogFormat, LogLevel, OnStorageFailure, RingWrite,
+    SubaddressSeparator, Survive,
 };
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{GIB, KIB, MIB, RING_BYTES_MIN};
+use crate::policy::recipients::Recipients;
 
 /// One option of `ringmx serve`.
 pub struct Opt {
@@ -36,6 +38,8 @@ pub struct Opt {
 pub enum Group {
     /// Addresses and names.
     Addresses,
+    /// Who may connect, and for whom mail is taken.
+    Access,
     /// Ring log and durability.
     Storage,
     /// What is accepted.
@@ -50,8 +54,9 @@ pub enum Group {
 
 impl Group {
     /// All groups in the order of the help text.
-    pub const ALL: [Group; 6] = [
+    pub const ALL: [Group; 7] = [
         Group::Addresses,
+        Group::Access,
         Group::Storage,
         Group::Limits,
         Group::Time,
@@ -63,6 +68,7 @@ impl Group {
     pub fn title(self) -> &'static str {
         match self {
             Group::Addresses => "Addresses",
+            Group::Access => "Who may send",
             Group::Storage => "Storage",
             Group::Limits => "Limits",
             Group::Time => "Time limits",
@@ -81,10 +87,15 @@ pub enum Kind {
     Listen,
     /// Network in CIDR notation; may be given more than once, an array in the file.
     Networks,
+    /// Domain, address or address literal that mail is taken for; may be given more than once, an array in the
+    /// file.
+    Recipients,
     /// IP address and port, or `off`.
     AddressOrOff,
     /// Path of a file or directory.
     Path,
+    /// Path of a file, or `off`.
+    PathOrOff,
     /// Text of at most 255 bytes without control characters; the word names it in the help.
     Text(&'static str),
     /// Whole number within bounds.
@@ -140,7 +151,16 @@ pub enum Setting {
 impl Kind {
     /// Whether the option may be given more than once.
     pub fn is_list(self) -> bool {
-        matches!(self, Kind::Listen | Kind::Networks)
+        matches!(self, Kind::Listen | Kind::Networks | Kind::Recipients)
+    }
+
+    /// The values that one argument of a flag holds: networks and recipients may be separated by commas.
+    pub(super) fn words(self, text: &str) -> impl Iterator<Item = &str> {
+        let most = match self {
+            Kind::Networks | Kind::Recipients => usize::MAX,
+            _ => 1,
+        };
+        text.splitn(most, ',')
     }
 
     /// Word that stands for the value in the help; empty for a flag.
@@ -149,6 +169,8 @@ impl Kind {
             Kind::Flag => String::new(),
             Kind::Listen => "ADDR[,...]".to_owned(),
             Kind::Networks => "CIDR".to_owned(),
+            Kind::Recipients => "NAME".to_owned(),
+            Kind::PathOrOff => "FILE|off".to_owned(),
             Kind::AddressOrOff => "ADDR|off".to_owned(),
             Kind::Path => "PATH".to_owned(),
             Kind::Text(name) => name.to_owned(),
@@ -166,6 +188,8 @@ impl Kind {
             Kind::Flag => "true or false".to_owned(),
             Kind::Listen => LISTEN_ALLOWED.to_owned(),
             Kind::Networks => NETWORK_ALLOWED.to_owned(),
+            Kind::Recipients => RECIPIENT_ALLOWED.to_owned(),
+            Kind::PathOrOff => "off, or a path".to_owned(),
             Kind::AddressOrOff => format!("off, or {ADDRESS_ALLOWED}"),
             Kind::Path => "a path".to_owned(),
             Kind::Text(_) => "text of 1 to 255 bytes without control characters".to_owned(),
@@ -198,11 +222,16 @@ impl Kind {
                 Ok(network) => Ok(Setting::Network(network)),
                 Err(error) => Err(format!("{}: {error}", quoted(text))),
             },
+            Kind::Recipients => match Recipients::new(None).add(text.as_bytes()) {
+                Ok(()) => Ok(Setting::Text(text.to_owned())),
+                Err(_) => Err(refused(text, &self.allowed())),
+            },
             Kind::AddressOrOff => parse_address(text).map(Setting::Address),
-            Kind::Path if text.is_empty() || text.contains('\0') => {
+            Kind::PathOrOff if text == "off" => Ok(Setting::Off),
+            Kind::Path | Kind::PathOrOff if text.is_empty() || text.contains('\0') => {
                 Err(refused(text, &self.allowed()))
             }
-            Kind::Path => Ok(Setting::Text(text.to_owned())),
+            Kind::Path | Kind::PathOrOff => Ok(Setting::Text(text.to_owned())),
             Kind::Text(_) => {
                 if (1..=255).contains(&text.len()) && !text.contains(char::is_control) {
                     Ok(Setting::Text(text.to_owned()))
@@ -312,6 +341,9 @@ fn refused(text: &str, allowed: &str) -> String {
     format!("{} is not allowed; allowed: {allowed}", quoted(text))
 }
 
+/// What an entry of a list of recipients may be, as the manual says it.
+const RECIPIENT_ALLOWED: &str = "example.org for all of a domain, .example.org for all domains below it, user@example.org, \
+     or [192.0.2.1] for an address literal";
 /// What a network may be, as the manual says it.
 const NETWORK_ALLOWED: &str = "an IP address, or one with the number of bits that count, such as 192.0.2.0/24 or 2001:db8::/32";
 const ADDRESS_ALLOWED: &str =
@@ -411,6 +443,35 @@ fn networks(values: &[Setting]) -> Vec<IpPrefix> {
         .collect()
 }
 
+fn texts(values: &[Setting]) -> Vec<String> {
+    values
+        .iter()
+        .filter_map(|value| match value {
+            Setting::Text(text) => Some(text.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn text_settings(texts: &[String]) -> Vec<Setting> {
+    texts.iter().cloned().map(Setting::Text).collect()
+}
+
+fn network_settings(networks: &[IpPrefix]) -> Vec<Setting> {
+    networks.iter().copied().map(Setting::Network).collect()
+}
+
+fn path_or_none(values: &[Setting]) -> Option<PathBuf> {
+    texts(values).first().map(PathBuf::from)
+}
+
+fn path_setting(path: &Option<PathBuf>) -> Vec<Setting> {
+    vec![match path {
+        Some(path) => Setting::Text(path.display().to_string()),
+        None => Setting::Off,
+    }]
+}
+
 fn listen_settings(listens: &[Listen]) -> Vec<Setting> {
     let settings = listens.iter().cloned().map(Box::new);
     settings.map(Setting::Listen).collect()
@@ -456,7 +517,7 @@ pub static OPTIONS: &[Opt] = &[
         kind: Kind::Networks,
         help: "network whose PROXY headers are believed, where a listener says proxy=; may be given up to 256 times",
         set: |c, v| c.proxy_from = networks(v),
-        show: |c| c.proxy_from.iter().copied().map(Setting::Network).collect(),
+        show: |c| network_settings(&c.proxy_from),
     },
     Opt {
         name: "server-name",
@@ -473,6 +534,70 @@ pub static OPTIONS: &[Opt] = &[
         help: "system group whose members may read the ring; nobody else if not given",
         set: |c, v| c.group = first_text(v),
         show: |c| text_or_off(&c.group),
+    },
+    Opt {
+        name: "accept-domain",
+        group: Group::Access,
+        kind: Kind::Recipients,
+        help: "for whom role=mx takes mail, separated by commas; may be given up to 1024 times",
+        set: |c, v| c.accept_domain = texts(v),
+        show: |c| text_settings(&c.accept_domain),
+    },
+    Opt {
+        name: "recipients-file",
+        group: Group::Access,
+        kind: Kind::PathOrOff,
+        help: "the same, one a line, read again when it changes and on SIGHUP",
+        set: |c, v| c.recipients_file = path_or_none(v),
+        show: |c| path_setting(&c.recipients_file),
+    },
+    Opt {
+        name: "subaddress-separator",
+        group: Group::Access,
+        kind: Kind::Choice(&SubaddressSeparator::NAMES),
+        help: "what begins the part of a local part that does not name the mailbox (RFC 5233)",
+        set: |c, v| c.subaddress_separator = first_choice(v, &SubaddressSeparator::ALL),
+        show: |c| vec![Setting::Choice(c.subaddress_separator as usize)],
+    },
+    Opt {
+        name: "accept-any-recipient",
+        group: Group::Access,
+        kind: Kind::Flag,
+        help: "take mail for everybody, also from beyond this machine",
+        set: |c, v| c.accept_any_recipient = first_flag(v),
+        show: |c| vec![Setting::Flag(c.accept_any_recipient)],
+    },
+    Opt {
+        name: "allow-from",
+        group: Group::Access,
+        kind: Kind::Networks,
+        help: "network that may connect, and no other; may be given up to 256 times, separated by commas",
+        set: |c, v| c.allow_from = networks(v),
+        show: |c| network_settings(&c.allow_from),
+    },
+    Opt {
+        name: "allow-from-file",
+        group: Group::Access,
+        kind: Kind::PathOrOff,
+        help: "the same, one a line, read again when it changes and on SIGHUP",
+        set: |c, v| c.allow_from_file = path_or_none(v),
+        show: |c| path_setting(&c.allow_from_file),
+    },
+    Opt {
+        name: "deny-from",
+        group: Group::Access,
+        kind: Kind::Networks,
+        help: "network that may not connect, whatever allows it; up to 256 times, separated by commas",
+        set: |c, v| c.deny_from = networks(v),
+        show: |c| network_settings(&c.deny_from),
+    },
+    Opt {
+        name: "deny-from-file",
+        group: Group::Access,
+        kind: Kind::PathOrOff,
+        help: "the same, one a line, read again when it changes and on SIGHUP",
+        set: |c, v| c.deny_from_file = path_or_none(v),
+        show: |c| path_setting(&c.deny_from_file),
     },
     Opt {
         name: "ring",

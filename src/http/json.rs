@@ -104,6 +104,7 @@ pub(super) fn render(status: &Status<'_>) -> String {
             "pool_low_events": m.pool_low_events,
         },
         "session_panics": m.session_panics,
+        "rules": {"loaded": m.rules_loaded, "refused": m.rules_refused},
         "http_requests": m.http_requests,
         "turns": m.turns,
         "log_lines_dropped": status.log_lines_dropped,

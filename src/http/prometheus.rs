@@ -324,6 +324,10 @@ families! {
         out.histogram("", distribution, &BYTES_BOUNDS, |count| count.to_string());
     };
     Counter "ringmx_turns_total" [""] "Turns of the loop." => |out, s| out.plain(s.metrics.turns);
+    Counter "ringmx_rules_reloads_total" ["result"] "Times that the access rules were read again." => |out, s| {
+        out.labelled(format_args!("result=\"loaded\""), s.metrics.rules_loaded);
+        out.labelled(format_args!("result=\"refused\""), s.metrics.rules_refused);
+    };
     Counter "ringmx_http_requests_total" [""] "HTTP requests answered." => |out, s| {
         out.plain(s.metrics.http_requests);
     };

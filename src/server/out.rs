@@ -8,6 +8,7 @@ use crate::conn::{Io, Token};
 use crate::envelope::{Facts, Field};
 use crate::message::{ID_BYTES_MAX, Message};
 use crate::metrics::{CloseCause, Phase};
+use crate::policy::rules::Subject;
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::ReserveError;
 use crate::smtp::reply::Reply;
@@ -96,6 +97,19 @@ impl<B: Backing, C> Out<'_, B, C> {
         }
     }
 
+    /// Asks the access rules and, when they have nothing against it, the policy.
+    fn decide(&mut self, question: &Question<'_>) -> Option<Verdict> {
+        let subject = Subject {
+            client: self.io.peer.ip(),
+            role: self.shared.listeners[usize::from(self.io.listener)].role,
+            is_user: self.io.flags.is_user,
+        };
+        match self.shared.rules.decide(&subject, question) {
+            Verdict::Accept => (self.shared.policy)(question),
+            refusal => Some(refusal),
+        }
+    }
+
     /// Urgency with which this connection may take chunks: the oldest message that grows always finishes.
     pub(super) fn urgency(&self) -> Urgency {
         if self.io.flags.holds_growth && self.shared.growing.oldest() == Some(self.token.key) {
@@ -151,6 +165,8 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             Question::Mail { size, .. } if !self.shared.admits(size.unwrap_or(0)) => {
                 Verdict::Refuse(Reply::NoSpace)
             }
+            Question::Connect => return self.decide(&question),
+            _ if self.io.flags.is_guarded => return self.decide(&question),
             _ => return (self.shared.policy)(&question),
         })
     }

@@ -160,7 +160,10 @@ impl Server {
     /// Starts with a small ring below `dir`; `options` come last and so count most.
     pub fn start(dir: &TestDir, options: &[&str]) -> Server {
         let ring = dir.ring();
-        let mut arguments = vec!["serve", "--listen", "127.0.0.1:0", "--ring", &ring];
+        let mut arguments = vec!["serve", "--ring", &ring];
+        if !options.contains(&"--listen") {
+            arguments.extend(["--listen", "127.0.0.1:0"]);
+        }
         if !options.contains(&"--http") {
             arguments.extend(["--http", "off"]);
         }
