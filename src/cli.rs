@@ -125,7 +125,7 @@ fn check_config(args: &[String]) -> i32 {
         Ok(Request::Help) => print(CHECK_CONFIG_HELP),
         Ok(Request::Run(config)) => {
             let addresses = config.listeners().into_iter();
-            let files = RuleFiles::new(&config, addresses.map(|(_, known)| known.address.ip()));
+            let files = RuleFiles::new(&config, addresses.map(|(_, _, known)| known.address.ip()));
             if let Err(error) = files.load() {
                 return fail(&error.to_string());
             }

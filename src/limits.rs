@@ -94,6 +94,8 @@ pub const RECORD_PAYLOAD_BYTES_MAX: u64 = MIB;
 pub const LOG_WRITE_BYTES_MAX: u64 = 4 * MIB;
 /// Message numbers that recovery skips after an unclean stop.
 pub const NUMBERS_SKIPPED_BY_RECOVERY: u64 = 65_536;
+/// Damaged ranges, incomplete messages and stretches of numbers that `ringmx log rescue` lists; more are counted.
+pub const RESCUE_LIST_MAX: usize = 10_000;
 /// Named consumers of one ring.
 pub const CONSUMERS_MAX: usize = 32;
 /// Name of a consumer, bytes.

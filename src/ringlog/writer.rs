@@ -759,6 +759,16 @@ impl<B: Backing> Log<B> {
         Ok(slot)
     }
 
+    /// Leaves out the numbers up to `number`, which the next message takes. For copies of a ring.
+    ///
+    /// # Panics
+    /// When something is reserved and not written.
+    pub(super) fn skip_numbers_to(&mut self, number: u64) {
+        assert_eq!(self.head, self.written);
+        self.head.number = self.head.number.max(number);
+        self.written = self.head;
+    }
+
     /// Gives up a large message; what was written of it never becomes a message.
     pub fn abandon_large(&mut self, large: LargeSlot) {
         if large.remaining() > 0 {

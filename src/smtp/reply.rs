@@ -54,6 +54,16 @@ replies! {
     Rset = "rset" 250 "2.0.0 " "Ok";
     /// QUIT.
     Quit = "quit" 221 "2.0.0 " "Bye";
+    /// STARTTLS: the handshake may begin (RFC 3207 4).
+    StartTls = "starttls" 220 "2.0.0 " "Ready to start TLS";
+    /// STARTTLS under TLS (RFC 3207 4.2).
+    TlsActive = "tls_active" 503 "5.5.1 " "TLS is active already";
+    /// STARTTLS while no further handshake is taken (RFC 3207 4).
+    TlsUnavailable = "tls_unavailable" 454 "4.7.0 " "TLS not available due to temporary reason";
+    /// Octets behind STARTTLS that did not wait for its reply (RFC 3207 4, RFC 2920 3.1).
+    StartTlsPipelined = "starttls_pipelined" 554 "5.5.1 " "Nothing may follow STARTTLS before its reply; closing";
+    /// A command that the listener takes under TLS alone (RFC 3207 4).
+    NeedTls = "need_tls" 530 "5.7.0 " "Must issue a STARTTLS command first";
     /// MAIL accepted.
     MailOk = "mail_ok" 250 "2.1.0 " "Ok";
     /// RCPT accepted.
