@@ -9,18 +9,20 @@ pub mod units;
 
 use std::fmt;
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::choice::choices;
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{
-    ACCEPTED_DOMAINS_MAX, DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, KIB, MESSAGE_BYTES_MAX_DEFAULT,
-    MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, NETWORKS_MAX, POOL_BYTES_DEFAULT,
-    RECIPIENTS_MAX_DEFAULT, RING_BYTES_DEFAULT, RING_BYTES_STEP, SESSIONS_MAX_DEFAULT,
+    ACCEPTED_DOMAINS_MAX, DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, GIB, KIB,
+    MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, NETWORKS_MAX,
+    POOL_BYTES_DEFAULT, RECIPIENTS_MAX_DEFAULT, RING_BYTES_DEFAULT, RING_BYTES_STEP,
+    SESSIONS_MAX_DEFAULT,
 };
 pub use crate::logger::{LogFormat, LogLevel};
+use crate::policy::clients::Limit;
 use crate::server::listener::{Listener, ProxyMode, TlsMode};
 use crate::smtp::session::Role;
 use listen::{Listen, Place};
@@ -31,6 +33,23 @@ use units::{quoted, size_text};
 const FILE_BYTES_MAX: u64 = MIB;
 /// Listening addresses of one server.
 const LISTEN_MAX: usize = 16;
+/// Defaults of the limits per client: several times what the busiest of well-behaved senders uses, and the fifth or
+/// less of it under stress.
+const CLIENT_SESSIONS_DEFAULT: Limit = limit(50, 10);
+const CLIENT_CONNECTIONS_DEFAULT: Limit = limit(600, 60);
+const CLIENT_MESSAGES_DEFAULT: Limit = limit(1_200, 120);
+const CLIENT_RECIPIENTS_DEFAULT: Limit = limit(12_000, 1_200);
+const CLIENT_BYTES_DEFAULT: Limit = limit(2 * GIB, 256 * MIB);
+const CLIENT_HANDSHAKES_DEFAULT: Limit = limit(600, 60);
+const NETWORK_FACTOR_DEFAULT: u64 = 4;
+const SESSION_ERRORS_DEFAULT: Limit = limit(20, 3);
+const SESSION_IDLE_COMMANDS_DEFAULT: Limit = limit(100, 10);
+const TARPIT_AFTER_DEFAULT: u32 = 5;
+
+const fn limit(normal: u64, stress: u64) -> Limit {
+    Limit { normal, stress }
+}
+
 /// RFC 5321 4.5.3.1.8: a server handles at least this many recipients.
 const RECIPIENTS_ASKED_BY_RFC: u32 = 100;
 /// RFC 5321 4.5.3.2.7: a server waits at least this long for a command.
@@ -204,6 +223,34 @@ pub struct Config {
     pub pool: u64,
     /// Policy for bare CR, bare LF and NUL.
     pub bare_newlines: BareNewlines,
+    /// Limits per client hold on sinks as well.
+    pub limit_sinks: bool,
+    /// Networks that no limit per client holds for.
+    pub unlimited_from: Vec<IpPrefix>,
+    /// Sessions of a client at the same time.
+    pub client_sessions: Limit,
+    /// Connections of a client per minute.
+    pub client_connections: Limit,
+    /// Messages of a client per minute.
+    pub client_messages: Limit,
+    /// Recipients of a client per minute.
+    pub client_recipients: Limit,
+    /// Octets of a client per minute.
+    pub client_bytes: Limit,
+    /// TLS handshakes of a client per minute.
+    pub client_handshakes: Limit,
+    /// How many times as much a client's network may use; 0 for no limit.
+    pub network_factor: u64,
+    /// Errors of a session.
+    pub session_errors: Limit,
+    /// Commands between two messages that bring none.
+    pub session_idle_commands: Limit,
+    /// How long a refusal is held back.
+    pub tarpit: Duration,
+    /// Refusals of a session that are not held back.
+    pub tarpit_after: u32,
+    /// How long a greeting is held back.
+    pub greeting_delay: Duration,
     /// Silence allowed before the first command.
     pub timeout_greeting: Duration,
     /// Silence allowed between commands.
@@ -272,6 +319,23 @@ impl Default for Config {
             max_messages_per_session: MESSAGES_PER_SESSION_MAX_DEFAULT,
             pool: POOL_BYTES_DEFAULT,
             bare_newlines: BareNewlines::Reject,
+            limit_sinks: false,
+            unlimited_from: vec![
+                IpPrefix::of(Ipv4Addr::LOCALHOST.into(), 8),
+                IpPrefix::single(Ipv6Addr::LOCALHOST.into()),
+            ],
+            client_sessions: CLIENT_SESSIONS_DEFAULT,
+            client_connections: CLIENT_CONNECTIONS_DEFAULT,
+            client_messages: CLIENT_MESSAGES_DEFAULT,
+            client_recipients: CLIENT_RECIPIENTS_DEFAULT,
+            client_bytes: CLIENT_BYTES_DEFAULT,
+            client_handshakes: CLIENT_HANDSHAKES_DEFAULT,
+            network_factor: NETWORK_FACTOR_DEFAULT,
+            session_errors: SESSION_ERRORS_DEFAULT,
+            session_idle_commands: SESSION_IDLE_COMMANDS_DEFAULT,
+            tarpit: Duration::from_secs(1),
+            tarpit_after: TARPIT_AFTER_DEFAULT,
+            greeting_delay: Duration::ZERO,
             timeout_greeting: Duration::from_secs(300),
             timeout_command: Duration::from_secs(300),
             timeout_data: Duration::from_secs(180),
@@ -554,6 +618,7 @@ impl Config {
             ),
             ("allow-from", self.allow_from.len(), NETWORKS_MAX),
             ("deny-from", self.deny_from.len(), NETWORKS_MAX),
+            ("unlimited-from", self.unlimited_from.len(), NETWORKS_MAX),
         ] {
             if count > most {
                 let reason = format!("{count} entries; allowed: up to {most}, and more in a file");
@@ -561,6 +626,15 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// Whether some listener has limits per client.
+    pub fn limits_clients(&self) -> bool {
+        self.limit_sinks
+            || self
+                .listeners()
+                .iter()
+                .any(|(_, _, listener)| listener.role != Role::Sink)
     }
 
     /// What a listener asks for and this version does not have yet.

@@ -25,12 +25,14 @@ use crate::log_cli::view::{RingSource, read_superblock};
 use crate::logger::{Class, Logger, Value};
 use crate::metrics::Metrics;
 use crate::net::reactor::{self, Outcome, Reactor, Side, Wake};
+use crate::policy::clients::{ClientLimits, ClientTable};
 use crate::ringlog::backing::{FileBacking, WriteMethod};
 use crate::ringlog::commit::SyncThread;
 use crate::ringlog::directory::{self, CTL_FILE, CreateOptions, RING_FILE};
 use crate::ringlog::reader::{NewestFirst, Reader, Source, Window};
 use crate::ringlog::recover::{OpenError, OpenOptions, Recovery};
 use crate::ringlog::writer::{FullPolicy, Log};
+use crate::server::limiter::Limiter;
 use crate::server::{self, Listener, Server, Storage};
 use crate::smtp::data::BareNewlines;
 use crate::smtp::reply;
@@ -172,6 +174,7 @@ fn run(given: &Config) -> Result<i32, StartError> {
     );
     server.shared.proxy_from = config.proxy_from.clone();
     server.shared.rules = Arc::new(rules);
+    server.shared.limiter = config.limits_clients().then(|| Box::new(limiter(config)));
     let mut files = Vec::new();
     let mut smtp = Vec::new();
     for bound in bound {
@@ -523,6 +526,30 @@ fn server_options(config: &Config) -> server::Options {
     }
 }
 
+/// The limits per client.
+fn limiter(config: &Config) -> Limiter {
+    let limits = ClientLimits {
+        sessions: config.client_sessions,
+        rates: [
+            config.client_connections,
+            config.client_messages,
+            config.client_recipients,
+            config.client_bytes,
+            config.client_handshakes,
+        ],
+        network_factor: config.network_factor,
+    };
+    let keys = (random_number(), random_number());
+    let mut limiter = Limiter::new(ClientTable::new(config.max_sessions, keys, limits));
+    limiter.on_sinks = config.limit_sinks;
+    limiter.session_errors = config.session_errors;
+    limiter.session_idle_commands = config.session_idle_commands;
+    limiter.tarpit = config.tarpit;
+    limiter.tarpit_after = config.tarpit_after;
+    limiter.greeting_delay = config.greeting_delay;
+    limiter
+}
+
 /// A number nobody else knows. Without the system's randomness the start time has to do: a guessed bucket only
 /// lets one network slow another's large messages down.
 fn random_number() -> u64 {
@@ -750,8 +777,14 @@ fn memory_bound(config: &Config) -> u64 {
     } else {
         0
     };
+    let clients = if config.limits_clients() {
+        ClientTable::memory_bytes(config.max_sessions)
+    } else {
+        0
+    };
     config.pool
         + config.pool / 128
+        + clients
         + config.max_sessions as u64 * SESSION_BYTES
         + BASE_BYTES
         + ring_in_memory

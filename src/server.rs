@@ -13,6 +13,7 @@
 
 pub mod control;
 mod growing;
+pub mod limiter;
 pub mod listener;
 mod out;
 mod prefixes;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use self::growing::Growing;
+use self::limiter::Limiter;
 pub use self::listener::Listener;
 use self::out::Out;
 use self::prefixes::Prefixes;
@@ -119,6 +121,10 @@ pub struct Shared<B: Backing, C> {
     pub proxy_from: Vec<IpPrefix>,
     /// Who may connect, and for whom mail is taken.
     pub rules: Arc<Rules>,
+    /// What clients may use; `None`: nothing is limited.
+    pub limiter: Option<Box<Limiter>>,
+    /// Connections of which something was held back in this turn.
+    held_back: Vec<Token>,
     /// Decides about what sessions ask, after the server's own state and the rules have had nothing against it.
     pub policy: Policy,
     /// Counters and histograms.
@@ -409,6 +415,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 listeners,
                 proxy_from: Vec::new(),
                 rules: Arc::new(Rules::default()),
+                limiter: None,
+                held_back: Vec::with_capacity(64),
                 policy: accept_all,
                 metrics,
                 logger,
@@ -470,6 +478,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             storage.log.begin_turn(wall_ns);
         }
         self.poll_commits();
+        self.look_for_stress();
         // Disk and parser overlap: the next sync runs while this turn's input is read.
         self.submit_sync();
     }
@@ -647,6 +656,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         if conn.io.flags.awaits_proxy && !self.take_proxy_header(token) {
             return;
         }
+        if live(&mut self.conns, token).is_some_and(|conn| conn.io.flags.greeting_is_held) {
+            return self.hear_early(token);
+        }
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };
@@ -788,6 +800,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             self.shared.metrics.messages_aborted += 1;
         }
         conn.io.release(&mut self.shared.pool);
+        self.shared.forget_client(&mut conn.io);
         self.shared.count_chunks(&mut conn.io, key as u32);
         self.wheel.unlink(key);
         if !conn.io.flags.awaits_proxy && !conn.io.flags.is_health_check {
@@ -799,6 +812,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
     /// Ends a turn: run queue, timers, the write of the log, the next sync, the replies.
     pub fn end_turn(&mut self) {
         self.run_queued();
+        self.link_held_back();
         self.run_timers();
         self.append();
         self.poll_commits();
@@ -917,6 +931,13 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             }
             return self.proxy_header_is_late(token).then_some(step);
         }
+        if let Some(until) = limiter::held_until(io) {
+            if now < until {
+                return Some(until);
+            }
+            self.end_holding_back(token);
+            return self.conns.contains(key).then_some(step);
+        }
         if io.flags.closing {
             // A peer that takes neither its last replies nor our end of file. Commits are waited for.
             let waits = io.commits_pending > 0 || io.flags.large_pending;
@@ -966,6 +987,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
     /// Starts to stop: idle sessions get 421, open messages may end. No further connection should be offered.
     pub fn begin_drain(&mut self) {
         self.shared.draining = true;
+        self.let_all_go();
         let tokens: Vec<Token> = self
             .conns
             .iter()

@@ -31,6 +31,7 @@ pub struct RuleFiles {
     allow_from_file: Option<PathBuf>,
     deny_from: Vec<IpPrefix>,
     deny_from_file: Option<PathBuf>,
+    unlimited_from: Vec<IpPrefix>,
 }
 
 /// What tells one state of a file from the next: device, inode, length and time of change. `None`: it is not there.
@@ -53,6 +54,7 @@ impl RuleFiles {
             allow_from_file: config.allow_from_file.clone(),
             deny_from: config.deny_from.clone(),
             deny_from_file: config.deny_from_file.clone(),
+            unlimited_from: config.unlimited_from.clone(),
         }
     }
 
@@ -89,7 +91,7 @@ impl RuleFiles {
         Ok(Rules {
             allowed: allowed.map(Networks::new),
             denied: Networks::new(denied),
-            unlimited: Networks::default(),
+            unlimited: Networks::new(self.unlimited_from.iter().copied()),
             recipients: match knows_recipients {
                 true => Some(self.recipients()?),
                 false => None,

@@ -48,9 +48,10 @@ fn every_default_reads_back_as_a_flag_and_as_a_line_of_a_file() {
                 .unwrap();
             assert_eq!(from_file.source(option.name), Some(Source::File { line }));
             let value = option.text(&defaults);
-            let flag = option.kind.parse(&value).unwrap();
+            let words = option.kind.words(&value);
+            let flags: Vec<Setting> = words.map(|word| option.kind.parse(word).unwrap()).collect();
             let mut again = Config::default();
-            option.store(&mut again, &[flag]);
+            option.store(&mut again, &flags);
             assert_eq!(option.text(&again), value);
         }
     }
@@ -90,6 +91,20 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("max-messages-per-session", "1"),
         ("pool", "4MiB"),
         ("bare-newlines", "keep"),
+        ("limit-sinks", "true"),
+        ("unlimited-from", "10.0.0.0/8"),
+        ("client-sessions", "7,3"),
+        ("client-connections", "off"),
+        ("client-messages", "9,off"),
+        ("client-recipients", "off,1"),
+        ("client-bytes", "1KiB,1B"),
+        ("client-handshakes", "1,1"),
+        ("network-factor", "0"),
+        ("session-errors", "5,1"),
+        ("session-idle-commands", "5,2"),
+        ("tarpit", "0s"),
+        ("tarpit-after", "0"),
+        ("greeting-delay", "3s"),
         ("timeout-greeting", "1s"),
         ("timeout-command", "1s"),
         ("timeout-data", "1s"),
@@ -289,6 +304,70 @@ fn lists_are_given_with_commas_or_again() {
         flag_error(&["--allow-from", &many]),
         "--allow-from: 257 entries; allowed: up to 256, and more in a file"
     );
+}
+
+#[test]
+fn a_limit_has_two_values_and_the_second_is_a_fifth_where_it_is_not_given() {
+    for (text, normal, stress) in [
+        ("50,10", 50, 10),
+        ("50", 50, 10),
+        ("51", 51, 11),
+        ("1", 1, 1),
+        ("off", 0, 0),
+        ("50,off", 50, 0),
+        ("off,5", 0, 5),
+        ("1000000000,1000000000", 1_000_000_000, 1_000_000_000),
+    ] {
+        let limited = config(&["--client-sessions", text]);
+        assert_eq!(limited.client_sessions, Limit { normal, stress }, "{text}");
+    }
+    let bytes = config(&["--client-bytes", "1MiB,3kB"]);
+    assert_eq!(
+        bytes.client_bytes,
+        Limit {
+            normal: MIB,
+            stress: 3_000
+        }
+    );
+    for text in [
+        "",
+        "0",
+        "0,0",
+        "50,0",
+        "50,",
+        ",50",
+        "-1",
+        "+1",
+        "1.5",
+        "1000000001",
+        "1,2,3",
+        "50 ,10",
+    ] {
+        assert_eq!(
+            flag_error(&["--client-sessions", text]),
+            format!(
+                "--client-sessions: {text:?} is not allowed; allowed: off, or up to 1000000000, and behind a comma the \
+                 same for stress (a fifth if not given)"
+            )
+        );
+    }
+}
+
+#[test]
+fn nobody_is_exempt_where_none_is_said() {
+    let limited = config(&["--unlimited-from", "none"]);
+    assert_eq!(limited.unlimited_from, []);
+    let text = limited.to_toml();
+    assert!(text.contains("\nunlimited-from = []\n"), "{text}");
+    let mut again = Config::default();
+    again.apply_file(Path::new("r.toml"), &text).unwrap();
+    assert_eq!(again.unlimited_from, []);
+    let exempt: Vec<String> = config(&[])
+        .unlimited_from
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(exempt, ["127.0.0.0/8", "::1/128"]);
 }
 
 #[test]
