@@ -591,8 +591,10 @@ fn limits_become_narrower_under_load_and_it_is_said_once() {
 
 #[test]
 fn a_slow_sync_and_a_low_pool_are_stress_too() {
-    let mut rig = Rig::new(options(), Survive::Power);
-    let table = ClientTable::new(64, (3, 5), ClientLimits::default());
+    let mut options = options();
+    options.sessions_max = 1_000;
+    let mut rig = Rig::new(options, Survive::Power);
+    let table = ClientTable::new(1_000, (3, 5), ClientLimits::default());
     rig.server.shared.limiter = Some(Box::new(Limiter::new(table)));
     let client = rig.connect();
     rig.send(&client, &[&b"EHLO c.example\r\n"[..], MESSAGE].concat());
