@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use crate::config::options::{Group, Kind, OPTIONS, Opt, units_help};
+use crate::config::rule_files::RuleFiles;
 use crate::config::units::quoted;
 use crate::config::{Config, Request, nearest};
 use crate::{conformance, consume, daemon, demo, log_cli, ring_cli, send};
@@ -128,6 +129,11 @@ fn check_config(args: &[String]) -> i32 {
     match Config::from_args(args) {
         Ok(Request::Help) => print(CHECK_CONFIG_HELP),
         Ok(Request::Run(config)) => {
+            let addresses = config.listeners().into_iter();
+            let files = RuleFiles::new(&config, addresses.map(|(_, _, known)| known.address.ip()));
+            if let Err(error) = files.load() {
+                return fail(&error.to_string());
+            }
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             for warning in config.warnings(cores) {
                 complain(&format!("ringmx: warning: {warning}\n"));
