@@ -8,13 +8,15 @@
 //!
 //! ```text
 //! cargo bench --bench null_server -- [ADDRESS] [--durable FILE] [--file-size MIB] [--busy-poll]
+//!     [--reuse-port]
 //! ```
 //!
 //! Without `--durable` bodies are dropped. With it each piece of a body is written to FILE (made of zeros first, then
 //! overwritten from its beginning again and again) as it arrives, and the reply to the end of data waits for an
 //! `fdatasync` that covers it: one thread syncs, and everything that ended while it did shares the next sync.
-//! `--busy-poll` never sleeps. ADDRESS is 127.0.0.1 and a free port by default; the first line says which. It serves
-//! until it is killed. Not for a network: nothing here is bounded or checked.
+//! `--busy-poll` never sleeps. `--reuse-port` lets several of them share one ADDRESS, each with its own descriptors.
+//! ADDRESS is 127.0.0.1 and a free port by default; the first line says which. It serves until it is killed. Not for a
+//! network: nothing here is bounded or checked.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -49,6 +51,7 @@ struct Arguments {
     durable: Option<String>,
     file_bytes: u64,
     busy_poll: bool,
+    reuse_port: bool,
 }
 
 impl Arguments {
@@ -58,6 +61,7 @@ impl Arguments {
             durable: None,
             file_bytes: 1 << 30,
             busy_poll: false,
+            reuse_port: false,
         };
         let mut words = std::env::args().skip(1).peekable();
         let alone = std::env::args().len() <= 2;
@@ -73,6 +77,7 @@ impl Arguments {
                     arguments.file_bytes = mib.max(1) << 20;
                 }
                 "--busy-poll" => arguments.busy_poll = true,
+                "--reuse-port" => arguments.reuse_port = true,
                 _ => {
                     arguments.address = word
                         .parse()
@@ -200,7 +205,7 @@ impl Store {
 }
 
 fn serve(arguments: &Arguments) -> io::Result<()> {
-    let mut listener = listen(arguments.address)?;
+    let mut listener = listen(arguments)?;
     let mut poll = Poll::new()?;
     poll.registry()
         .register(&mut listener, LISTENER, Interest::READABLE)?;
@@ -270,10 +275,12 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(arguments: &Arguments) -> io::Result<TcpListener> {
+    let address = arguments.address;
     let domain = socket2::Domain::for_address(address);
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(arguments.reuse_port)?;
     // Connections inherit it.
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;

@@ -1062,9 +1062,17 @@ impl<B: Backing> Log<B> {
         superblock.checkpoint_messages = self.durable.messages;
         superblock.checkpoint_ns = self.durable.received_ns;
         superblock.clean = clean;
+        // With `process`, consumers run ahead of what is durable. A cursor must not: it would point behind the end of
+        // the log that a power cut leaves. An older one only means that messages are delivered again.
+        let cursors = superblock.consumers;
+        for consumer in superblock.consumers.iter_mut().flatten() {
+            consumer.scan_pos = consumer.scan_pos.min(superblock.checkpoint);
+            consumer.done_pos = consumer.done_pos.min(superblock.checkpoint);
+        }
         superblock.encode_into(&mut self.superblock_bytes);
         self.superblock_needed = false;
-        self.cursors_moved = false;
+        self.cursors_moved = superblock.consumers != cursors;
+        superblock.consumers = cursors;
         SUPERBLOCK_OFFSETS[1 - self.durable_slot]
     }
 
@@ -1152,7 +1160,7 @@ impl<B: Backing> Log<B> {
     /// messages are delivered again.
     ///
     /// # Errors
-    /// `Unknown`, `GoesBack`, `NotKept` (behind the durable position, or scan_pos behind done_pos).
+    /// `Unknown`, `GoesBack`, `NotKept` (behind what is acknowledged to clients, or scan_pos behind done_pos).
     pub fn acknowledge(
         &mut self,
         name: &ConsumerName,
@@ -1162,12 +1170,12 @@ impl<B: Backing> Log<B> {
         if let Some(failed) = self.failed {
             return Err(ConsumerError::Failed(failed));
         }
-        let (durable, turn_ns) = (self.durable.position, self.turn_ns);
+        let (acknowledged, turn_ns) = (self.acknowledged(), self.turn_ns);
         let consumer = self.consumer_mut(name)?;
         if scan_pos < consumer.scan_pos || done_pos < consumer.done_pos {
             return Err(ConsumerError::GoesBack);
         }
-        if scan_pos > done_pos || done_pos > durable {
+        if scan_pos > done_pos || done_pos > acknowledged {
             return Err(ConsumerError::NotKept);
         }
         if !scan_pos.is_multiple_of(RECORD_ALIGN) || !done_pos.is_multiple_of(RECORD_ALIGN) {
@@ -1237,10 +1245,10 @@ impl<B: Backing> Log<B> {
     fn resolve(&self, start: StartAt) -> Result<u64, ConsumerError> {
         match start {
             StartAt::Oldest => Ok(self.tail.position),
-            StartAt::Newest => Ok(self.durable.position),
-            StartAt::Position(position) if position == self.durable.position => Ok(position),
+            StartAt::Newest => Ok(self.acknowledged()),
+            StartAt::Position(position) if position == self.acknowledged() => Ok(position),
             StartAt::Position(position) => {
-                if position < self.tail.position || position > self.durable.position {
+                if position < self.tail.position || position > self.acknowledged() {
                     return Err(ConsumerError::NotKept);
                 }
                 if !position.is_multiple_of(RECORD_ALIGN) {
@@ -1403,6 +1411,44 @@ mod tests {
         }
         let full = log.register(ConsumerName::new("more").unwrap(), StartAt::Newest);
         assert_eq!(full, Err(ConsumerError::TableFull));
+    }
+
+    /// A consumer of a server with `--survive process` is given what was written and not synced yet. Its cursor was
+    /// refused there, and the consumer ended.
+    #[test]
+    fn cursor_runs_ahead_of_the_background_sync_but_is_stored_no_further_than_it() {
+        let mut log = open(Survive::Process, FullPolicy::Auto);
+        let name = ConsumerName::new("reader").unwrap();
+        let start = log.register(name, StartAt::Oldest).unwrap().scan_pos;
+        let first = append(&mut log, 100).unwrap().end;
+        let durable = log.durable();
+        assert!(start <= durable && durable < first);
+        log.acknowledge(&name, first, first).unwrap();
+        assert_eq!(log.consumer(&name).unwrap().done_pos, first);
+        assert_eq!(log.seek(&name, StartAt::Newest).unwrap().done_pos, first);
+        assert_eq!(
+            log.acknowledge(&name, first + 64, first + 64),
+            Err(ConsumerError::NotKept)
+        );
+        let stored = |log: &mut Log<MemoryBacking>| {
+            log.build_superblock(false);
+            let superblock = Superblock::decode(&log.superblock_bytes).unwrap();
+            let consumer = superblock
+                .consumers
+                .iter()
+                .flatten()
+                .next()
+                .copied()
+                .unwrap();
+            (consumer.scan_pos, consumer.done_pos, superblock.checkpoint)
+        };
+        assert_eq!(stored(&mut log), (durable, durable, durable));
+        // The cursor itself has not moved, and is stored as soon as it may be.
+        assert_eq!(log.consumer(&name).unwrap().done_pos, first);
+        assert!(log.cursors_moved);
+        log.sync_now().unwrap();
+        assert_eq!(stored(&mut log), (first, first, first));
+        assert!(!log.cursors_moved);
     }
 
     #[test]
