@@ -115,7 +115,7 @@ impl Drop for Loop {
 /// A mounted file system on a loop device.
 pub struct Mount {
     at: PathBuf,
-    _device: Loop,
+    _device: Option<Loop>,
 }
 
 impl Mount {
@@ -128,7 +128,22 @@ impl Mount {
         run(&mut command);
         Mount {
             at: at.to_owned(),
-            _device: device,
+            _device: Some(device),
+        }
+    }
+
+    /// Mounts a tmpfs of that size.
+    #[allow(dead_code, reason = "not every test that mounts wants one")]
+    pub fn memory(size: &str, at: &Path) -> Mount {
+        fs::create_dir_all(at).unwrap();
+        let mut command = Command::new("/bin/mount");
+        command
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "ringmx-test"])
+            .arg(at);
+        run(&mut command);
+        Mount {
+            at: at.to_owned(),
+            _device: None,
         }
     }
 }
