@@ -983,9 +983,23 @@ impl<B: Backing> Log<B> {
         superblock.checkpoint_messages = self.durable.messages;
         superblock.checkpoint_ns = self.durable.received_ns;
         superblock.clean = clean;
+        // Where messages are acknowledged before they are durable, consumers may be ahead of the checkpoint. A stored
+        // cursor never is: a loss of power may cut what it has passed, and other messages take that place.
+        let ahead = superblock.consumers;
+        for consumer in superblock.consumers.iter_mut().flatten() {
+            consumer.scan_pos = consumer.scan_pos.min(superblock.checkpoint);
+            consumer.done_pos = consumer.done_pos.min(superblock.checkpoint);
+        }
         superblock.encode_into(&mut self.superblock_bytes);
+        superblock.consumers = ahead;
         self.superblock_needed = false;
-        self.cursors_moved = false;
+        // Cursors that had to be stored short of where they are go out with a later superblock.
+        let checkpoint = superblock.checkpoint;
+        self.cursors_moved = superblock
+            .consumers
+            .iter()
+            .flatten()
+            .any(|consumer| consumer.done_pos > checkpoint);
         SUPERBLOCK_OFFSETS[1 - self.durable_slot]
     }
 
@@ -1073,7 +1087,7 @@ impl<B: Backing> Log<B> {
     /// messages are delivered again.
     ///
     /// # Errors
-    /// `Unknown`, `GoesBack`, `NotKept` (behind the durable position, or scan_pos behind done_pos).
+    /// `Unknown`, `GoesBack`, `NotKept` (behind [`Log::acknowledged`], or scan_pos behind done_pos).
     pub fn acknowledge(
         &mut self,
         name: &ConsumerName,
@@ -1083,12 +1097,12 @@ impl<B: Backing> Log<B> {
         if let Some(failed) = self.failed {
             return Err(ConsumerError::Failed(failed));
         }
-        let (durable, turn_ns) = (self.durable.position, self.turn_ns);
+        let (given, turn_ns) = (self.acknowledged(), self.turn_ns);
         let consumer = self.consumer_mut(name)?;
         if scan_pos < consumer.scan_pos || done_pos < consumer.done_pos {
             return Err(ConsumerError::GoesBack);
         }
-        if scan_pos > done_pos || done_pos > durable {
+        if scan_pos > done_pos || done_pos > given {
             return Err(ConsumerError::NotKept);
         }
         if !scan_pos.is_multiple_of(RECORD_ALIGN) || !done_pos.is_multiple_of(RECORD_ALIGN) {

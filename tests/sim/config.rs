@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use ringmx::limits::{KIB, MIB};
+use ringmx::limits::{ENVELOPE_BYTES_MAX, KIB, MIB};
 use ringmx::ringlog::writer::{FullPolicy, Survive};
 use ringmx::server::Options;
 use ringmx::smtp::data::BareNewlines;
 
+use crate::peer::CHUNK_BYTES;
 use crate::random::Random;
 
 /// What one seed simulates.
@@ -15,13 +16,13 @@ pub struct Config {
     pub data_size: u64,
     pub survive: Survive,
     pub full: FullPolicy,
+    /// Mail that nobody holds goes after this time.
+    pub keep_for: Option<Duration>,
     /// Consumers come, read, acknowledge and go.
     pub consumers: bool,
     pub pool_bytes: u64,
     /// Chunks may run out.
     pub pool_is_tight: bool,
-    /// Space may run out.
-    pub can_be_full: bool,
     pub message_max: u64,
     /// Some messages are longer than that.
     pub exceeds: bool,
@@ -93,10 +94,12 @@ impl Config {
             data_size,
             survive,
             full,
+            keep_for: random
+                .one_in(6)
+                .then(|| Duration::from_secs(1 + random.below(300))),
             consumers: full == FullPolicy::Defer || full == FullPolicy::Auto && random.one_in(2),
             pool_bytes,
             pool_is_tight: tight,
-            can_be_full: true,
             message_max,
             exceeds: random.one_in(3),
             recipients_max: 1 + random.below(6) as u32,
@@ -125,6 +128,18 @@ impl Config {
             crashes: if large { 10 } else { 50 },
             jumps: random.one_in(4),
         }
+    }
+
+    /// Bytes of the pool as the server makes it.
+    pub fn pool_total(&self) -> u64 {
+        self.pool_bytes / CHUNK_BYTES * CHUNK_BYTES
+    }
+
+    /// What the server sets aside of them.
+    pub fn pool_reserve(&self) -> u64 {
+        let reserve = 4 * CHUNK_BYTES + self.message_max + ENVELOPE_BYTES_MAX as u64;
+        let chunks = reserve.div_ceil(CHUNK_BYTES);
+        chunks.min(self.pool_total() / CHUNK_BYTES / 2) * CHUNK_BYTES
     }
 
     /// The server's options.
