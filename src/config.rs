@@ -2,6 +2,7 @@
 //!
 //! This module reads a file and the system's host name; it opens nothing else and changes nothing.
 
+pub mod listen;
 pub mod options;
 pub mod units;
 
@@ -12,12 +13,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::choice::choices;
+use crate::ip_prefix::IpPrefix;
 use crate::limits::{
     DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, KIB, MESSAGE_BYTES_MAX_DEFAULT,
-    MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, POOL_BYTES_DEFAULT, RECIPIENTS_MAX_DEFAULT,
-    RING_BYTES_DEFAULT, RING_BYTES_STEP, SESSIONS_MAX_DEFAULT,
+    MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, NETWORKS_MAX, POOL_BYTES_DEFAULT,
+    RECIPIENTS_MAX_DEFAULT, RING_BYTES_DEFAULT, RING_BYTES_STEP, SESSIONS_MAX_DEFAULT,
 };
 pub use crate::logger::{LogFormat, LogLevel};
+use crate::server::listener::{Listener, ProxyMode, TlsMode};
+use crate::smtp::session::Role;
+use listen::{Listen, Place};
 use options::{Kind, LATER, OPTIONS, Opt, Setting};
 use units::{quoted, size_text};
 
@@ -113,8 +118,14 @@ pub enum Source {
 /// All settings of a server. [`Config::default`] is what `ringmx serve` without flags does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Addresses that take mail; at least one, none twice.
-    pub listen: Vec<SocketAddr>,
+    /// Addresses that take mail, none twice. Empty where only the other two were given.
+    pub listen: Vec<Listen>,
+    /// Addresses that take mail over TLS from the first octet.
+    pub listen_tls: Vec<Listen>,
+    /// Addresses that take mail from authenticated users.
+    pub listen_submission: Vec<Listen>,
+    /// Networks whose PROXY headers are believed.
+    pub proxy_from: Vec<IpPrefix>,
     /// Address of the HTTP server; `None` turns it off.
     pub http: Option<SocketAddr>,
     /// Name in the greeting and in Received fields: a domain (RFC 5321 4.1.2). Empty before
@@ -122,6 +133,10 @@ pub struct Config {
     pub server_name: String,
     /// Group whose members may read the ring; empty for none.
     pub group: String,
+    /// User to become once the sockets are bound; empty to stay who started the server.
+    pub user: String,
+    /// A crash may write memory to a file.
+    pub core_dumps: bool,
     /// Directory of the ring log.
     pub ring: PathBuf,
     /// Size of the data area of a new ring, bytes, a multiple of [`RING_BYTES_STEP`] after [`Config::validate`].
@@ -189,10 +204,15 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Config {
         Config {
-            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 2525))],
+            listen: vec![Listen::plain(SocketAddr::from((Ipv4Addr::LOCALHOST, 2525)))],
+            listen_tls: Vec::new(),
+            listen_submission: Vec::new(),
+            proxy_from: Vec::new(),
             http: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8025))),
             server_name: String::new(),
             group: String::new(),
+            user: String::new(),
+            core_dumps: false,
             ring: PathBuf::from("./ringmx-data"),
             ring_size: RING_BYTES_DEFAULT,
             survive: Survive::Power,
@@ -349,7 +369,7 @@ impl Config {
             let text = value.as_deref().unwrap_or("true");
             let setting = option.kind.parse(text).map_err(fault)?;
             match lists.iter_mut().find(|(seen, _)| seen.name == option.name) {
-                Some((_, values)) if matches!(option.kind, Kind::Addresses) => values.push(setting),
+                Some((_, values)) if option.kind.is_list() => values.push(setting),
                 Some(_) => return Err(fault("given twice".to_owned())),
                 None => lists.push((option, vec![setting])),
             }
@@ -399,25 +419,105 @@ impl Config {
     }
 
     fn validate_addresses(&self) -> Result<(), ConfigError> {
-        let count = self.listen.len();
+        let listeners = self.listeners();
+        let count = listeners.len();
         if count == 0 || count > LISTEN_MAX {
             let reason = format!("{count} addresses; allowed: 1 to {LISTEN_MAX}");
             return Err(self.fault("listen", reason));
         }
-        for (at, address) in self.listen.iter().enumerate() {
-            // Port 0 asks the system for any free port, as often as it is given.
-            if address.port() == 0 {
+        for (at, (key, place, listener)) in listeners.iter().enumerate() {
+            self.validate_listener(key, place, listener)?;
+            // Port 0 asks the system for any free port, as often as it is given. Several sockets may have one name.
+            if matches!(place, Place::Ip(address) if address.port() == 0)
+                || matches!(place, Place::Inherited(_))
+            {
                 continue;
             }
-            if self.listen[..at].contains(address) {
-                return Err(self.fault("listen", format!("{address} is given twice")));
+            if listeners[..at].iter().any(|(_, other, _)| other == place) {
+                return Err(self.fault(key, format!("{place} is given twice")));
             }
-            if self.http == Some(*address) {
-                let reason = format!("{address} is a listen address as well");
+            if self.http.map(Place::Ip).as_ref() == Some(place) {
+                let reason = format!("{place} is a listen address as well");
                 return Err(self.fault("http", reason));
             }
         }
-        Ok(())
+        let proxied = listeners
+            .iter()
+            .find(|(.., listener)| listener.proxy != ProxyMode::Off);
+        match proxied {
+            Some((key, place, listener)) if self.proxy_from.is_empty() => {
+                let reason = format!(
+                    "{place}: proxy={} needs --proxy-from, the networks whose proxies are believed",
+                    listener.proxy
+                );
+                Err(self.fault(key, reason))
+            }
+            None if !self.proxy_from.is_empty() => {
+                let reason = "no listener says proxy=required or proxy=detect";
+                Err(self.fault("proxy-from", reason.to_owned()))
+            }
+            _ if self.proxy_from.len() > NETWORKS_MAX => {
+                let count = self.proxy_from.len();
+                let reason = format!("{count} networks; allowed: up to {NETWORKS_MAX}");
+                Err(self.fault("proxy-from", reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a listener asks for and this version does not have yet.
+    fn validate_listener(
+        &self,
+        key: &str,
+        place: &Place,
+        listener: &Listener,
+    ) -> Result<(), ConfigError> {
+        let missing = if listener.role != Role::Sink {
+            format!("role={}", listener.role)
+        } else if listener.tls != TlsMode::Off {
+            format!("tls={}", listener.tls)
+        } else if listener.lmtp {
+            "lmtp".to_owned()
+        } else {
+            return Ok(());
+        };
+        let reason = format!("{place}: {missing} is not available in this version");
+        Err(self.fault(key, reason))
+    }
+
+    /// Every listener, with the option that asked for it, in the order listen, listen-tls, listen-submission.
+    /// `--listen` is a sink without TLS unless it says otherwise, `--listen-tls` a sink that begins with the
+    /// handshake, `--listen-submission` takes mail from users and wants STARTTLS first (RFC 6409, RFC 8314).
+    pub fn listeners(&self) -> Vec<(&'static str, Place, Listener)> {
+        let groups = [
+            ("listen", &self.listen, Role::Sink, TlsMode::Off),
+            (
+                "listen-tls",
+                &self.listen_tls,
+                Role::Sink,
+                TlsMode::Implicit,
+            ),
+            (
+                "listen-submission",
+                &self.listen_submission,
+                Role::Submission,
+                TlsMode::Required,
+            ),
+        ];
+        let mut listeners = Vec::new();
+        for (key, group, role, tls) in groups {
+            listeners.extend(group.iter().map(|listen| {
+                let listener = Listener {
+                    address: listen.place.address(),
+                    role: listen.role.unwrap_or(role),
+                    tls: listen.tls.unwrap_or(tls),
+                    proxy: listen.proxy,
+                    lmtp: listen.lmtp,
+                };
+                (key, listen.place.clone(), listener)
+            }));
+        }
+        listeners
     }
 
     fn validate_sizes(&mut self) -> Result<(), ConfigError> {
@@ -680,7 +780,7 @@ fn file_values(option: &Opt, item: &toml_edit::Item) -> Result<Vec<Setting>, Str
         let wanted = match option.kind {
             Kind::Flag => "true or false",
             Kind::Integer { .. } => "an integer",
-            Kind::Addresses => "an array of strings",
+            kind if kind.is_list() => "an array of strings",
             _ => "a string",
         };
         Err(format!(
@@ -689,7 +789,7 @@ fn file_values(option: &Opt, item: &toml_edit::Item) -> Result<Vec<Setting>, Str
         ))
     };
     match (option.kind, item.as_value()) {
-        (Kind::Addresses, Some(toml_edit::Value::Array(array))) => {
+        (kind, Some(toml_edit::Value::Array(array))) if kind.is_list() => {
             let mut values = Vec::new();
             for element in array {
                 match element.as_str() {

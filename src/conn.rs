@@ -18,6 +18,8 @@ use crate::smtp::sink::Blocked;
 pub trait Stream {
     /// Reads what is there; `WouldBlock` when nothing is, 0 at the end.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize>;
+    /// Copies what could be read and leaves it there; `WouldBlock` when nothing is, 0 at the end.
+    fn peek(&mut self, buf: &mut [u8]) -> io::Result<usize>;
     /// Writes what fits; `WouldBlock` when nothing does.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
     /// From now on reports when it becomes writable again.
@@ -74,6 +76,10 @@ pub struct Flags {
     pub dead: bool,
     /// A message that was too large to be queued at once waits for its commit.
     pub large_pending: bool,
+    /// Nothing is known of the client before the header of a proxy: no session has begun.
+    pub awaits_proxy: bool,
+    /// A proxy looks whether the server is there: not counted, not logged.
+    pub is_health_check: bool,
     /// One of the messages that drew more than one chunk, oldest first; see `server`.
     pub holds_growth: bool,
 }

@@ -8,6 +8,7 @@ pub mod buffer;
 mod choice;
 pub mod clock;
 pub mod envelope;
+pub mod ip_prefix;
 pub mod limits;
 pub mod logger;
 pub mod message;
@@ -19,6 +20,7 @@ pub mod sys;
 pub mod ctl;
 pub mod http;
 pub mod policy;
+pub mod proxy_protocol;
 pub mod ringlog;
 pub mod smtp;
 // L3: generic over stream and storage.

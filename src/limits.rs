@@ -38,6 +38,15 @@ pub const SESSION_ERRORS_MAX: u32 = 100;
 /// Messages of one session that may wait for a commit before the session stops being read.
 pub const COMMITS_PENDING_MAX: u32 = 64;
 
+// Access rules.
+
+/// Entries of one list of recipients.
+pub const RECIPIENT_ENTRIES_MAX: usize = 4_000_000;
+/// Networks of one list.
+pub const NETWORK_ENTRIES_MAX: usize = 1_000_000;
+/// A file of recipients or networks, bytes.
+pub const RULE_FILE_BYTES_MAX: u64 = 256 * MIB;
+
 // Buffers.
 
 /// Small chunk of the pool, bytes: a first chunk, a reply buffer, or input that waits.
@@ -48,6 +57,18 @@ pub const CHUNK_LARGE_BYTES: usize = 65_536;
 pub const POOL_BYTES_DEFAULT: u64 = 256 * MIB;
 /// Largest configured reply (greeting, EHLO, HELP), bytes. One reply buffer holds several.
 pub const CONFIGURED_REPLY_BYTES_MAX: usize = 1_024;
+
+// Connections.
+
+/// Longest header of the PROXY protocol, bytes. Version 2 could be 64 KiB long; addresses and the usual fields
+/// need some hundred.
+pub const PROXY_HEADER_BYTES_MAX: usize = 4_096;
+/// A proxy has to send its header within this, seconds.
+pub const PROXY_HEADER_SECONDS_MAX: u64 = 5;
+/// Where a header may come or not, the greeting waits this long for it, milliseconds: SMTP servers speak first.
+pub const PROXY_DETECT_MS: u64 = 500;
+/// Networks of one option.
+pub const NETWORKS_MAX: usize = 256;
 
 // Ring log.
 
@@ -67,6 +88,8 @@ pub const RECORD_PAYLOAD_BYTES_MAX: u64 = MIB;
 pub const LOG_WRITE_BYTES_MAX: u64 = 4 * MIB;
 /// Message numbers that recovery skips after an unclean stop.
 pub const NUMBERS_SKIPPED_BY_RECOVERY: u64 = 65_536;
+/// Damaged ranges, incomplete messages and stretches of numbers that `ringmx log rescue` lists; more are counted.
+pub const RESCUE_LIST_MAX: usize = 10_000;
 /// Named consumers of one ring.
 pub const CONSUMERS_MAX: usize = 32;
 /// Name of a consumer, bytes.

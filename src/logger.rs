@@ -96,6 +96,8 @@ classes! {
     Refused = "refused" Info 20;
     /// A session was cut: a time limit, a client that reads no replies, a reset.
     Cut = "cut" Info 20;
+    /// A connection was closed because no good header of the PROXY protocol came.
+    ProxyRefused = "proxy_refused" Warning 1;
     /// No connections are accepted for a while: no descriptors, or no memory for them.
     AcceptPaused = "accept_paused" Warning 1;
     /// The pool has no room; messages wait.

@@ -194,6 +194,8 @@ pub struct Metrics {
     pub connections_closed: [u64; CloseCause::COUNT],
     /// Connections refused because all session places were taken.
     pub sessions_refused: u64,
+    /// Connections closed before their session for want of a good header of the PROXY protocol.
+    pub proxy_headers_refused: u64,
     /// Times that accepting stopped for want of descriptors or memory.
     pub accept_pauses: u64,
     /// Commands, by index of the verb.
@@ -252,6 +254,7 @@ impl Metrics {
             connections_accepted: 0,
             connections_closed: [0; CloseCause::COUNT],
             sessions_refused: 0,
+            proxy_headers_refused: 0,
             accept_pauses: 0,
             commands: vec![0; verbs],
             replies: vec![0; replies],

@@ -13,8 +13,10 @@
 
 pub mod control;
 mod growing;
+pub mod listener;
 mod out;
 mod prefixes;
+mod proxy;
 mod storage;
 mod transfer;
 
@@ -27,8 +29,10 @@ use std::time::Duration;
 use slab::Slab;
 
 use self::growing::Growing;
+pub use self::listener::Listener;
 use self::out::Out;
 use self::prefixes::Prefixes;
+use self::proxy::Expected;
 pub use self::storage::{Committer, Storage};
 use self::storage::{FragmentWrite, Large, Pending, Queued};
 use self::transfer::{discard_input, flush_one, read_and_receive, read_in_place};
@@ -36,6 +40,7 @@ use crate::buffer::{Pool, Urgency};
 use crate::clock::{Instant, nanos};
 use crate::conn::{Conn, Io, Stream, Token};
 use crate::ctl::Attachments;
+use crate::ip_prefix::IpPrefix;
 use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX};
 use crate::logger::{Class, Logger, Value};
 use crate::message::Message;
@@ -102,21 +107,14 @@ pub struct Options {
     pub prefix_key: u64,
 }
 
-/// What is known of a listener.
-#[derive(Clone, Copy, Debug)]
-pub struct Listener {
-    /// The address it is bound to.
-    pub address: SocketAddr,
-    /// `sink`, `mx` or `submission`.
-    pub role: &'static str,
-}
-
 /// Everything but the connections.
 pub struct Shared<B: Backing, C> {
     /// What the operator chose.
     pub options: Options,
     /// One for each listener.
     pub listeners: Vec<Listener>,
+    /// Networks whose PROXY headers are believed.
+    pub proxy_from: Vec<IpPrefix>,
     /// Decides about what sessions ask, after the checks that the server's own state decides.
     pub policy: Policy,
     /// Counters and histograms.
@@ -410,6 +408,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             shared: Shared {
                 pool: Pool::new(options.pool_bytes, reserve),
                 listeners,
+                proxy_from: Vec::new(),
                 policy: accept_all,
                 metrics,
                 logger,
@@ -500,23 +499,70 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             session: Session::new(peer.ip()),
             io: Io::new(peer, listener, self.generation, now),
         });
-        conn.io.prefix = self.shared.prefixes.bucket(peer.ip());
-        self.shared.metrics.connections_accepted += 1;
-        if self.shared.logger.is_enabled(Class::Connected) {
-            self.shared
-                .logger
-                .line(Class::Connected, &[("client", Value::Addr(peer))], now);
+        let known = &self.shared.listeners[usize::from(listener)];
+        let mut step = self.timer_step;
+        match proxy::expected(known, &self.shared.proxy_from, &conn.io) {
+            Expected::No => self.begin(token),
+            Expected::Awaited => {
+                conn.io.flags.awaits_proxy = true;
+                step = step.min(proxy::patience(known));
+            }
+            Expected::NotFromHere => {
+                self.count_connection(token);
+                self.say_goodbye(token, Reply::ProxyNeeded, CloseCause::Refused);
+            }
         }
-        self.wheel.link(key, now.after(self.timer_step));
+        self.wheel.link(key, now.after(step));
+        Ok(token)
+    }
+
+    /// Begins the session: the client's address is known now.
+    fn begin(&mut self, token: Token) {
+        self.count_connection(token);
+        let Some(conn) = live(&mut self.conns, token) else {
+            return;
+        };
+        conn.io.flags.awaits_proxy = false;
+        conn.session = Session::new(conn.io.peer.ip());
         let mut out = Out {
             io: &mut conn.io,
             shared: &mut self.shared,
             token,
         };
-        conn.session
-            .start(&self.contexts[usize::from(listener)], &mut out);
+        let context = &self.contexts[usize::from(out.io.listener)];
+        conn.session.start(context, &mut out);
         conn.io.blocked = waits_for(conn);
-        Ok(token)
+    }
+
+    /// Counts and logs a connection whose client is known.
+    fn count_connection(&mut self, token: Token) {
+        let Some(conn) = live(&mut self.conns, token) else {
+            return;
+        };
+        let shared = &mut self.shared;
+        conn.io.prefix = shared.prefixes.bucket(conn.io.peer.ip());
+        if conn.io.flags.is_health_check {
+            return;
+        }
+        shared.metrics.connections_accepted += 1;
+        if shared.logger.is_enabled(Class::Connected) {
+            let fields = [("client", Value::Addr(conn.io.peer))];
+            shared.logger.line(Class::Connected, &fields, shared.now);
+        }
+    }
+
+    /// Ends a session for the server's own reason.
+    fn say_goodbye(&mut self, token: Token, reply: Reply, cause: CloseCause) {
+        let Some(conn) = live(&mut self.conns, token) else {
+            return;
+        };
+        let mut out = Out {
+            io: &mut conn.io,
+            shared: &mut self.shared,
+            token,
+        };
+        conn.session.timed_out(reply, &mut out);
+        conn.io.cause = cause;
     }
 
     /// An event: the stream may be readable or writable, or has hung up. Bounded work; the rest waits on the
@@ -593,6 +639,12 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
 
     /// Moves one connection as far as it goes: reads, feeds the session, reads again.
     fn drive(&mut self, token: Token) {
+        let Some(conn) = live(&mut self.conns, token) else {
+            return;
+        };
+        if conn.io.flags.awaits_proxy && !self.take_proxy_header(token) {
+            return;
+        }
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };
@@ -684,6 +736,10 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         let Some(conn) = self.conns.get_mut(token.key as usize) else {
             return;
         };
+        if conn.io.flags.awaits_proxy {
+            conn.io.flags.dead = true;
+            return;
+        }
         let busy = matches!(
             conn.session.phase(),
             Phase::Data | Phase::Bdat | Phase::Waiting
@@ -691,13 +747,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         if busy || conn.io.flags.closing || conn.io.flags.large_pending {
             return;
         }
-        let mut out = Out {
-            io: &mut conn.io,
-            shared: &mut self.shared,
-            token,
-        };
-        conn.session.timed_out(Reply::ShuttingDown, &mut out);
-        conn.io.cause = CloseCause::Draining;
+        self.say_goodbye(token, Reply::ShuttingDown, CloseCause::Draining);
     }
 
     fn close_when_done(&mut self, token: Token) {
@@ -738,8 +788,10 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         conn.io.release(&mut self.shared.pool);
         self.shared.count_chunks(&mut conn.io, key as u32);
         self.wheel.unlink(key);
-        self.shared.metrics.closed(conn.io.cause);
-        self.shared.log_end(&conn.io);
+        if !conn.io.flags.awaits_proxy && !conn.io.flags.is_health_check {
+            self.shared.metrics.closed(conn.io.cause);
+            self.shared.log_end(&conn.io);
+        }
     }
 
     /// Ends a turn: run queue, timers, the write of the log, the next sync, the replies.
@@ -855,6 +907,14 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             generation: io.generation,
         };
         let step = now.after(self.timer_step);
+        if io.flags.awaits_proxy {
+            let listener = &shared.listeners[usize::from(io.listener)];
+            let deadline = proxy::deadline(listener, io);
+            if now < deadline {
+                return Some(step.min(deadline));
+            }
+            return self.proxy_header_is_late(token).then_some(step);
+        }
         if io.flags.closing {
             // A peer that takes neither its last replies nor our end of file. Commits are waited for.
             let waits = io.commits_pending > 0 || io.flags.large_pending;
@@ -931,6 +991,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         for key in keys {
             if let Some(conn) = self.conns.get_mut(key)
                 && !conn.io.flags.closing
+                && !conn.io.flags.awaits_proxy
             {
                 conn.io.cause = CloseCause::Draining;
                 cut += 1;

@@ -5,8 +5,9 @@
 //! - `set: NAME=VALUE`: an option of the server; `policy: QUESTION = REPLY`: a refusal by policy.
 //! - `C: TEXT`: the client sends a line and CRLF; `C> TEXT`: the same without CRLF.
 //! - `S: TEXT`: the server answers this line; `S* N: TEXT`: N times. `{greeting}`, `{helo}`, `{ehlo}` and
-//!   `{help}` stand for the configured replies.
+//!   `{help}` stand for the configured replies, `{ehlo tls}` and `{help tls}` for those under TLS.
 //! - `CLOSED: quit|refused`: how the session ends; without it, it stays open.
+//! - `TLS:` the handshake that STARTTLS announced succeeds.
 //! - `STORED:` a message was stored: then `helo: from: mail: to: rcpt:` for its envelope, `body:` for each line
 //!   of it (`body>` without CRLF), and if wanted `facts:` and `trace:`.
 //!
@@ -22,6 +23,7 @@ use std::fs;
 use std::path::Path;
 
 use ringmx::envelope::{self, Field};
+use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::{self, Reply};
 use ringmx::smtp::session::{Context, ContextOptions};
 use ringmx::smtp::sink::{CloseReason, Verdict};
@@ -37,6 +39,8 @@ struct Transcript {
     commit: Result<(), Reply>,
     /// What the client sends, and what the server answers to it, turn by turn.
     turns: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The turns before which a handshake succeeds.
+    secured: BTreeSet<usize>,
     closed: Option<CloseReason>,
     stored: Vec<Expected>,
 }
@@ -85,6 +89,7 @@ fn parse(name: String, text: &str) -> Transcript {
         has_storage: true,
         commit: Ok(()),
         turns: vec![(Vec::new(), Vec::new())],
+        secured: BTreeSet::new(),
         closed: None,
         stored: Vec::new(),
     };
@@ -117,6 +122,10 @@ fn parse(name: String, text: &str) -> Transcript {
                 } else {
                     transcript.turns.push((octets, Vec::new()));
                 }
+            }
+            "TLS:" => {
+                transcript.secured.insert(transcript.turns.len());
+                transcript.turns.push((Vec::new(), Vec::new()));
             }
             "CLOSED:" => {
                 transcript.closed = Some(match value {
@@ -182,6 +191,9 @@ fn set(transcript: &mut Transcript, options: &mut ContextOptions, assignment: &s
             transcript.envelope_bytes_max = value.parse().expect("a number");
         }
         "storage" => transcript.has_storage = value == "yes",
+        "starttls" => options.offered = options.offered.with(Offered::STARTTLS),
+        "requiretls" => options.offered = options.offered.with(Offered::REQUIRETLS),
+        "needs_tls" => options.needs_tls = value == "yes",
         "commit" => transcript.commit = Err(named(value)),
         other => panic!("{}: no option {other}", transcript.name),
     }
@@ -238,8 +250,10 @@ fn configured(octets: &[u8], ctx: &Context) -> Vec<u8> {
         out.extend_from_slice(match line {
             b"{greeting}\r\n" => &ctx.greeting,
             b"{helo}\r\n" => &ctx.helo_reply,
-            b"{ehlo}\r\n" => &ctx.ehlo_reply,
-            b"{help}\r\n" => &ctx.help_reply,
+            b"{ehlo}\r\n" => &ctx.plain.ehlo_reply,
+            b"{help}\r\n" => &ctx.plain.help_reply,
+            b"{ehlo tls}\r\n" => &ctx.tls.ehlo_reply,
+            b"{help tls}\r\n" => &ctx.tls.help_reply,
             line => line,
         });
     }
@@ -337,6 +351,9 @@ fn transcripts_give_their_replies_turn_by_turn_whole_and_octet_by_octet() {
                 let how = format!("{manner:?} {cut:?}");
                 let mut connection = Connection::new(&ctx, recorder(&transcript, manner));
                 for (turn, (sent, replied)) in transcript.turns.iter().enumerate() {
+                    if transcript.secured.contains(&turn) {
+                        connection.secure();
+                    }
                     for piece in pieces(sent, cut) {
                         connection.read(piece);
                     }
@@ -358,11 +375,14 @@ fn transcripts_give_their_replies_turn_by_turn_whole_and_octet_by_octet() {
 fn transcripts_give_the_same_when_everything_is_sent_at_once_at_random_cuts() {
     for transcript in transcripts() {
         let ctx = Context::new(transcript.options.clone()).expect("options");
-        let sent: Vec<u8> = transcript
-            .turns
-            .iter()
-            .flat_map(|turn| turn.0.clone())
-            .collect();
+        // Where a handshake lies between, the client has to wait for its end.
+        let mut stages: Vec<Vec<u8>> = vec![Vec::new()];
+        for (turn, (sent, _)) in transcript.turns.iter().enumerate() {
+            if transcript.secured.contains(&turn) {
+                stages.push(Vec::new());
+            }
+            stages.last_mut().expect("a stage").extend_from_slice(sent);
+        }
         let replied: Vec<u8> = transcript
             .turns
             .iter()
@@ -371,8 +391,13 @@ fn transcripts_give_the_same_when_everything_is_sent_at_once_at_random_cuts() {
         for (seed, manner) in manners().chain(manners()).enumerate() {
             let how = format!("{manner:?} seed {seed}");
             let mut connection = Connection::new(&ctx, recorder(&transcript, manner));
-            for piece in pieces(&sent, Cut::Random(seed as u64 * 77 + 5)) {
-                connection.read(piece);
+            for (at, sent) in stages.iter().enumerate() {
+                if at > 0 {
+                    connection.secure();
+                }
+                for piece in pieces(sent, Cut::Random(seed as u64 * 77 + 5)) {
+                    connection.read(piece);
+                }
             }
             assert_eq!(
                 text(&connection.out.wire),
@@ -400,8 +425,8 @@ fn reply_lines_have_a_code_an_enhanced_code_of_its_class_and_at_most_512_octets(
     let configured = [
         (Reply::Greeting, &ctx.greeting[..]),
         (Reply::Helo, &ctx.helo_reply[..]),
-        (Reply::Ehlo, &ctx.ehlo_reply[..]),
-        (Reply::Help, &ctx.help_reply[..]),
+        (Reply::Ehlo, &ctx.plain.ehlo_reply[..]),
+        (Reply::Help, &ctx.plain.help_reply[..]),
     ];
     for (reply, wire) in fixed.chain(configured) {
         let text = std::str::from_utf8(wire).expect("ASCII");

@@ -1,6 +1,7 @@
 //! The turn, step by step: which replies leave when, what is held back, and what ends a session.
 
 #[path = "support/server.rs"]
+#[allow(dead_code, reason = "other tests use what this one does not")]
 mod support;
 
 use std::time::Duration;

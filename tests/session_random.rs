@@ -216,8 +216,8 @@ fn check_replies(ctx: &Context, outcome: &Outcome) {
     let configured = [
         &ctx.greeting,
         &ctx.helo_reply,
-        &ctx.ehlo_reply,
-        &ctx.help_reply,
+        &ctx.plain.ehlo_reply,
+        &ctx.plain.help_reply,
     ];
     while !rest.is_empty() {
         let known = configured

@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::listen::{LISTEN_ALLOWED, Listen};
 use super::units::{
     DURATION_ALLOWED, SIZE_ALLOWED, duration_text, parse_duration, parse_size, quoted, size_text,
 };
 use super::{
     BareNewlines, Config, Full, LogFormat, LogLevel, OnStorageFailure, RingWrite, Survive,
 };
+use crate::ip_prefix::IpPrefix;
 use crate::limits::{GIB, KIB, MIB, RING_BYTES_MIN};
 
 /// One option of `ringmx serve`.
@@ -23,7 +25,7 @@ pub struct Opt {
     pub kind: Kind,
     /// What it does, one line.
     pub help: &'static str,
-    /// Stores checked values; one for every kind but [`Kind::Addresses`].
+    /// Stores checked values; one for every kind that is no list, see [`Kind::is_list`].
     set: fn(&mut Config, &[Setting]),
     /// The values stored now.
     show: fn(&Config) -> Vec<Setting>,
@@ -75,8 +77,10 @@ impl Group {
 pub enum Kind {
     /// Present or absent; `true` or `false` in the file.
     Flag,
-    /// IP address and port; may be given more than once, an array in the file.
-    Addresses,
+    /// Listening address and what is said of it; may be given more than once, an array in the file.
+    Listen,
+    /// Network in CIDR notation; may be given more than once, an array in the file.
+    Networks,
     /// IP address and port, or `off`.
     AddressOrOff,
     /// Path of a file or directory.
@@ -119,6 +123,10 @@ pub enum Setting {
     Flag(bool),
     /// Address.
     Address(SocketAddr),
+    /// Listening address.
+    Listen(Box<Listen>),
+    /// Network.
+    Network(IpPrefix),
     /// Path or text.
     Text(String),
     /// Integer or bytes.
@@ -130,11 +138,17 @@ pub enum Setting {
 }
 
 impl Kind {
+    /// Whether the option may be given more than once.
+    pub fn is_list(self) -> bool {
+        matches!(self, Kind::Listen | Kind::Networks)
+    }
+
     /// Word that stands for the value in the help; empty for a flag.
     pub fn value_name(self) -> String {
         match self {
             Kind::Flag => String::new(),
-            Kind::Addresses => "ADDR".to_owned(),
+            Kind::Listen => "ADDR[,...]".to_owned(),
+            Kind::Networks => "CIDR".to_owned(),
             Kind::AddressOrOff => "ADDR|off".to_owned(),
             Kind::Path => "PATH".to_owned(),
             Kind::Text(name) => name.to_owned(),
@@ -150,7 +164,8 @@ impl Kind {
     pub fn allowed(self) -> String {
         match self {
             Kind::Flag => "true or false".to_owned(),
-            Kind::Addresses => ADDRESS_ALLOWED.to_owned(),
+            Kind::Listen => LISTEN_ALLOWED.to_owned(),
+            Kind::Networks => NETWORK_ALLOWED.to_owned(),
             Kind::AddressOrOff => format!("off, or {ADDRESS_ALLOWED}"),
             Kind::Path => "a path".to_owned(),
             Kind::Text(_) => "text of 1 to 255 bytes without control characters".to_owned(),
@@ -178,7 +193,12 @@ impl Kind {
                 _ => Err(refused(text, &self.allowed())),
             },
             Kind::AddressOrOff if text == "off" => Ok(Setting::Off),
-            Kind::Addresses | Kind::AddressOrOff => parse_address(text).map(Setting::Address),
+            Kind::Listen => Listen::parse(text).map(|listen| Setting::Listen(Box::new(listen))),
+            Kind::Networks => match text.parse() {
+                Ok(network) => Ok(Setting::Network(network)),
+                Err(error) => Err(format!("{}: {error}", quoted(text))),
+            },
+            Kind::AddressOrOff => parse_address(text).map(Setting::Address),
             Kind::Path if text.is_empty() || text.contains('\0') => {
                 Err(refused(text, &self.allowed()))
             }
@@ -219,6 +239,8 @@ impl Kind {
             (_, Setting::Off) => "off".to_owned(),
             (_, Setting::Flag(on)) => on.to_string(),
             (_, Setting::Address(address)) => address.to_string(),
+            (_, Setting::Listen(listen)) => listen.to_string(),
+            (_, Setting::Network(network)) => network.to_string(),
             (_, Setting::Text(text)) => text.clone(),
             (Kind::Size { .. }, Setting::Number(bytes)) => size_text(*bytes),
             (_, Setting::Number(number)) => number.to_string(),
@@ -252,7 +274,8 @@ impl Opt {
     /// The value in `config` as a line of a configuration file; `None` where there is none to write.
     pub fn toml(&self, config: &Config) -> Option<String> {
         let shown = (self.show)(config);
-        if matches!(self.kind, Kind::Text(_)) && shown == [Setting::Off] {
+        let is_unset = matches!(self.kind, Kind::Text(_)) && shown == [Setting::Off];
+        if is_unset || shown.is_empty() {
             return None;
         }
         let literal = |setting: &Setting| match (self.kind, setting) {
@@ -260,7 +283,7 @@ impl Opt {
             _ => toml_string(&self.kind.text(setting)),
         };
         let value = match self.kind {
-            Kind::Addresses => {
+            kind if kind.is_list() => {
                 let items: Vec<String> = shown.iter().map(literal).collect();
                 format!("[{}]", items.join(", "))
             }
@@ -289,6 +312,8 @@ fn refused(text: &str, allowed: &str) -> String {
     format!("{} is not allowed; allowed: {allowed}", quoted(text))
 }
 
+/// What a network may be, as the manual says it.
+const NETWORK_ALLOWED: &str = "an IP address, or one with the number of bits that count, such as 192.0.2.0/24 or 2001:db8::/32";
 const ADDRESS_ALLOWED: &str =
     "an IP address and a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up)";
 
@@ -366,6 +391,31 @@ fn addresses(values: &[Setting]) -> Vec<SocketAddr> {
         .collect()
 }
 
+fn listens(values: &[Setting]) -> Vec<Listen> {
+    values
+        .iter()
+        .filter_map(|value| match value {
+            Setting::Listen(listen) => Some(Listen::clone(listen)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn networks(values: &[Setting]) -> Vec<IpPrefix> {
+    values
+        .iter()
+        .filter_map(|value| match value {
+            Setting::Network(network) => Some(*network),
+            _ => None,
+        })
+        .collect()
+}
+
+fn listen_settings(listens: &[Listen]) -> Vec<Setting> {
+    let settings = listens.iter().cloned().map(Box::new);
+    settings.map(Setting::Listen).collect()
+}
+
 fn time_or_zero(values: &[Setting]) -> Duration {
     first_time(values).unwrap_or_default()
 }
@@ -387,10 +437,10 @@ pub static OPTIONS: &[Opt] = &[
     Opt {
         name: "listen",
         group: Group::Addresses,
-        kind: Kind::Addresses,
+        kind: Kind::Listen,
         help: "address that takes mail; may be given up to 16 times",
-        set: |c, v| c.listen = addresses(v),
-        show: |c| c.listen.iter().copied().map(Setting::Address).collect(),
+        set: |c, v| c.listen = listens(v),
+        show: |c| listen_settings(&c.listen),
     },
     Opt {
         name: "http",
@@ -399,6 +449,14 @@ pub static OPTIONS: &[Opt] = &[
         help: "address of the status page, /healthz, /readyz, /status and /metrics",
         set: |c, v| c.http = addresses(v).first().copied(),
         show: |c| vec![c.http.map_or(Setting::Off, Setting::Address)],
+    },
+    Opt {
+        name: "proxy-from",
+        group: Group::Addresses,
+        kind: Kind::Networks,
+        help: "network whose PROXY headers are believed, where a listener says proxy=; may be given up to 256 times",
+        set: |c, v| c.proxy_from = networks(v),
+        show: |c| c.proxy_from.iter().copied().map(Setting::Network).collect(),
     },
     Opt {
         name: "server-name",
@@ -415,6 +473,22 @@ pub static OPTIONS: &[Opt] = &[
         help: "system group whose members may read the ring; nobody else if not given",
         set: |c, v| c.group = first_text(v),
         show: |c| text_or_off(&c.group),
+    },
+    Opt {
+        name: "user",
+        group: Group::Addresses,
+        kind: Kind::Text("NAME"),
+        help: "system user to become when the sockets are bound; the starting user if not given",
+        set: |c, v| c.user = first_text(v),
+        show: |c| text_or_off(&c.user),
+    },
+    Opt {
+        name: "core-dumps",
+        group: Group::Addresses,
+        kind: Kind::Flag,
+        help: "a crash may write memory, with the mail in it, to a core file",
+        set: |c, v| c.core_dumps = first_flag(v),
+        show: |c| vec![Setting::Flag(c.core_dumps)],
     },
     Opt {
         name: "ring",

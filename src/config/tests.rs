@@ -61,8 +61,11 @@ fn every_option_changes_its_own_field_and_no_other() {
     let values = [
         ("listen", "127.0.0.1:1"),
         ("http", "off"),
+        ("proxy-from", "10.0.0.0/8"),
         ("server-name", "a.example"),
         ("group", "mail"),
+        ("user", "nobody"),
+        ("core-dumps", "true"),
         ("ring", "/x"),
         ("ring-size", "2MiB"),
         ("survive", "process"),
@@ -126,11 +129,81 @@ fn a_flag_counts_more_than_the_file_and_the_file_more_than_the_default() {
 }
 
 #[test]
+fn what_a_listener_can_not_do_yet_is_said() {
+    for word in ["role=mx", "tls=offered", "lmtp"] {
+        let listen = Listen::parse(&format!("127.0.0.1:25,{word}")).unwrap();
+        let mut config = Config {
+            listen: vec![listen],
+            ..Config::default()
+        };
+        let error = config.validate("mx.example").unwrap_err();
+        let wanted = format!("--listen: 127.0.0.1:25: {word} is not available in this version");
+        assert_eq!(error.to_string(), wanted);
+    }
+}
+
+#[test]
+fn a_proxy_is_believed_only_where_its_network_is_named() {
+    let args = |args: &[&str]| {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Config::from_args(&args).map_err(|error| error.to_string())
+    };
+    let listen = "127.0.0.1:2525,proxy=detect";
+    let Request::Run(config) = args(&[
+        "--listen",
+        listen,
+        "--proxy-from",
+        "10.0.0.0/8",
+        "--proxy-from",
+        "::1",
+    ])
+    .unwrap() else {
+        panic!("help was not asked for");
+    };
+    let networks: Vec<String> = config.proxy_from.iter().map(ToString::to_string).collect();
+    assert_eq!(networks, ["10.0.0.0/8", "::1/128"]);
+    assert!(
+        config
+            .to_toml()
+            .contains("proxy-from = [\"10.0.0.0/8\", \"::1/128\"]\n")
+    );
+    assert_eq!(
+        args(&["--listen", listen]).unwrap_err(),
+        "--listen: 127.0.0.1:2525: proxy=detect needs --proxy-from, the networks whose proxies are believed"
+    );
+    assert_eq!(
+        args(&["--proxy-from", "10.0.0.0/8"]).unwrap_err(),
+        "--proxy-from: no listener says proxy=required or proxy=detect"
+    );
+    let many: Vec<String> = (0..257)
+        .flat_map(|n| {
+            [
+                "--proxy-from".to_owned(),
+                format!("10.0.{}.{}", n / 256, n % 256),
+            ]
+        })
+        .chain(["--listen".to_owned(), listen.to_owned()])
+        .collect();
+    assert_eq!(
+        Config::from_args(&many).unwrap_err().to_string(),
+        "--proxy-from: 257 networks; allowed: up to 256"
+    );
+    assert_eq!(
+        args(&["--proxy-from", "10.0.0.1/8"]).unwrap_err(),
+        "--proxy-from: \"10.0.0.1/8\": bits behind the length are set; write 10.0.0.0/8 for the network or \
+         10.0.0.1/32 for the one address"
+    );
+}
+
+#[test]
 fn one_address_needs_no_array() {
     let mut config = Config::default();
     let applied = config.apply_file(Path::new("r.toml"), "listen = \"127.0.0.1:1\"");
     assert_eq!(applied, Ok(()));
-    assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap()]);
+    assert_eq!(
+        config.listen,
+        [Listen::plain("127.0.0.1:1".parse().unwrap())]
+    );
 }
 
 #[test]
@@ -180,7 +253,8 @@ fn a_bad_flag_is_named_with_what_is_allowed() {
         (
             &["--listen", "localhost:2525"],
             "--listen: \"localhost:2525\" is not allowed; allowed: an IP address and a port, such as \
-             127.0.0.1:2525 or [::1]:2525 (names are not looked up)",
+             127.0.0.1:2525 or [::1]:2525 (names are not looked up), unix:PATH or systemd:NAME, and behind commas \
+             role=WORD, tls=WORD, proxy=WORD or lmtp",
         ),
         (
             &["--max-sessions", "+5"],
@@ -252,12 +326,14 @@ fn a_fault_of_the_file_is_named_with_file_line_key_and_what_is_allowed() {
         (
             "listen = 25",
             "r.toml:1: listen: an integer where an array of strings should be; allowed: an IP address and \
-             a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up)",
+             a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up), unix:PATH or systemd:NAME, and behind commas \
+             role=WORD, tls=WORD, proxy=WORD or lmtp",
         ),
         (
             "listen = [\n 1 ]",
             "r.toml:1: listen: an integer in the array where an array of strings should be; allowed: an \
-             IP address and a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up)",
+             IP address and a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up), unix:PATH or systemd:NAME, and behind commas \
+             role=WORD, tls=WORD, proxy=WORD or lmtp",
         ),
         (
             "listen = []",

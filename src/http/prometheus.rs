@@ -198,6 +198,10 @@ families! {
         "SMTP connections refused because all sessions were taken." => |out, s| {
         out.plain(s.metrics.sessions_refused);
     };
+    Counter "ringmx_proxy_headers_refused_total" [""]
+        "Connections closed for want of a good PROXY header." => |out, s| {
+        out.plain(s.metrics.proxy_headers_refused);
+    };
     Counter "ringmx_accept_pauses_total" [""]
         "Times that accepting stopped for want of descriptors or memory." => |out, s| {
         out.plain(s.metrics.accept_pauses);

@@ -177,7 +177,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let role = self.shared.listeners[usize::from(self.io.listener)].role;
         let taken = message.envelope_field(pool, Field::Client, &[&client_ip, &client_port])
             && message.envelope_field(pool, Field::Listener, &[&listener_ip, &listener_port])
-            && message.envelope_field(pool, Field::Role, &[role.as_bytes()]);
+            && message.envelope_field(pool, Field::Role, &[role.name().as_bytes()]);
         debug_assert!(taken, "three short fields fit into a fresh chunk");
         self.io.message = Some(message);
         true

@@ -92,6 +92,20 @@ pub static EXTENSIONS: &[Extension] = &[
         meaning: "RET, ENVID, NOTIFY and ORCPT are checked and stored with the envelope",
     },
     Extension {
+        keyword: "STARTTLS",
+        argument: Argument::None,
+        needs: Offered::STARTTLS,
+        rfc: "RFC 3207",
+        meaning: "the session goes on under TLS and forgets what came before; not offered under TLS",
+    },
+    Extension {
+        keyword: "REQUIRETLS",
+        argument: Argument::None,
+        needs: Offered::REQUIRETLS,
+        rfc: "RFC 8689",
+        meaning: "the wish is stored with the envelope; offered under TLS alone, and on sinks alone",
+    },
+    Extension {
         keyword: "LIMITS",
         argument: Argument::Limits,
         needs: Offered::NONE,
@@ -100,7 +114,7 @@ pub static EXTENSIONS: &[Extension] = &[
     },
 ];
 
-/// Everything the receiver can offer.
+/// Everything the receiver can offer without TLS.
 pub const ALL: Offered = Offered::SIZE
     .with(Offered::EIGHT_BIT_MIME)
     .with(Offered::BINARY_MIME)
@@ -144,9 +158,14 @@ pub fn help_reply(offered: Offered) -> Vec<u8> {
     } else {
         "2.0.0 DATA RSET NOOP QUIT"
     };
+    let greeting = if offered.has(Offered::STARTTLS) {
+        "2.0.0 EHLO HELO STARTTLS MAIL RCPT"
+    } else {
+        "2.0.0 EHLO HELO MAIL RCPT"
+    };
     let lines = [
         "2.0.0 Commands:".to_owned(),
-        "2.0.0 EHLO HELO MAIL RCPT".to_owned(),
+        greeting.to_owned(),
         content.to_owned(),
         "2.0.0 VRFY HELP (RFC 5321)".to_owned(),
     ];

@@ -10,7 +10,7 @@ use super::reply::Reply;
 
 /// The extensions that were offered to this client, a set of bits; empty after HELO.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offered(u8);
+pub struct Offered(u32);
 
 impl Offered {
     /// Nothing: the client said HELO.
@@ -27,10 +27,19 @@ impl Offered {
     pub const DSN: Offered = Offered(16);
     /// CHUNKING (RFC 3030 2): no parameter, but the BDAT command.
     pub const CHUNKING: Offered = Offered(32);
+    /// STARTTLS (RFC 3207): no parameter, but the STARTTLS command. Never offered under TLS.
+    pub const STARTTLS: Offered = Offered(64);
+    /// REQUIRETLS (RFC 8689): `REQUIRETLS`. Offered under TLS alone.
+    pub const REQUIRETLS: Offered = Offered(128);
 
     /// Both sets together.
     pub const fn with(self, other: Offered) -> Offered {
         Offered(self.0 | other.0)
+    }
+
+    /// This set without those of `other`.
+    pub const fn without(self, other: Offered) -> Offered {
+        Offered(self.0 & !other.0)
     }
 
     /// Whether any of `other` is in this set.
@@ -84,6 +93,8 @@ pub struct MailParameters<'a> {
     pub body: Option<Body>,
     /// SMTPUTF8 was given.
     pub smtputf8: bool,
+    /// REQUIRETLS was given: the message must not travel without TLS (RFC 8689 2).
+    pub requiretls: bool,
     /// What a delivery report shall return.
     pub ret: Option<Ret>,
     /// Envelope identifier, xtext as given.
@@ -122,14 +133,11 @@ pub fn parse_mail(parameters: &[u8], offered: Offered) -> Result<MailParameters<
                 value.and_then(|value| body(value, offered)),
             )?;
         } else if is(keyword, b"SMTPUTF8") && offered.has(Offered::SMTPUTF8) {
-            if found.smtputf8 {
-                return Err(Reply::ParameterTwice);
-            }
             // RFC 6531 3.4: no value.
-            if value.is_some() {
-                return Err(Reply::ParameterMalformed);
-            }
-            found.smtputf8 = true;
+            raise(&mut found.smtputf8, value)?;
+        } else if is(keyword, b"REQUIRETLS") && offered.has(Offered::REQUIRETLS) {
+            // RFC 8689 2: no value.
+            raise(&mut found.requiretls, value)?;
         } else if is(keyword, b"RET") && offered.has(Offered::DSN) {
             set(&mut found.ret, value.and_then(ret))?;
         } else if is(keyword, b"ENVID") && offered.has(Offered::DSN) {
@@ -187,6 +195,18 @@ fn set<T>(slot: &mut Option<T>, value: Option<T>) -> Result<(), Reply> {
         return Err(Reply::ParameterTwice);
     }
     *slot = Some(value.ok_or(Reply::ParameterMalformed)?);
+    Ok(())
+}
+
+/// Notes a parameter that may be given once and has no value.
+fn raise(flag: &mut bool, value: Option<&[u8]>) -> Result<(), Reply> {
+    if *flag {
+        return Err(Reply::ParameterTwice);
+    }
+    if value.is_some() {
+        return Err(Reply::ParameterMalformed);
+    }
+    *flag = true;
     Ok(())
 }
 
@@ -355,6 +375,7 @@ mod tests {
             size: Some(1000),
             body: Some(Body::Binary),
             smtputf8: true,
+            requiretls: false,
             ret: Some(Ret::Headers),
             envid: Some(b"ab+2Bc"),
         };

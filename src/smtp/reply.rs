@@ -54,6 +54,16 @@ replies! {
     Rset = "rset" 250 "2.0.0 " "Ok";
     /// QUIT.
     Quit = "quit" 221 "2.0.0 " "Bye";
+    /// STARTTLS: the handshake may begin (RFC 3207 4).
+    StartTls = "starttls" 220 "2.0.0 " "Ready to start TLS";
+    /// STARTTLS under TLS (RFC 3207 4.2).
+    TlsActive = "tls_active" 503 "5.5.1 " "TLS is active already";
+    /// STARTTLS while no further handshake is taken (RFC 3207 4).
+    TlsUnavailable = "tls_unavailable" 454 "4.7.0 " "TLS not available due to temporary reason";
+    /// Octets behind STARTTLS that did not wait for its reply (RFC 3207 4, RFC 2920 3.1).
+    StartTlsPipelined = "starttls_pipelined" 554 "5.5.1 " "Nothing may follow STARTTLS before its reply; closing";
+    /// A command that the listener takes under TLS alone (RFC 3207 4).
+    NeedTls = "need_tls" 530 "5.7.0 " "Must issue a STARTTLS command first";
     /// MAIL accepted.
     MailOk = "mail_ok" 250 "2.1.0 " "Ok";
     /// RCPT accepted.
@@ -138,6 +148,8 @@ replies! {
     StorageDownClose = "storage_down_close" 421 "4.3.0 " "Storage is not available; closing";
     /// All session places are taken.
     TooManySessions = "too_many_sessions" 421 "4.3.2 " "Too many sessions; try again later";
+    /// This listener takes connections through a proxy only.
+    ProxyNeeded = "proxy_needed" 554 "5.7.1 " "Connections to this port come through a proxy";
     /// The server is stopping.
     ShuttingDown = "shutting_down" 421 "4.3.2 " "Server is shutting down";
     /// The client was silent for too long (RFC 5321 4.5.3.2.7).
@@ -148,6 +160,12 @@ replies! {
     TooManyErrors = "too_many_errors" 421 "4.7.0 " "Too many errors; closing";
     /// Something that is not SMTP at all, such as an HTTP request line.
     NotSmtp = "not_smtp" 554 "5.5.0 " "This is an SMTP server";
+    /// The client's network may not connect (`--deny-from`, `--allow-from`).
+    AccessDenied = "access_denied" 554 "5.7.1 " "Access denied";
+    /// The recipient is not one of ours, and the client may not relay (RFC 5321 3.6.2).
+    RelayDenied = "relay_denied" 550 "5.7.1 " "Relaying denied";
+    /// The domain is ours, the mailbox is not (RFC 5321 4.1.1.3).
+    UserUnknown = "user_unknown" 550 "5.1.1 " "No such user here";
     /// Mail from this sender is refused by policy.
     SenderRefused = "sender_refused" 550 "5.7.1 " "Sender refused";
     /// Mail for this recipient is refused by policy.

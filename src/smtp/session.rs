@@ -22,6 +22,7 @@ use super::sink::{
     Blocked, CloseReason, Completion, Field, MessageFacts, Question, Sink, Verb, Verdict,
 };
 use super::trace::{self, Protocol, TraceArguments};
+use crate::choice::choices;
 use crate::clock::Instant;
 use crate::envelope::{
     BODY_7BIT, BODY_8BITMIME, BODY_BINARYMIME, BODY_UNSTATED, FIELD_HEADER_BYTES, FLAG_BDAT,
@@ -33,26 +34,17 @@ use crate::limits::{
     SESSION_ERRORS_MAX,
 };
 
-/// What a listener is for; the name is stored with each message.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Role {
-    /// Takes every recipient.
-    #[default]
-    Sink,
-    /// Takes mail for its own domains.
-    Mx,
-    /// Takes mail from authenticated users.
-    Submission,
-}
-
-impl Role {
-    /// Name of the role as it is stored.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Role::Sink => "sink",
-            Role::Mx => "mx",
-            Role::Submission => "submission",
-        }
+choices! {
+    /// What a listener is for; the name is stored with each message.
+    #[derive(Default)]
+    Role {
+        /// Takes every recipient.
+        #[default]
+        Sink = "sink",
+        /// Takes mail for its own domains.
+        Mx = "mx",
+        /// Takes mail from authenticated users.
+        Submission = "submission",
     }
 }
 
@@ -71,8 +63,10 @@ pub struct ContextOptions {
     pub messages_max: u32,
     /// What is done about bare LF, bare CR and NUL in content.
     pub bare_newlines: BareNewlines,
-    /// Extensions to offer.
+    /// Extensions to offer. STARTTLS is left out under TLS (RFC 3207 4.2), REQUIRETLS without it (RFC 8689 2).
     pub offered: Offered,
+    /// Without TLS, everything but NOOP, EHLO, STARTTLS and QUIT gets 530 (RFC 3207 4).
+    pub needs_tls: bool,
 }
 
 impl Default for ContextOptions {
@@ -85,6 +79,7 @@ impl Default for ContextOptions {
             messages_max: MESSAGES_PER_SESSION_MAX_DEFAULT,
             bare_newlines: BareNewlines::Reject,
             offered: extension::ALL,
+            needs_tls: false,
         }
     }
 }
@@ -126,10 +121,10 @@ pub struct Context {
     pub greeting: Vec<u8>,
     /// The 250 to HELO, CRLF included.
     pub helo_reply: Vec<u8>,
-    /// The 250 to EHLO, CRLF included.
-    pub ehlo_reply: Vec<u8>,
-    /// The 214 to HELP, CRLF included.
-    pub help_reply: Vec<u8>,
+    /// What is said without TLS.
+    pub plain: Services,
+    /// What is said under TLS.
+    pub tls: Services,
     /// Largest message, octets.
     pub message_bytes_max: u64,
     /// Most recipients of one message.
@@ -138,8 +133,19 @@ pub struct Context {
     pub messages_max: u32,
     /// What is done about bare LF, bare CR and NUL in content.
     pub bare_newlines: BareNewlines,
+    /// Without TLS, everything but NOOP, EHLO, STARTTLS and QUIT gets 530 (RFC 3207 4).
+    pub needs_tls: bool,
+}
+
+/// What a [`Context`] offers, which differs with and without TLS.
+#[derive(Clone, Debug)]
+pub struct Services {
     /// Extensions that are offered after EHLO.
     pub offered: Offered,
+    /// The 250 to EHLO, CRLF included.
+    pub ehlo_reply: Vec<u8>,
+    /// The 214 to HELP, CRLF included.
+    pub help_reply: Vec<u8>,
 }
 
 impl Context {
@@ -156,6 +162,7 @@ impl Context {
             messages_max,
             bare_newlines,
             offered,
+            needs_tls,
         } = options;
         let name_fits = (1..=DOMAIN_BYTES_MAX).contains(&server_name.len());
         if !name_fits || !server_name.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -164,9 +171,8 @@ impl Context {
         if recipients_max == 0 || messages_max == 0 {
             return Err(ContextError::LimitIsZero);
         }
-        let context = Context {
-            greeting: format!("220 {server_name} ESMTP ringmx ready\r\n").into_bytes(),
-            helo_reply: format!("250 {server_name}\r\n").into_bytes(),
+        let services = |offered: Offered| Services {
+            offered,
             ehlo_reply: extension::ehlo_reply(
                 &server_name,
                 offered,
@@ -175,19 +181,27 @@ impl Context {
                 messages_max,
             ),
             help_reply: extension::help_reply(offered),
+        };
+        let context = Context {
+            greeting: format!("220 {server_name} ESMTP ringmx ready\r\n").into_bytes(),
+            helo_reply: format!("250 {server_name}\r\n").into_bytes(),
+            plain: services(offered.without(Offered::REQUIRETLS)),
+            tls: services(offered.without(Offered::STARTTLS)),
             server_name,
             role,
             message_bytes_max,
             recipients_max,
             messages_max,
             bare_newlines,
-            offered,
+            needs_tls,
         };
         for reply in [
             &context.greeting,
             &context.helo_reply,
-            &context.ehlo_reply,
-            &context.help_reply,
+            &context.plain.ehlo_reply,
+            &context.plain.help_reply,
+            &context.tls.ehlo_reply,
+            &context.tls.help_reply,
         ] {
             debug_assert!(reply.len() <= CONFIGURED_REPLY_BYTES_MAX);
         }
@@ -223,14 +237,23 @@ pub enum Phase {
     Waiting,
     /// Nothing; the session is over.
     Closed,
+    /// The TLS handshake that STARTTLS announced.
+    Handshake,
 }
 
 impl Phase {
     /// Number of variants.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 8;
     /// Names in the order of the variants.
     pub const NAMES: [&'static str; Phase::COUNT] = [
-        "greeting", "command", "envelope", "data", "bdat", "waiting", "closed",
+        "greeting",
+        "command",
+        "envelope",
+        "data",
+        "bdat",
+        "waiting",
+        "closed",
+        "handshake",
     ];
 }
 
@@ -242,6 +265,8 @@ pub struct Session {
     helo: HeloName,
     /// EHLO rather than HELO was last.
     esmtp: bool,
+    /// The session runs under TLS.
+    tls: bool,
     /// The answer to what the command line at the front of the input asked.
     verdict: Option<Verdict>,
     /// Commands that got a 5xx of the session's own.
@@ -275,6 +300,8 @@ enum State {
     MessageVerdict,
     /// The commit of a message that is complete.
     Commit,
+    /// The end of the TLS handshake.
+    Handshake,
     /// Nothing.
     Closed,
 }
@@ -408,6 +435,8 @@ enum Outcome {
     Refused(Reply),
     /// With the reply of a verdict, and the session with it.
     RefusedAndClosed(Reply),
+    /// With the 220 of STARTTLS; the handshake follows.
+    Handshake,
     /// The reply has been sent, or follows the content.
     Done,
     /// Not yet: a verdict comes first, and the line is presented again.
@@ -429,6 +458,7 @@ impl Session {
             state: State::Greeting,
             helo: HeloName::None,
             esmtp: false,
+            tls: false,
             verdict: None,
             errors: 0,
             messages: 0,
@@ -470,6 +500,7 @@ impl Session {
                     Step::Blocked(Blocked::Verdict)
                 }
                 State::Commit => Step::Blocked(Blocked::Commit),
+                State::Handshake => Step::Blocked(Blocked::Tls),
                 State::Closed => Step::Blocked(Blocked::Closed),
                 State::Chunk if self.chunk.left == 0 => self.finish_chunk(ctx, out),
                 _ if rest.is_empty() => Step::Partial,
@@ -578,6 +609,24 @@ impl Session {
         }
     }
 
+    /// The TLS handshake succeeded. What the client said before it is forgotten (RFC 3207 4.2), but not how many
+    /// errors it made. Where TLS comes before the greeting (RFC 8314 3), call [`Session::start`] next; otherwise
+    /// [`Session::receive`], with octets that came under TLS alone.
+    pub fn secured(&mut self) {
+        self.tls = true;
+        self.helo = HeloName::None;
+        self.esmtp = false;
+        self.verdict = None;
+        if self.state == State::Handshake {
+            self.state = State::Command;
+        }
+    }
+
+    /// Whether the session runs under TLS.
+    pub fn is_secured(&self) -> bool {
+        self.tls
+    }
+
     /// What the session waits for.
     pub fn phase(&self) -> Phase {
         match self.state {
@@ -589,6 +638,7 @@ impl Session {
             State::Data => Phase::Data,
             State::Chunk => Phase::Bdat,
             State::CommandVerdict | State::MessageVerdict | State::Commit => Phase::Waiting,
+            State::Handshake => Phase::Handshake,
             State::Closed => Phase::Closed,
         }
     }
@@ -665,11 +715,22 @@ impl Session {
             return Step::Took(at + 1);
         };
         let parsed = command::parse(line);
+        // TLS replaces the octet stream: no reply may be due in the old one when it begins.
+        if matches!(parsed.command, Ok(Command::StartTls))
+            && self.services(ctx).offered.has(Offered::STARTTLS)
+            && out.commits_pending() > 0
+        {
+            return Step::Blocked(Blocked::Commits);
+        }
         let prior = self.verdict.take();
         if prior.is_none() {
             out.command(parsed.verb);
         }
         let outcome = match parsed.command {
+            Ok(command) if ctx.needs_tls && !self.tls && !is_allowed_before_tls(&command) => {
+                self.refuse_without_tls(&command)
+            }
+            Ok(Command::StartTls) => self.start_tls(ctx, rest.len() > at + 1, out),
             Ok(command) => self.execute(ctx, command, prior, (now, wall_ns), out),
             Err(reply) => self.refuse_line(parsed.verb, reply),
         };
@@ -677,6 +738,11 @@ impl Session {
             Outcome::Reply(reply) => self.reply(reply, out),
             Outcome::Refused(reply) => out.reply(reply),
             Outcome::RefusedAndClosed(reply) => self.close(reply, CloseReason::Refused, out),
+            Outcome::Handshake => {
+                self.clear_transaction(out);
+                out.reply(Reply::StartTls);
+                self.state = State::Handshake;
+            }
             Outcome::Done => {}
             Outcome::Awaits => {
                 self.state = State::CommandVerdict;
@@ -710,6 +776,46 @@ impl Session {
         Outcome::Reply(reply)
     }
 
+    /// Decides about a command that this listener takes under TLS alone (RFC 3207 4).
+    fn refuse_without_tls(&mut self, command: &Command<'_>) -> Outcome {
+        let Command::Bdat { size, last } = *command else {
+            return Outcome::Reply(Reply::NeedTls);
+        };
+        // RFC 3030 2: the octets of a chunk that is refused are read all the same.
+        self.chunk = Chunk {
+            left: size,
+            is_last: last,
+            is_kept: true,
+            refusal: Some(Reply::NeedTls),
+        };
+        self.state = State::Chunk;
+        Outcome::Done
+    }
+
+    /// Decides about STARTTLS. `has_more`: octets stand behind its line.
+    fn start_tls(&mut self, ctx: &Context, has_more: bool, out: &mut impl Sink) -> Outcome {
+        if self.tls {
+            return Outcome::Reply(Reply::TlsActive);
+        }
+        if !ctx.plain.offered.has(Offered::STARTTLS) {
+            return Outcome::Reply(Reply::NotImplemented);
+        }
+        if self.transaction.stage == Stage::Chunks {
+            return Outcome::Reply(Reply::BdatOpen);
+        }
+        // RFC 3207 4: STARTTLS is the last command of a group, and the handshake begins behind the 220. What stands
+        // here was sent in the clear, by the client or by someone between: executed under TLS it would be taken for
+        // the client's (CVE-2011-0411). Dropping it in silence would hide an attack from both sides and leave a client
+        // that pipelines waiting, so that the session ends.
+        if has_more {
+            return Outcome::RefusedAndClosed(Reply::StartTlsPipelined);
+        }
+        if !out.may_start_tls() {
+            return Outcome::Refused(Reply::TlsUnavailable);
+        }
+        Outcome::Handshake
+    }
+
     fn execute(
         &mut self,
         ctx: &Context,
@@ -732,14 +838,14 @@ impl Session {
             Command::Noop => Outcome::Reply(Reply::Noop),
             Command::Vrfy(_) => Outcome::Reply(Reply::VrfyUnverified),
             Command::Help(_) => {
-                out.reply_configured(Reply::Help, &ctx.help_reply);
+                out.reply_configured(Reply::Help, &self.services(ctx).help_reply);
                 Outcome::Done
             }
             Command::Quit => {
                 self.close(Reply::Quit, CloseReason::Quit, out);
                 Outcome::Done
             }
-            // STARTTLS and AUTH are not offered. Where they are, they act only when no commit is pending.
+            // AUTH is not offered. STARTTLS is decided about by `start_tls`.
             Command::StartTls | Command::Auth(_) => Outcome::Reply(Reply::NotImplemented),
             Command::Expn(_) | Command::NotImplemented => Outcome::Reply(Reply::NotImplemented),
         }
@@ -764,7 +870,7 @@ impl Session {
         self.helo = HeloName::new(name);
         self.esmtp = esmtp;
         if esmtp {
-            out.reply_configured(Reply::Ehlo, &ctx.ehlo_reply);
+            out.reply_configured(Reply::Ehlo, &self.services(ctx).ehlo_reply);
         } else {
             out.reply_configured(Reply::Helo, &ctx.helo_reply);
         }
@@ -941,7 +1047,7 @@ impl Session {
         (now, wall_ns): (Instant, u64),
         out: &mut impl Sink,
     ) -> Outcome {
-        if !ctx.offered.has(Offered::CHUNKING) {
+        if !self.services(ctx).offered.has(Offered::CHUNKING) {
             return Outcome::Reply(Reply::NotImplemented);
         }
         let mut refusal = match self.transaction.stage {
@@ -995,11 +1101,7 @@ impl Session {
         (now, wall_ns): (Instant, u64),
         out: &mut impl Sink,
     ) -> bool {
-        let protocol = match (self.esmtp, self.transaction.smtputf8) {
-            (true, true) => Protocol::Utf8Smtp,
-            (true, false) => Protocol::Esmtp,
-            (false, _) => Protocol::Smtp,
-        };
+        let protocol = Protocol::new(self.esmtp, self.transaction.smtputf8, self.tls, false);
         let trace = trace::build(&TraceArguments {
             helo: self.helo.as_bytes(),
             client: self.client,
@@ -1148,7 +1250,9 @@ impl Session {
                 self.fail_transaction();
             }
             return match reply {
-                Reply::NeedMail | Reply::NeedRcpt | Reply::BdatFailed => self.reply(reply, out),
+                Reply::NeedMail | Reply::NeedRcpt | Reply::BdatFailed | Reply::NeedTls => {
+                    self.reply(reply, out);
+                }
                 _ => out.reply(reply),
             };
         }
@@ -1232,10 +1336,14 @@ impl Session {
     /// The extensions this client may use: none after HELO.
     fn offered(&self, ctx: &Context) -> Offered {
         if self.esmtp {
-            ctx.offered
+            self.services(ctx).offered
         } else {
             Offered::NONE
         }
+    }
+
+    fn services<'a>(&self, ctx: &'a Context) -> &'a Services {
+        if self.tls { &ctx.tls } else { &ctx.plain }
     }
 
     /// Sends a reply to a command. A client that makes too many errors is sent away with the next one.
@@ -1277,6 +1385,14 @@ impl Session {
         self.transaction = Transaction::NONE;
         self.content = Content::None;
     }
+}
+
+/// RFC 3207 4: what is answered without TLS where TLS is required.
+fn is_allowed_before_tls(command: &Command<'_>) -> bool {
+    matches!(
+        command,
+        Command::Noop | Command::Ehlo(_) | Command::StartTls | Command::Quit
+    )
 }
 
 /// Octets that a decoder may have withheld from earlier input: a CR and a dot.

@@ -56,6 +56,11 @@ pub enum Blocked {
     Commit,
     /// The chunk pool has no room for message bytes.
     Pool,
+    /// A command that acts only when no commit is pending: call `Session::receive` again then, with the input that
+    /// was not consumed.
+    Commits,
+    /// STARTTLS got its 220: what comes now is a TLS handshake. Call `Session::secured` when it succeeded.
+    Tls,
     /// The session is over; nothing more is read.
     Closed,
 }
@@ -180,6 +185,10 @@ pub trait Sink {
     fn reply(&mut self, reply: Reply);
     /// Sends a configured reply: `wire` is complete, CRLF included; `reply` names its row for counters.
     fn reply_configured(&mut self, reply: Reply, wire: &[u8]);
+    /// STARTTLS is about to be accepted. False when no further handshake can be taken now: it gets 454.
+    fn may_start_tls(&mut self) -> bool {
+        true
+    }
     /// Asks; `None` means that the answer comes later through `Session::answer`.
     fn ask(&mut self, question: Question<'_>) -> Option<Verdict>;
     /// MAIL is about to be accepted: opens a message. False when there is no chunk for it.

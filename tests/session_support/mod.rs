@@ -7,7 +7,7 @@
 
 use ringmx::clock::Instant;
 use ringmx::smtp::reply::Reply;
-use ringmx::smtp::session::{Context, Session};
+use ringmx::smtp::session::{Context, Phase, Session};
 use ringmx::smtp::sink::{
     Blocked, CloseReason, Completion, Field, MessageFacts, Question, Sink, Verb, Verdict,
 };
@@ -72,6 +72,10 @@ pub struct Recorder {
     pub fields_max: usize,
     /// Whether there is a chunk for the trace field.
     pub has_body_storage: bool,
+    /// Commits that are pending until the session waits for them.
+    pub commits_pending: u32,
+    /// Whether a handshake can be taken now.
+    pub takes_tls: bool,
     /// What is answered to each commit.
     pub commit: Result<(), Reply>,
     open: Option<Stored>,
@@ -94,6 +98,8 @@ impl Recorder {
             has_storage: true,
             fields_max: usize::MAX,
             has_body_storage: true,
+            commits_pending: 0,
+            takes_tls: true,
             commit: Ok(()),
             open: None,
             asked: None,
@@ -132,7 +138,11 @@ impl Sink for Recorder {
     }
 
     fn commits_pending(&self) -> u32 {
-        0
+        self.commits_pending
+    }
+
+    fn may_start_tls(&mut self) -> bool {
+        self.takes_tls
     }
 
     fn command(&mut self, verb: Verb) {
@@ -301,6 +311,18 @@ impl<'a> Connection<'a> {
         self.run();
     }
 
+    /// The handshake that STARTTLS announced succeeds. What was not consumed before it was no part of the session.
+    pub fn secure(&mut self) {
+        assert_eq!(
+            self.session.phase(),
+            Phase::Handshake,
+            "STARTTLS was accepted"
+        );
+        self.input.clear();
+        self.session.secured();
+        self.run();
+    }
+
     /// Octets that the session has not consumed.
     pub fn unread(&self) -> usize {
         self.input.len()
@@ -314,7 +336,9 @@ impl<'a> Connection<'a> {
             self.input.drain(..progress.consumed);
             match progress.blocked {
                 None | Some(Blocked::Closed) => return,
+                Some(Blocked::Tls) => return,
                 Some(Blocked::Replies | Blocked::Pool) => self.out.widen(),
+                Some(Blocked::Commits) => self.out.commits_pending = 0,
                 Some(Blocked::Verdict) => {
                     let verdict = self.out.asked.take().expect("a question was asked");
                     self.session.answer(self.ctx, verdict, &mut self.out);

@@ -228,6 +228,10 @@ impl Stream for SimStream {
         Ok(taken)
     }
 
+    fn peek(&mut self, _buf: &mut [u8]) -> io::Result<usize> {
+        unreachable!("no listener of the simulator expects a proxy")
+    }
+
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut wire = self.wire.borrow_mut();
         if self.dead.get() {

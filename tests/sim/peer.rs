@@ -1029,8 +1029,8 @@ impl Peer {
             *fit = allowed.iter().copied().find(|reply| match reply {
                 Reply::Greeting => wire == at.context.greeting,
                 Reply::Helo => wire == at.context.helo_reply,
-                Reply::Ehlo => wire == at.context.ehlo_reply,
-                Reply::Help => wire == at.context.help_reply,
+                Reply::Ehlo => wire == at.context.plain.ehlo_reply,
+                Reply::Help => wire == at.context.plain.help_reply,
                 Reply::Stored => number.is_some(),
                 reply => reply.row().wire == wire,
             });

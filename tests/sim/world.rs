@@ -388,10 +388,7 @@ impl World {
         let mut server: SimServer = Server::new(
             self.config.options(),
             vec![self.context.clone()],
-            vec![Listener {
-                address,
-                role: "sink",
-            }],
+            vec![Listener::sink(address)],
             Some(storage),
             Metrics::new(Verb::COUNT, reply::ROWS.len()),
             Logger::disabled(),

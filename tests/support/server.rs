@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -65,6 +66,17 @@ impl Stream for PipeStream {
         Ok(taken)
     }
 
+    fn peek(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let pipe = self.0.borrow();
+        let taken = pipe.unread().min(buf.len());
+        if taken == 0 && !pipe.input_ended {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let at = pipe.input_at;
+        buf[..taken].copy_from_slice(&pipe.input[at..at + taken]);
+        Ok(taken)
+    }
+
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut pipe = self.0.borrow_mut();
         pipe.writes += 1;
@@ -97,6 +109,13 @@ impl Drop for PipeStream {
 pub struct Disk {
     memory: MemoryBacking,
     pub writes: Rc<Cell<u64>>,
+}
+
+impl Disk {
+    /// What is in the ring's file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.memory.bytes
+    }
 }
 
 impl Backing for Disk {
@@ -237,10 +256,7 @@ impl Rig {
             log,
             committer: syncs.clone(),
         });
-        let listener = Listener {
-            address: ([127, 0, 0, 1], 25).into(),
-            role: "sink",
-        };
+        let listener = Listener::sink(([127, 0, 0, 1], 25).into());
         let now = Instant(1_000_000_000_000);
         let metrics = Metrics::new(Verb::COUNT, reply::ROWS.len());
         Rig {
@@ -281,6 +297,11 @@ impl Rig {
 
     /// A client whose greeting has been sent.
     pub fn connect(&mut self) -> Client {
+        self.connect_from(([10, 0, 0, 9], 4_242).into(), b"")
+    }
+
+    /// A client of this address that sent something before it was accepted.
+    pub fn connect_from(&mut self, peer: SocketAddr, early: &[u8]) -> Client {
         // Three allocations: the pipe and its buffers.
         let pipe = Rc::new(RefCell::new(Pipe {
             input: Vec::with_capacity(8_192),
@@ -288,11 +309,12 @@ impl Rig {
             window: usize::MAX,
             ..Pipe::default()
         }));
+        pipe.borrow_mut().input.extend_from_slice(early);
         let stream = PipeStream(Rc::clone(&pipe));
         self.server.begin_turn(self.now, self.now.0);
         let token = self
             .server
-            .accept(([10, 0, 0, 9], 4_242).into(), 0, |_| Ok(stream))
+            .accept(peer, 0, |_| Ok(stream))
             .expect("streams never refuse");
         self.server.end_turn();
         Client { pipe, token }
