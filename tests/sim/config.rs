@@ -104,7 +104,11 @@ impl Config {
             exceeds: random.one_in(3),
             recipients_max: 1 + random.below(6) as u32,
             messages_max: if random.one_in(8) { 2 } else { 999_999 },
-            sessions_max: 1 + random.below(12) as usize,
+            sessions_max: if tight {
+                8 + random.below(16) as usize
+            } else {
+                1 + random.below(12) as usize
+            },
             bare: if random.one_in(4) {
                 BareNewlines::Keep
             } else {
@@ -113,6 +117,8 @@ impl Config {
             letters_max: 1 + random.below(12),
             peers_max: if large {
                 6
+            } else if tight {
+                24
             } else {
                 1 + random.below(14) as usize
             },
@@ -122,7 +128,7 @@ impl Config {
             shortest_timeout_ns: timeout.as_nanos() as u64,
             request_deadline_ns: timeout.as_nanos() as u64 * 2,
             data_grace_ns: 30_000_000_000,
-            pool_wait_max_ns: 15_000_000_000,
+            pool_wait_max_ns: [3_000_000, 300_000_000, 15_000_000_000][random.below(3) as usize],
             sync_stall_ns: 5_000_000_000,
             linger_ns: 2_000_000_000,
             crashes: if large { 10 } else { 50 },

@@ -23,7 +23,7 @@ use world::{Figures, World};
 /// Seeds of the short form, besides those of the file.
 const SEEDS: u64 = 12;
 /// Seeds in which everything happens that is counted.
-const COVERING_SEEDS: u64 = 60;
+const COVERING_SEEDS: u64 = 400;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

@@ -643,6 +643,7 @@ impl Peer {
     fn content(&mut self, config: &Config, by_lines: bool) -> (Vec<u8>, bool) {
         let octets = match self.random.below(16) {
             0 => 0,
+            1..=11 if config.pool_is_tight => self.random.below(config.message_max),
             1..=6 => self.random.below(300),
             7..=11 => self.random.below(6_000),
             12 if config.exceeds => config.message_max + self.random.below(2_000),
@@ -701,6 +702,10 @@ impl Peer {
         if self.wire.borrow().is_over() {
             self.finish();
             return;
+        }
+        if !hurry && self.random.one_in(600) {
+            // Gone, wherever it stands.
+            return self.reset();
         }
         self.write(hurry, config, ledger);
         let mut wire = self.wire.borrow_mut();

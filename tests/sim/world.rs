@@ -81,7 +81,7 @@ impl Figures {
     }
 
     /// Counts that say whether there was anything to be checked.
-    pub fn coverage(&self) -> [(&'static str, u64); 17] {
+    pub fn coverage(&self) -> [(&'static str, u64); 18] {
         [
             ("power losses", self.power_losses),
             ("deaths in recovery", self.deaths_in_recovery),
@@ -97,6 +97,7 @@ impl Figures {
             ("failed commits", self.commits_failed),
             ("time-outs", self.timed_out),
             ("replies left unread", self.unread),
+            ("waits for the pool", self.waited_for_pool),
             ("resets", self.resets),
             ("half-closes", self.half_closed),
             ("laps", self.laps),
