@@ -149,6 +149,9 @@ pub struct Peer {
     unchecked: bool,
     /// The last reply that the server sends has been written.
     closing: bool,
+    /// The 452 that was taken for the answer to a chunk may have been the last word to a message that had waited too
+    /// long for the pool. Another reply says that it was not.
+    perhaps_closing: bool,
     pub finished: bool,
     random: Random,
     /// Bytes that the server had read and written when it was last looked at, and since when neither grew.
@@ -307,6 +310,7 @@ impl Peer {
             style,
             unchecked: false,
             closing: false,
+            perhaps_closing: false,
             finished: false,
             random,
             read_counted: 0,
@@ -995,6 +999,7 @@ impl Peer {
         let half_closed = wire.client_fin && answered;
         let excused = wire.client_reset
             || unread
+            || self.perhaps_closing && wire.server_fin
             || self.partial.is_empty() && (self.closing || self.unchecked || half_closed);
         let stuck = wire.stuck_since_ns;
         drop(wire);
@@ -1021,6 +1026,7 @@ impl Peer {
             return;
         }
         assert!(!self.closing, "{text:?} behind the last reply");
+        self.perhaps_closing = false;
         let Some(awaited) = self.expected.pop_front() else {
             return self.last_words(&text, None, ledger, at);
         };
@@ -1250,6 +1256,8 @@ impl Peer {
                     refuse(ledger, *letter);
                     // RFC 3030 2: a refused chunk spoils the transaction; a refused last one ends it.
                     let no_space = refusal == Reply::NoSpace;
+                    self.perhaps_closing =
+                        no_space && self.unread_max_ns >= at.config.pool_wait_max_ns;
                     let began =
                         model.stage == Stage::Chunks || refusal != Reply::NeedRcpt && !no_space;
                     let moments = at.since(awaited.read_in);
