@@ -1637,6 +1637,7 @@ fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         };
         *place = parser.value()?.parse()?;
     }
+    sys::raise_descriptor_limit();
     let sink = Running::bind(&address, faults, store)
         .map_err(|error| usage(format!("sink {address}: {error}")))?;
     println!("sink listens on {}", sink.address);
