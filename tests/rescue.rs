@@ -424,6 +424,10 @@ fn verify_names_what_stands_behind_the_checkpoint_too() {
         out.contains("record with a wrong payload checksum; missing: 0-10\n"),
         "{out}"
     );
+    // The other readers show what stands behind it, and say what is left out.
+    let (code, out, err) = log(&["ls", "--ring", &dir.path("data")]);
+    assert_eq!((code, out.lines().count()), (0, 11), "{out}");
+    assert!(err.contains("damaged, left out"), "{err}");
     let refused = open(&dir.0.join("data/shard-0")).map(|_| ());
     assert!(matches!(
         refused,
@@ -504,6 +508,8 @@ fn ring_file_alone_is_rescued_and_what_others_hold_is_not_overwritten() {
     let (code, out, _) = log(&["rescue", "--file", &dir.path("cut")]);
     assert_eq!(code, 74);
     assert!(out.contains("would save 3 messages"), "{out}");
+    let (code, again, _) = log(&["rescue", "--file", &dir.path("cut"), "--ring-size", "0"]);
+    assert_eq!((code, again), (74, out));
 }
 
 #[test]
