@@ -65,6 +65,9 @@ impl<B: Backing> Log<B> {
         if !superblock && !data {
             return None;
         }
+        if unsynced > 0 && !self.seal_page() {
+            return None;
+        }
         let at = superblock.then(|| {
             self.superblock_at = now;
             self.build_superblock(false)
@@ -161,6 +164,14 @@ impl<B: Backing> Log<B> {
                 operation: "close with a sync or a write outstanding",
                 errno: 0,
             });
+        }
+        // The next opening begins behind what this sync covers.
+        if !self.seal_page() {
+            let failed = self.failed;
+            return Err(failed.unwrap_or(Failed {
+                operation: "close",
+                errno: 0,
+            }));
         }
         self.sync_now()?;
         self.write_superblock(true)?;

@@ -179,7 +179,10 @@ impl Server {
         options: &[&str],
     ) -> Result<Server, Process> {
         let ring = dir.ring();
-        let mut arguments = vec!["serve", "--listen", "127.0.0.1:0", "--ring", &ring];
+        let mut arguments = vec!["serve", "--ring", &ring];
+        if !options.contains(&"--listen") {
+            arguments.extend(["--listen", "127.0.0.1:0"]);
+        }
         if !options.contains(&"--http") {
             arguments.extend(["--http", "off"]);
         }
