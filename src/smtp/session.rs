@@ -31,7 +31,6 @@ use crate::envelope::{
 use crate::limits::{
     COMMAND_LINE_BYTES_MAX, CONFIGURED_REPLY_BYTES_MAX, DOMAIN_BYTES_MAX,
     MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, RECIPIENTS_MAX_DEFAULT,
-    SESSION_ERRORS_MAX,
 };
 
 choices! {
@@ -271,6 +270,8 @@ pub struct Session {
     verdict: Option<Verdict>,
     /// Commands that got a 5xx of the session's own.
     errors: u32,
+    /// Commands since the last accepted message that brought none.
+    idle_commands: u32,
     /// MAIL commands that succeeded.
     messages: u32,
     transaction: Transaction,
@@ -461,6 +462,7 @@ impl Session {
             tls: false,
             verdict: None,
             errors: 0,
+            idle_commands: 0,
             messages: 0,
             transaction: Transaction::NONE,
             content: Content::None,
@@ -726,6 +728,16 @@ impl Session {
         if prior.is_none() {
             out.command(parsed.verb);
         }
+        let is_first_helo =
+            matches!(parsed.verb, Verb::Helo | Verb::Ehlo) && self.helo().is_empty();
+        if parsed.verb.is_idle() && prior.is_none() && !is_first_helo {
+            self.idle_commands = self.idle_commands.saturating_add(1);
+            let most = out.idle_commands_max();
+            if most.is_some_and(|most| self.idle_commands > most) {
+                self.close(Reply::TooManyIdleCommands, CloseReason::Refused, out);
+                return Step::Took(at + 1);
+            }
+        }
         let outcome = match parsed.command {
             Ok(command) if ctx.needs_tls && !self.tls && !is_allowed_before_tls(&command) => {
                 self.refuse_without_tls(&command)
@@ -736,7 +748,7 @@ impl Session {
         };
         match outcome {
             Outcome::Reply(reply) => self.reply(reply, out),
-            Outcome::Refused(reply) => out.reply(reply),
+            Outcome::Refused(reply) => self.reply(reply, out),
             Outcome::RefusedAndClosed(reply) => self.close(reply, CloseReason::Refused, out),
             Outcome::Handshake => {
                 self.clear_transaction(out);
@@ -809,6 +821,9 @@ impl Session {
         // that pipelines waiting, so that the session ends.
         if has_more {
             return Outcome::RefusedAndClosed(Reply::StartTlsPipelined);
+        }
+        if let Some(reply) = out.handshake_refusal() {
+            return Outcome::Refused(reply);
         }
         if !out.may_start_tls() {
             return Outcome::Refused(Reply::TlsUnavailable);
@@ -1292,6 +1307,7 @@ impl Session {
                 let facts = self.message_facts(ctx);
                 self.transaction.is_open = false;
                 self.clear_transaction(out);
+                self.idle_commands = 0;
                 match out.end_of_message(&facts) {
                     Completion::Queued => {}
                     Completion::Wait => self.state = State::Commit,
@@ -1349,7 +1365,7 @@ impl Session {
     /// Sends a reply to a command. A client that makes too many errors is sent away with the next one.
     fn reply(&mut self, reply: Reply, out: &mut impl Sink) {
         if reply.code() >= 500 {
-            if self.errors >= SESSION_ERRORS_MAX {
+            if self.errors >= out.errors_max() {
                 return self.close(Reply::TooManyErrors, CloseReason::Refused, out);
             }
             self.errors += 1;
