@@ -735,7 +735,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             if !conn.io.flags.closing {
                 conn.io.flags.closing = true;
                 conn.io.phase_at = self.shared.now;
-                conn.io.cause = CloseCause::PeerClosed;
+                if !conn.io.flags.dead {
+                    conn.io.cause = CloseCause::PeerClosed;
+                }
             }
         }
         self.maybe_goodbye(token);
@@ -796,7 +798,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return;
         };
         self.shared.stop_growing(&mut conn.io, key as u32);
-        if conn.io.message.is_some() {
+        if conn.io.message.as_ref().is_some_and(Message::in_body) {
             self.shared.metrics.messages_aborted += 1;
         }
         conn.io.release(&mut self.shared.pool);
@@ -960,7 +962,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         } else {
             match conn.session.phase() {
                 Phase::Data | Phase::Bdat => data_deadline(io, options),
-                _ => command_deadline(io, options, conn.session.helo().is_empty()),
+                _ => {
+                    let is_within_line =
+                        io.flags.input_is_partial || conn.session.is_within_long_line();
+                    command_deadline(io, options, conn.session.helo().is_empty(), is_within_line)
+                }
             }
         };
         if now < deadline {
@@ -1108,14 +1114,19 @@ fn live<S>(conns: &mut Slab<Conn<S>>, token: Token) -> Option<&mut Conn<S>> {
 }
 
 /// When the next command must have come, whole.
-fn command_deadline(io: &Io, options: &Options, before_helo: bool) -> (Instant, Reply) {
+fn command_deadline(
+    io: &Io,
+    options: &Options,
+    before_helo: bool,
+    is_within_line: bool,
+) -> (Instant, Reply) {
     let silence = if before_helo {
         options.timeout_greeting
     } else {
         options.timeout_command
     };
     let silent = io.active_at.after(silence);
-    if io.flags.input_is_partial {
+    if is_within_line {
         // A line that grows octet by octet is never silent.
         (
             silent.min(io.phase_at.after(options.request_deadline)),

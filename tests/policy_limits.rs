@@ -1,5 +1,5 @@
-//! The limits on clients, through the turn of the server, on a clock that is set by hand: exact replies, exact times, and
-//! nobody else who notices.
+//! The limits on clients, through the turn of the server, on a clock that is set by hand: exact replies, exact times,
+//! and nobody else who notices.
 
 #[expect(dead_code, reason = "this test needs a part of it")]
 #[path = "support/server.rs"]
