@@ -938,3 +938,38 @@ fn a_network_that_takes_turns_is_limited_as_a_network() {
     assert_eq!(limited[Scope::Network as usize], 216);
     siege.assert_recovers();
 }
+
+#[test]
+fn the_manual_has_a_row_for_each_of_these_tests() {
+    let manual = include_str!("../docs/operations.md");
+    let (_, rest) = manual
+        .split_once("\n## Hostile clients\n")
+        .expect("the heading is there");
+    let table: Vec<&str> = rest
+        .lines()
+        .skip_while(|line| !line.starts_with('|'))
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    let files = [
+        ("hostile.rs", include_str!("hostile.rs")),
+        ("hostile_wire.rs", include_str!("hostile_wire.rs")),
+    ];
+    let mut named = 0;
+    for (file, text) in files {
+        for (at, _) in text.match_indices("#[test]\nfn ") {
+            let name = text[at + "#[test]\nfn ".len()..]
+                .split('(')
+                .next()
+                .expect("a name");
+            if name.starts_with("the_manual") {
+                continue;
+            }
+            let test = format!("`tests/{file}::{name}`");
+            let rows = table.iter().filter(|row| row.contains(&test)).count();
+            assert_eq!(rows, 1, "{test}");
+            named += 1;
+        }
+    }
+    let tests: usize = table.iter().map(|row| row.matches("`tests/").count()).sum();
+    assert_eq!(tests, named, "rows that name a test that is not there");
+}
