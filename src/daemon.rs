@@ -642,6 +642,7 @@ fn log_recovery(recovery: &Recovery, logger: &mut Logger, clock: &Clock) {
         ),
         ("discarded_bytes", Value::Number(recovery.discarded_bytes)),
         ("lost_ranges", Value::Number(recovery.lost.len() as u64)),
+        ("tail_moved_bytes", Value::Number(recovery.tail_moved_bytes)),
         ("next_number", Value::Number(recovery.next_number)),
         ("epoch", Value::Number(u64::from(recovery.epoch))),
     ];

@@ -202,7 +202,12 @@ impl<B: Backing, C> Shared<B, C> {
 
     /// Whether no mail is taken because storage failed or does not answer.
     fn refuses_mail(&self) -> bool {
+        let log_failed = self
+            .storage
+            .as_ref()
+            .is_some_and(|storage| storage.log.failed().is_some());
         self.is_failed()
+            || log_failed
             || self
                 .sync_since
                 .is_some_and(|since| self.now.since_ns(since) > nanos(self.options.sync_stall))

@@ -1,10 +1,9 @@
-//! A disk that fails to write, under a real file system: a loop device over a file in a small tmpfs
-//! that has holes where the ring has zeros. While the tmpfs is full, every write to such a place
-//! fails with EIO; afterwards the disk works again. Needs root, losetup, mkfs.ext4 and fallocate,
-//! and is skipped by name without.
+//! A disk that fails to write, under a real file system: a loop device whose end is moved to the
+//! front while the file system is mounted, so that every write behind it fails with EIO; afterwards
+//! the disk works again. Needs root, losetup, mkfs.ext4 and filefrag, and is skipped by name without.
 
 use std::fs::{self, File};
-use std::io::{IoSlice, Write};
+use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,7 +21,6 @@ struct Disk {
     dir: PathBuf,
     device: Option<String>,
     mounted: bool,
-    host: bool,
 }
 
 fn run(command: &str, arguments: &[&str]) -> Result<String, String> {
@@ -45,21 +43,24 @@ impl Disk {
             dir,
             device: None,
             mounted: false,
-            host: false,
         };
-        for name in ["host", "disk"] {
-            fs::create_dir_all(disk.dir.join(name)).map_err(|error| error.to_string())?;
-        }
-        let host = disk.path("host");
-        run("mount", &["-t", "tmpfs", "-o", "size=24m", "tmpfs", &host])?;
-        disk.host = true;
-        let image = disk.path("host/image");
-        run("truncate", &["-s", "32M", &image])?;
-        let device = run("losetup", &["-f", "--show", &image])?;
+        fs::create_dir_all(disk.dir.join("disk")).map_err(|error| error.to_string())?;
+        run("truncate", &["-s", "32M", &disk.path("image")])?;
+        let device = run("losetup", &["-f", "--show", &disk.path("image")])?;
         disk.device = Some(device.clone());
-        // Without a journal a failed write is a failed write and not the end of the file system.
-        let options = ["-q", "-O", "^has_journal", "-E", "lazy_itable_init=0"];
+        // Without a journal a failed write is a failed write and not the end of the file system; with
+        // pages for blocks all of its own data stands in front.
+        let options = [
+            "-q",
+            "-b",
+            "4096",
+            "-O",
+            "^has_journal",
+            "-E",
+            "lazy_itable_init=0",
+        ];
         run("mkfs.ext4", &[&options[..], &[&device]].concat())?;
+        run("filefrag", &["-V"])?;
         disk.mount()?;
         Ok(disk)
     }
@@ -81,22 +82,25 @@ impl Disk {
         Ok(())
     }
 
-    /// From now on zeros of the disk can't be written over.
-    fn fill(&self) {
+    /// From now on nothing can be written at or behind byte `at` of the file, where the disk has zeros.
+    fn fail_from(&self, file: &Path, at: u64) {
         run("sync", &["-f", &self.path("disk")]).unwrap();
-        run("fallocate", &["--dig-holes", &self.path("host/image")]).unwrap();
-        let mut filler = File::create(self.dir.join("host/filler")).unwrap();
-        let mut bytes = 1 << 20;
-        while bytes >= 1 {
-            // To the last byte.
-            if filler.write_all(&vec![1; bytes]).is_err() {
-                bytes /= 4;
-            }
-        }
+        let places = run("filefrag", &["-v", file.to_str().unwrap()]).unwrap();
+        let first = places
+            .lines()
+            .find(|line| line.trim_start().starts_with("0:"));
+        let physical = first.unwrap().split(':').nth(2).unwrap();
+        let block: u64 = physical.split("..").next().unwrap().trim().parse().unwrap();
+        self.resize(block * 4_096 + at);
     }
 
     fn heal(&self) {
-        fs::remove_file(self.dir.join("host/filler")).unwrap();
+        self.resize(32 << 20);
+    }
+
+    fn resize(&self, bytes: u64) {
+        run("truncate", &["-s", &bytes.to_string(), &self.path("image")]).unwrap();
+        run("losetup", &["-c", self.device.as_ref().unwrap()]).unwrap();
     }
 }
 
@@ -107,9 +111,6 @@ impl Drop for Disk {
         }
         if let Some(device) = &self.device {
             let _ = run("losetup", &["-d", device]);
-        }
-        if self.host {
-            let _ = run("umount", &["-l", &self.path("host")]);
         }
         let _ = fs::remove_dir_all(&self.dir);
     }
@@ -129,9 +130,9 @@ fn open(dir: &Path) -> (Log<FileBacking>, Recovery) {
     }
 }
 
-fn append(log: &mut Log<FileBacking>, letter: u8) {
+fn append(log: &mut Log<FileBacking>, letter: u8, len: usize) {
     log.begin_turn(100);
-    let payload = vec![letter; 20_000];
+    let payload = vec![letter; len];
     let slot = log.reserve(payload.len() as u64).unwrap();
     let header = log.header(&slot, 0, crc32c::crc32c(&payload));
     let parts = [&header[..], &payload, &[0; 64][..slot.padding]];
@@ -155,13 +156,18 @@ fn what_a_failed_sync_left_in_the_page_cache_alone_is_not_believed_by_the_next_s
     };
     create_ring(&dir, &create, &mut |_, _| {}).unwrap();
     let (mut log, _) = open(&dir);
-    append(&mut log, b'a');
+    append(&mut log, b'a', 1_000);
     assert!(log.sync_inline(Instant(1)).unwrap());
     let durable = log.durable();
-    disk.fill();
-    append(&mut log, b'b');
+    let place = DATA_OFFSET + durable.next_multiple_of(4_096);
+    disk.fail_from(&dir.join("ring"), place);
+    append(&mut log, b'b', 20_000);
     let failed = log.sync_inline(Instant(2)).unwrap_err();
-    assert_eq!((failed.operation, failed.errno), ("sync", libc::EIO));
+    assert_eq!(failed.operation, "sync");
+    assert!(
+        [libc::EIO, libc::ENOSPC].contains(&failed.errno),
+        "{failed}"
+    );
     assert_eq!(log.durable(), durable);
     drop(log);
     disk.heal();
@@ -179,7 +185,7 @@ fn what_a_failed_sync_left_in_the_page_cache_alone_is_not_believed_by_the_next_s
         "cache lies: {lies}"
     );
     assert_eq!(recovery.lost, []);
-    append(&mut log, b'c');
+    append(&mut log, b'c', 9_000);
     assert!(log.sync_inline(Instant(3)).unwrap());
     let written = log.written();
     drop(log);

@@ -557,3 +557,58 @@ fn list_shows_each_message_once() {
     let expected: Vec<String> = (1..=9).map(|number| format!("0-{number}")).collect();
     assert_eq!(ids, expected);
 }
+
+#[test]
+fn accepted_loss_is_noted_before_it_is_given_up_and_costs_nothing_else() {
+    let dir = TestDir::new();
+    sample(&dir);
+    let shard = dir.0.join("data/shard-0");
+    let mut log_open = open(&shard).unwrap();
+    for number in 10..=13 {
+        append(&mut log_open, number);
+        log_open.sync_inline(Instant(1)).unwrap();
+    }
+    drop(log_open);
+    damage(&dir, &["Received: by test; 11"]);
+    let refused = open(&shard).map(|_| ());
+    let Err(OpenError::DamagedAcknowledged { lost }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(lost.len(), 1);
+    assert_eq!(lost[0].number, 11);
+    let before = fs::read(dir.ring_file()).unwrap();
+    let mut options = OpenOptions::new(Survive::Power, START_NS);
+    options.accept_loss = true;
+    // The list can't be written: nothing is given up.
+    fs::create_dir(shard.join("lost.new")).unwrap();
+    let refused = open_ring(&shard, &options, None).map(|_| ());
+    assert!(matches!(refused, Err(OpenError::Io { .. })), "{refused:?}");
+    assert_eq!(fs::read(dir.ring_file()).unwrap(), before);
+    assert!(!shard.join("lost").exists());
+    fs::remove_dir(shard.join("lost.new")).unwrap();
+    let (ring, recovery) = open_ring(&shard, &options, None).unwrap();
+    assert_eq!((&recovery.lost, recovery.messages), (&lost, 12));
+    ring.close().unwrap();
+    let noted = format!(
+        "2026-11-23T01:02:03.000Z from {} to {} number 11 epoch 2\n",
+        lost[0].from, lost[0].to
+    );
+    assert_eq!(fs::read_to_string(shard.join("lost")).unwrap(), noted);
+    // From now on it is gone and known to be: nothing else is called damaged, nothing is missing.
+    let data = dir.path("data");
+    for number in [10, 12, 13] {
+        let (code, raw, _) = log(&["cat", "--raw", "--ring", &data, &number.to_string()]);
+        assert_eq!((code, raw.as_bytes()), (0, &body(number)[..]));
+    }
+    assert_eq!(log(&["cat", "--ring", &data, "11"]).0, 1);
+    drop(open(&shard).unwrap());
+    let (code, out, _) = log(&["verify", "--ring", &data]);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("given up earlier by --accept-loss"), "{out}");
+    let (code, out, _) = log(&["rescue", "--ring", &data]);
+    assert_eq!(code, 74);
+    assert!(
+        out.contains("given up earlier by --accept-loss; 0-11"),
+        "{out}"
+    );
+}

@@ -34,8 +34,10 @@ pub const WARM_CONNECT_NS: u64 = 3_000_000_000;
 const READS_MAX: usize = 16;
 const TIMER: Token = Token(usize::MAX);
 
-/// Counters that the display reads while the run goes on.
+/// Counters that the display reads while the run goes on. Each worker writes its own in every turn, so two must not lie
+/// in one cache line, nor in one pair of lines, which are fetched together.
 #[derive(Default)]
+#[repr(align(128))]
 pub struct Live {
     /// See `Totals`.
     pub accepted: AtomicU64,
@@ -283,6 +285,8 @@ pub struct Worker {
     place: Place,
     poll: Poll,
     timer: Timer,
+    /// What the timer is set to, on the monotonic clock; 0 when it has rung.
+    armed_ns: u64,
     /// When the run began, on the monotonic clock.
     epoch_ns: u64,
     slots: Vec<Slot>,
@@ -384,6 +388,7 @@ impl Worker {
             place,
             poll,
             timer,
+            armed_ns: 0,
             epoch_ns: sys::monotonic_ns(),
             slots,
             starts: std::collections::VecDeque::new(),
@@ -474,7 +479,8 @@ impl Worker {
             }
             for event in &events {
                 if event.token() == TIMER {
-                    self.timer.clear();
+                    // Not read: the poll reports edges, and setting it again makes the next one.
+                    self.armed_ns = 0;
                     continue;
                 }
                 self.ready(event);
@@ -839,7 +845,7 @@ impl Worker {
     }
 
     /// How long to sleep; sets the timer when milliseconds are too coarse.
-    fn pause(&self, now: u64) -> Duration {
+    fn pause(&mut self, now: u64) -> Duration {
         if self.tuning.spin
             || (!self.starts.is_empty() && self.connecting < self.tuning.connecting_max)
         {
@@ -861,7 +867,12 @@ impl Worker {
         match next {
             Some(at) if at <= now => Duration::ZERO,
             Some(at) if at - now < SLEEP_MAX.as_nanos() as u64 => {
-                self.timer.set(at - now);
+                // Most turns wait for the same arrival as the one before.
+                let at_ns = self.epoch_ns + at;
+                if self.armed_ns != at_ns {
+                    self.armed_ns = at_ns;
+                    self.timer.set(at - now);
+                }
                 SLEEP_MAX
             }
             _ => SLEEP_MAX,

@@ -81,6 +81,7 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("full", "defer"),
         ("keep-for", "off"),
         ("ring-write", "map"),
+        ("commit-align", "4096"),
         ("discard", "true"),
         ("on-storage-failure", "stay"),
         ("failed-grace", "0s"),

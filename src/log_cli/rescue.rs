@@ -28,7 +28,7 @@ use crate::ringlog::format::Consumer;
 use crate::ringlog::reader::{Message, MessageId};
 use crate::ringlog::recover::OpenError;
 use crate::ringlog::rescue::{
-    Damage, KeySource, Report, Rescue, RescueOptions, State, SuperblockState,
+    Damage, KeySource, Reason, Report, Rescue, RescueOptions, State, SuperblockState,
 };
 use crate::sys::file::start_writeback;
 use crate::sys::wait;
@@ -224,9 +224,13 @@ pub(super) fn verify(dir: &ShardDir, backing: &FileBacking) -> Result<Verified, 
         .to_string()
     };
     for damage in &report.damage {
-        match damage.acknowledged {
-            true => found.damaged.push(damage_json(dir.shard, damage)),
-            false => found.notes.push(format!(
+        match (damage.acknowledged, damage.reason) {
+            (_, Reason::GivenUp) => found.notes.push(format!(
+                "positions {} to {}: {}",
+                damage.from, damage.to, damage.reason
+            )),
+            (true, _) => found.damaged.push(damage_json(dir.shard, damage)),
+            (false, _) => found.notes.push(format!(
                 "positions {} to {} were not finished when it stopped: {}",
                 damage.from, damage.to, damage.reason
             )),

@@ -184,8 +184,8 @@ impl fmt::Display for OpenError {
                 f.write_str("the file is not a ring; move it away or name another directory")
             }
             OpenError::NotARing { damaged: true } => f.write_str(
-                "both superblocks of the ring are damaged; restore it from a copy or move it \
-                 away",
+                "both superblocks of the ring are damaged; ringmx log rescue saves the messages, on \
+                 request into a new ring",
             ),
             OpenError::NewerFormat {
                 major,
@@ -199,17 +199,25 @@ impl fmt::Display for OpenError {
             OpenError::WrongSize { expected, actual } => write!(
                 f,
                 "the ring should have {expected} bytes and has {actual}; it was truncated or \
-                 copied in part"
+                 copied in part; ringmx log rescue saves what is left"
             ),
             OpenError::InUse => f.write_str("another process has the ring open; stop it first"),
             OpenError::NotOurs(what) => write!(f, "{what}"),
             OpenError::DamagedAcknowledged { lost } => {
                 let bytes: u64 = lost.iter().map(|range| range.to - range.from).sum();
+                let places = lost.len();
+                if places > LOST_RANGES_MAX {
+                    return write!(
+                        f,
+                        "acknowledged mail in more than {LOST_RANGES_MAX} places is damaged, more \
+                         than --accept-loss gives up; ringmx log rescue --to-ring makes a new ring \
+                         of what is whole"
+                    );
+                }
                 write!(
                     f,
-                    "{bytes} bytes of acknowledged mail in {} places are damaged; ringmx log \
-                     export saves what is readable, --accept-loss starts without the rest",
-                    lost.len()
+                    "{bytes} bytes of acknowledged mail in {places} places are damaged; ringmx log \
+                     rescue saves what is whole, --accept-loss starts without the rest"
                 )
             }
             OpenError::ConsumersRegistered { count } => write!(
@@ -396,6 +404,18 @@ fn other_generation<B: Backing>(backing: &B, slot: usize) -> Option<u64> {
     let mut bytes = [0; SUPERBLOCK_BYTES];
     backing::read_exact_at(backing, &mut bytes, SUPERBLOCK_OFFSETS[1 - slot]).ok()?;
     Some(Superblock::decode(&bytes).ok()?.generation)
+}
+
+/// What [`Log::open`] would refuse to give up, or gives up when the loss is accepted. Writes nothing.
+///
+/// # Errors
+/// As [`find_superblock`].
+pub fn find_lost<B: Backing>(backing: &B) -> Result<Vec<LostRange>, OpenError> {
+    let found = find_superblock(backing)?;
+    match found.superblock.clean {
+        true => Ok(Vec::new()),
+        false => Ok(Scan::new(backing, &found)?.judge()?.lost),
+    }
 }
 
 impl<B: Backing> Log<B> {
