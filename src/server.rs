@@ -661,12 +661,12 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         if conn.io.flags.awaits_proxy && !self.take_proxy_header(token) {
             return;
         }
-        if live(&mut self.conns, token).is_some_and(|conn| conn.io.flags.greeting_is_held) {
-            return self.hear_early(token);
-        }
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };
+        if conn.io.flags.greeting_is_held {
+            return self.hear_early(token);
+        }
         let context = &self.contexts[usize::from(conn.io.listener)];
         let shared = &mut self.shared;
         let mut scratch = std::mem::take(&mut shared.scratch);
