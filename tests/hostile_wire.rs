@@ -48,10 +48,10 @@ fn metric(server: &Server, name: &str) -> u64 {
 fn await_rest(server: &Server) {
     wait_until("sessions are gone", || {
         let page = server.get("/metrics");
-        let phases = page
+        let mut phases = page
             .lines()
             .filter(|line| line.starts_with("ringmx_sessions{"));
-        phases.map(|line| line.ends_with(" 0")).all(|none| none)
+        phases.all(|line| line.ends_with(" 0"))
     });
     assert_eq!(metric(server, "ringmx_pool_used_bytes"), 0);
     assert_eq!(metric(server, "ringmx_session_panics_total"), 0);
