@@ -785,7 +785,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return;
         }
         let unread = io.flags.readable || io.input.is_some();
-        let may_close = io.flags.quit || self.shared.draining;
+        let may_close = io.flags.quit || io.flags.is_turned_away || self.shared.draining;
         if io.flags.eof || (may_close && !unread) {
             self.remove(token.key as usize);
         } else if !io.flags.lingering {

@@ -728,6 +728,7 @@ fn a_thousand_sessions_of_one_client_leave_room_for_others() {
         }
     }
     assert_eq!((greeted.len(), refused), (50, 950));
+    assert_eq!(siege.rig.server.connections(), 50);
     let limited = siege.rig.server.shared.metrics.limited[Limited::Sessions as usize];
     assert_eq!(limited, [950, 0]);
     siege.assert_recovers();

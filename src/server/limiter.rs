@@ -97,6 +97,7 @@ impl<B: Backing, C> Shared<B, C> {
         match limiter.clients.connect(client, self.now) {
             Ok(places) => {
                 io.places = places;
+                io.uncounted_bytes = 0;
                 io.flags.is_limited = true;
                 io.flags.is_guarded = true;
                 None

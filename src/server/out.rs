@@ -112,9 +112,11 @@ impl<B: Backing, C> Out<'_, B, C> {
     fn admit_connection(&mut self, question: &Question<'_>) -> Option<Verdict> {
         let verdict = self.decide(question);
         if verdict != Some(Verdict::Accept) {
+            self.io.flags.is_turned_away = verdict.is_some();
             return verdict;
         }
         if let Some(refusal) = self.shared.admit_client(self.io) {
+            self.io.flags.is_turned_away = true;
             return Some(refusal);
         }
         let is_delayed = self.shared.delay_greeting(self.io, self.token);
