@@ -2,8 +2,9 @@
 //!
 //! One thread, edge-triggered epoll, fixed replies, one send for each wake-up of a connection. It looks for line ends,
 //! for the first letter of a command, for the size of a BDAT chunk and for the end of data, and for nothing else: any
-//! address, any order, any length is answered. NOOP is answered with the number of messages that ended so far. What another receiver costs beyond it is that receiver's own work, so
-//! that a ratio to this program means something on any machine.
+//! address, any order, any length is answered. NOOP is answered with the number of messages that ended so far. What
+//! another receiver costs beyond it is that receiver's own work, so that a ratio to this program means something on
+//! any machine.
 //!
 //! ```text
 //! cargo bench --bench null_server -- [ADDRESS] [--durable FILE] [--file-size MIB] [--busy-poll]

@@ -306,10 +306,9 @@ impl Files {
 
     fn save(&mut self, message: &Message, state: State) -> Result<(), Failure> {
         let index = usize::from(state == State::Released);
-        for batch in [&mut self.maildirs[index], &mut self.emls[index]] {
-            if let Some(batch) = batch {
-                batch.add(message)?;
-            }
+        let batches = [&mut self.maildirs[index], &mut self.emls[index]];
+        for batch in batches.into_iter().flatten() {
+            batch.add(message)?;
         }
         if let Some(mbox) = &mut self.mboxes[index] {
             let outcome = mbox.deliver(message);

@@ -135,7 +135,7 @@ fn adopt_owner(file: &File, old: &File) -> io::Result<()> {
 fn publish(dir: &Path, file: &File) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(dir.join(RING_NEW_FILE), dir.join(RING_FILE))?;
-    sync_directories(dir)
+    File::open(dir)?.sync_all()
 }
 
 fn abandoned(dir: &Path, error: io::Error) -> OpenError {
@@ -156,6 +156,8 @@ fn new_file(dir: &Path, options: &CreateOptions, replaces: bool) -> Result<File,
         .create(dir)
         .map_err(failed("creating the directory of"))?;
     check_directory(dir)?;
+    // Before the ring gets its name: a ring that is found by a later start has all its directories.
+    sync_parents(dir).map_err(failed("syncing the directories of"))?;
     let new_path = dir.join(RING_NEW_FILE);
     let file = FileOptions::new()
         .read(true)
@@ -168,9 +170,16 @@ fn new_file(dir: &Path, options: &CreateOptions, replaces: bool) -> Result<File,
         .map_err(failed("creating"))?;
     lock(&file, Lock::Exclusive)?;
     // Looked at under the lock: whoever created the ring in the meantime has given it its name.
-    if !replaces && dir.join(RING_FILE).symlink_metadata().is_ok() {
+    let taken = match dir.join(RING_FILE).symlink_metadata() {
+        Ok(_) if replaces => None,
+        Ok(_) => Some(OpenError::Exists),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        // It may be there, and the rename below would replace it.
+        Err(error) => Some(failed("examining")(error)),
+    };
+    if let Some(error) = taken {
         let _ = std::fs::remove_file(&new_path);
-        return Err(OpenError::Exists);
+        return Err(error);
     }
     Ok(file)
 }
@@ -204,13 +213,26 @@ fn new_ring(data_size: u64, wall_ns: u64) -> io::Result<NewRing> {
     })
 }
 
-/// Syncs the directory, and its parent, in which it may be new.
-fn sync_directories(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()?;
-    match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
+/// Makes the entry of `dir` durable in the directory that holds it, and so on upwards within its file
+/// system: any of them may be new, made by this start or by one that was killed. A directory that may
+/// not be read is passed over.
+///
+/// Bounds: one fsync for each directory of the path.
+fn sync_parents(dir: &Path) -> io::Result<()> {
+    let dir = dir.canonicalize()?;
+    let device = dir.metadata()?.dev();
+    for parent in dir.ancestors().skip(1) {
+        let parent = match File::open(parent) {
+            Ok(parent) => parent,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
+            Err(error) => return Err(error),
+        };
+        if parent.metadata()?.dev() != device {
+            return Ok(());
+        }
+        parent.sync_all()?;
     }
+    Ok(())
 }
 
 /// Opens the ring in `dir` for writing, with the exclusive lock, and recovers it. `method` `None`
@@ -227,6 +249,10 @@ pub fn open_ring(
     let file = open_file(dir, true)?;
     lock(&file, Lock::Exclusive)?;
     still_named(dir, &file)?;
+    // Whoever created the ring may have been killed before its name was durable.
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed("syncing the directory of"))?;
     let method = match method {
         Some(method) => method,
         None => write_method(&file).map_err(failed("examining"))?,

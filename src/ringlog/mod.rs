@@ -2,7 +2,8 @@
 //!
 //! `format` is the byte layout, `backing` the storage, `writer` the appending side, `commit` the
 //! group commit and its thread, `recover` what opening does, `directory` the files, `reader` and
-//! `consumer` the reading side, `rescue` reading what is damaged, `copy` writing another ring from it. `docs/ring-log.md` is normative.
+//! `consumer` the reading side, `rescue` reading what is damaged, `copy` writing another ring from it.
+//! `docs/ring-log.md` is normative.
 
 pub mod backing;
 pub mod commit;

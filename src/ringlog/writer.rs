@@ -79,7 +79,8 @@ impl Failed {
     fn new(operation: &'static str, error: &io::Error) -> Failed {
         Failed {
             operation,
-            errno: error.raw_os_error().unwrap_or(0),
+            // A write that takes nothing has no number of its own.
+            errno: error.raw_os_error().unwrap_or(libc::EIO),
         }
     }
 }
