@@ -123,6 +123,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         secure.cipher = vec![0; CIPHER_BYTES].into_boxed_slice();
     }
 
+    /// TLS handshakes under way.
+    pub fn handshakes_under_way(&self) -> usize {
+        self.shared.secure.under_way
+    }
+
     /// Lets work run on a helper instead of here.
     pub fn set_offload(&mut self, offload: Offload<Answer>) {
         self.shared.offload = offload;
