@@ -59,7 +59,7 @@ pub struct Facts {
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
     /// Name of the cipher suite in the registry of IANA.
-    pub cipher: &'static str,
+    pub cipher: &'static &'static str,
     /// The session was resumed.
     pub resumed: bool,
     /// Name the client asked for (RFC 6066 3): a DNS name, hence ASCII without blanks.

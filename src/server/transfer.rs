@@ -43,6 +43,7 @@ fn read_once<S: Stream>(
                 }
                 conn.io.active_at = now;
                 metrics.bytes_in += len as u64;
+                conn.io.uncounted_bytes += len as u64;
                 *budget = budget.saturating_sub(len);
                 return Some(len);
             }

@@ -31,7 +31,6 @@ use crate::envelope::{
 use crate::limits::{
     COMMAND_LINE_BYTES_MAX, CONFIGURED_REPLY_BYTES_MAX, DOMAIN_BYTES_MAX,
     MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, RECIPIENTS_MAX_DEFAULT,
-    SESSION_ERRORS_MAX,
 };
 
 choices! {
@@ -266,11 +265,13 @@ pub struct Session {
     /// EHLO rather than HELO was last.
     esmtp: bool,
     /// The session runs under TLS, with this cipher suite.
-    tls: Option<&'static str>,
+    tls: Option<&'static &'static str>,
     /// The answer to what the command line at the front of the input asked.
     verdict: Option<Verdict>,
     /// Commands that got a 5xx of the session's own.
     errors: u32,
+    /// Commands since the last accepted message that brought none.
+    idle_commands: u32,
     /// MAIL commands that succeeded.
     messages: u32,
     transaction: Transaction,
@@ -461,6 +462,7 @@ impl Session {
             tls: None,
             verdict: None,
             errors: 0,
+            idle_commands: 0,
             messages: 0,
             transaction: Transaction::NONE,
             content: Content::None,
@@ -613,8 +615,9 @@ impl Session {
     /// errors it made. Where TLS comes before the greeting (RFC 8314 3), call [`Session::start`] next; otherwise
     /// [`Session::receive`], with octets that came under TLS alone.
     ///
-    /// `cipher` is the suite's registered name; it goes into trace fields (RFC 8314 4.3).
-    pub fn secured(&mut self, cipher: &'static str) {
+    /// `cipher` is the suite's registered name; it goes into trace fields (RFC 8314 4.3). A reference to it is half as
+    /// large as the name, and sessions are many.
+    pub fn secured(&mut self, cipher: &'static &'static str) {
         self.tls = Some(cipher);
         self.helo = HeloName::None;
         self.esmtp = false;
@@ -728,6 +731,16 @@ impl Session {
         if prior.is_none() {
             out.command(parsed.verb);
         }
+        let is_first_helo =
+            matches!(parsed.verb, Verb::Helo | Verb::Ehlo) && self.helo().is_empty();
+        if parsed.verb.is_idle() && prior.is_none() && !is_first_helo {
+            self.idle_commands = self.idle_commands.saturating_add(1);
+            let most = out.idle_commands_max();
+            if most.is_some_and(|most| self.idle_commands > most) {
+                self.close(Reply::TooManyIdleCommands, CloseReason::Refused, out);
+                return Step::Took(at + 1);
+            }
+        }
         let outcome = match parsed.command {
             Ok(command)
                 if ctx.needs_tls && !self.is_secured() && !is_allowed_before_tls(&command) =>
@@ -740,7 +753,7 @@ impl Session {
         };
         match outcome {
             Outcome::Reply(reply) => self.reply(reply, out),
-            Outcome::Refused(reply) => out.reply(reply),
+            Outcome::Refused(reply) => self.reply(reply, out),
             Outcome::RefusedAndClosed(reply) => self.close(reply, CloseReason::Refused, out),
             Outcome::Handshake => {
                 self.clear_transaction(out);
@@ -813,6 +826,9 @@ impl Session {
         // that pipelines waiting, so that the session ends.
         if has_more {
             return Outcome::RefusedAndClosed(Reply::StartTlsPipelined);
+        }
+        if let Some(reply) = out.handshake_refusal() {
+            return Outcome::Refused(reply);
         }
         if !out.may_start_tls() {
             return Outcome::Refused(Reply::TlsUnavailable);
@@ -1118,7 +1134,7 @@ impl Session {
             protocol,
             // Recipients go to the envelope and are not kept here; the clause is optional.
             recipient: None,
-            tls_cipher: self.tls,
+            tls_cipher: self.tls.copied(),
             wall_ns,
         });
         self.transaction.data_started = now;
@@ -1302,6 +1318,7 @@ impl Session {
                 let facts = self.message_facts(ctx);
                 self.transaction.is_open = false;
                 self.clear_transaction(out);
+                self.idle_commands = 0;
                 match out.end_of_message(&facts) {
                     Completion::Queued => {}
                     Completion::Wait => self.state = State::Commit,
@@ -1363,7 +1380,7 @@ impl Session {
     /// Sends a reply to a command. A client that makes too many errors is sent away with the next one.
     fn reply(&mut self, reply: Reply, out: &mut impl Sink) {
         if reply.code() >= 500 {
-            if self.errors >= SESSION_ERRORS_MAX {
+            if self.errors >= out.errors_max() {
                 return self.close(Reply::TooManyErrors, CloseReason::Refused, out);
             }
             self.errors += 1;
