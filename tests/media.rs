@@ -1170,6 +1170,70 @@ fn lose_pages(commit_align: CommitAlign, seed: u64) -> (u64, u64) {
     (rewritten, gone)
 }
 
+/// Ring bytes for each message of 1 KiB, and pages written for each commit, in hundredths, when every
+/// commit takes so many messages.
+fn cost(commit_align: CommitAlign, batch: u64) -> (u64, u64) {
+    const BYTES: u64 = 2 << 20;
+    let mut memory = MemoryBacking {
+        bytes: vec![0; (DATA_OFFSET + BYTES) as usize],
+    };
+    let new = NewRing {
+        ring_id: [3; 16],
+        ring_key: KEY,
+        data_size: BYTES,
+        created_ns: 1,
+    };
+    recover::format(&mut memory, &new).unwrap();
+    let state = Rc::new(RefCell::new(PageState {
+        bytes: memory.bytes,
+        calls: 0,
+        writing: BTreeMap::new(),
+        promised: BTreeSet::new(),
+        rewritten: 0,
+    }));
+    let mut options = OpenOptions::new(Survive::Power, 10);
+    options.commit_align = commit_align;
+    let (mut log, _) = Log::open(Pages(Rc::clone(&state)), &options).unwrap();
+    let from = log.written();
+    let payload = [7; 1_024];
+    let (mut messages, mut pages) = (0, 0);
+    let commits = 256 / batch;
+    for _ in 0..commits {
+        log.begin_turn(20);
+        let mut parts = Vec::new();
+        for _ in 0..batch {
+            let slot = log.reserve(1_024).unwrap();
+            parts.push(log.header(&slot, 0, crc32c::crc32c(&payload)).to_vec());
+            parts.push(payload.to_vec());
+            messages += 1;
+        }
+        let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        log.write(&slices).unwrap();
+        pages += state.borrow().writing.len() as u64;
+        assert!(log.sync_inline(Instant(1)).unwrap());
+    }
+    ((log.written() - from) / messages, pages * 100 / commits)
+}
+
+#[test]
+fn commit_align_costs_the_rest_of_a_page_of_the_ring_and_no_more_writing() {
+    let costs = [1, 4, 16, 64].map(|batch| {
+        (
+            batch,
+            cost(CommitAlign::Sector, batch),
+            cost(CommitAlign::Page, batch),
+        )
+    });
+    println!("{costs:?}");
+    for (batch, sector, page) in costs {
+        let extent = 1_024 + 64;
+        assert_eq!(sector.0, extent);
+        assert_eq!(page.0, (batch * extent).next_multiple_of(4_096) / batch);
+        assert_eq!(page.1, (batch * extent).div_ceil(4_096) * 100);
+        assert!(page.1 < sector.1);
+    }
+}
+
 /// As [`Area`], for the larger ring.
 struct LongArea<'a>(&'a [u8]);
 
