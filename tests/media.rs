@@ -865,6 +865,35 @@ fn no_fate_of_the_superblocks_costs_a_message() {
 }
 
 #[test]
+fn old_superblock_that_says_clean_is_not_believed_beside_a_damaged_one() {
+    // The ring was closed, opened again, and took mail. A superblock write of then never arrived, so
+    // that one place still says how it was closed; the other place, with the newest, goes bad.
+    // Believing the first would end the log where it was closed: all mail since would be gone.
+    let mut writing = Writing::new(Survive::Power, 31);
+    writing.rounds(5, false);
+    let closed = writing.log.take().unwrap().close().unwrap();
+    let older = closed.bytes.clone();
+    writing.open(closed);
+    writing.rounds(5, true);
+    let image = writing.finish("opened again", false, older);
+    for clean in SUPERBLOCK_OFFSETS.map(|at| at as usize) {
+        let superblock = Superblock::decode(image.older[clean..].first_chunk().unwrap());
+        if !superblock.unwrap().clean {
+            continue;
+        }
+        for other in [0, 0xff] {
+            let mut bytes = image.bytes.clone();
+            for at in SUPERBLOCK_OFFSETS.map(|at| at as usize) {
+                bytes[at..at + SUPERBLOCK_BYTES].fill(other);
+            }
+            let range = clean..clean + SUPERBLOCK_BYTES;
+            bytes[range.clone()].copy_from_slice(&image.older[range]);
+            image.check(&bytes, "the clean one is old");
+        }
+    }
+}
+
+#[test]
 fn damage_beside_a_lost_or_old_superblock_is_named_all_the_same() {
     let images = images();
     for (index, image) in images.iter().enumerate() {
