@@ -455,7 +455,7 @@ fn whatever_got_a_250_reaches_the_maildir_though_server_and_consumer_are_killed(
             consumer.kill();
         }
         let ledger = client.join().unwrap();
-        acknowledged.extend(ledger.acknowledged);
+        acknowledged.extend(ledger.acknowledged.iter().map(|(key, _)| *key));
         in_doubt.extend(ledger.in_doubt);
     }
     let (code, _, errors) = consume(&dir, &target).wait();

@@ -264,8 +264,8 @@ pub struct Session {
     helo: HeloName,
     /// EHLO rather than HELO was last.
     esmtp: bool,
-    /// The session runs under TLS.
-    tls: bool,
+    /// The session runs under TLS, with this cipher suite.
+    tls: Option<&'static &'static str>,
     /// The answer to what the command line at the front of the input asked.
     verdict: Option<Verdict>,
     /// Commands that got a 5xx of the session's own.
@@ -459,7 +459,7 @@ impl Session {
             state: State::Greeting,
             helo: HeloName::None,
             esmtp: false,
-            tls: false,
+            tls: None,
             verdict: None,
             errors: 0,
             idle_commands: 0,
@@ -614,8 +614,11 @@ impl Session {
     /// The TLS handshake succeeded. What the client said before it is forgotten (RFC 3207 4.2), but not how many
     /// errors it made. Where TLS comes before the greeting (RFC 8314 3), call [`Session::start`] next; otherwise
     /// [`Session::receive`], with octets that came under TLS alone.
-    pub fn secured(&mut self) {
-        self.tls = true;
+    ///
+    /// `cipher` is the suite's registered name; it goes into trace fields (RFC 8314 4.3). A reference to it is half as
+    /// large as the name, and sessions are many.
+    pub fn secured(&mut self, cipher: &'static &'static str) {
+        self.tls = Some(cipher);
         self.helo = HeloName::None;
         self.esmtp = false;
         self.verdict = None;
@@ -626,7 +629,7 @@ impl Session {
 
     /// Whether the session runs under TLS.
     pub fn is_secured(&self) -> bool {
-        self.tls
+        self.tls.is_some()
     }
 
     /// What the session waits for.
@@ -648,6 +651,11 @@ impl Session {
     /// Whether the message that arrives is dropped as it comes, because it can't be accepted any more.
     pub fn is_discarding(&self) -> bool {
         self.transaction.is_discarding || self.chunk.refusal.is_some()
+    }
+
+    /// Whether the octets that come are those of a command line that is too long, and dropped up to its end.
+    pub fn is_within_long_line(&self) -> bool {
+        self.state == State::LongLine
     }
 
     /// Client's address.
@@ -739,7 +747,9 @@ impl Session {
             }
         }
         let outcome = match parsed.command {
-            Ok(command) if ctx.needs_tls && !self.tls && !is_allowed_before_tls(&command) => {
+            Ok(command)
+                if ctx.needs_tls && !self.is_secured() && !is_allowed_before_tls(&command) =>
+            {
                 self.refuse_without_tls(&command)
             }
             Ok(Command::StartTls) => self.start_tls(ctx, rest.len() > at + 1, out),
@@ -806,7 +816,7 @@ impl Session {
 
     /// Decides about STARTTLS. `has_more`: octets stand behind its line.
     fn start_tls(&mut self, ctx: &Context, has_more: bool, out: &mut impl Sink) -> Outcome {
-        if self.tls {
+        if self.is_secured() {
             return Outcome::Reply(Reply::TlsActive);
         }
         if !ctx.plain.offered.has(Offered::STARTTLS) {
@@ -1116,7 +1126,12 @@ impl Session {
         (now, wall_ns): (Instant, u64),
         out: &mut impl Sink,
     ) -> bool {
-        let protocol = Protocol::new(self.esmtp, self.transaction.smtputf8, self.tls, false);
+        let protocol = Protocol::new(
+            self.esmtp,
+            self.transaction.smtputf8,
+            self.is_secured(),
+            false,
+        );
         let trace = trace::build(&TraceArguments {
             helo: self.helo.as_bytes(),
             client: self.client,
@@ -1124,6 +1139,7 @@ impl Session {
             protocol,
             // Recipients go to the envelope and are not kept here; the clause is optional.
             recipient: None,
+            tls_cipher: self.tls.copied(),
             wall_ns,
         });
         self.transaction.data_started = now;
@@ -1240,7 +1256,7 @@ impl Session {
     /// Gives the message's storage back as soon as it is clear that it will be refused.
     fn discard_if_refused(&mut self, ctx: &Context, out: &mut impl Sink) {
         if self.transaction.is_discarding || self.content_refusal(ctx).is_some() {
-            self.drop_message(out);
+            self.refuse_message(out);
         }
     }
 
@@ -1248,6 +1264,7 @@ impl Session {
         self.state = State::Command;
         match self.content_refusal(ctx) {
             Some(reply) => {
+                self.refuse_message(out);
                 self.clear_transaction(out);
                 out.reply(reply);
             }
@@ -1284,6 +1301,7 @@ impl Session {
         }
         match self.content_refusal(ctx) {
             Some(reply) => {
+                self.refuse_message(out);
                 self.clear_transaction(out);
                 out.reply(reply);
             }
@@ -1315,6 +1333,7 @@ impl Session {
                 }
             }
             Verdict::Refuse(reply) => {
+                self.refuse_message(out);
                 self.clear_transaction(out);
                 out.reply(reply);
             }
@@ -1359,7 +1378,11 @@ impl Session {
     }
 
     fn services<'a>(&self, ctx: &'a Context) -> &'a Services {
-        if self.tls { &ctx.tls } else { &ctx.plain }
+        if self.is_secured() {
+            &ctx.tls
+        } else {
+            &ctx.plain
+        }
     }
 
     /// Sends a reply to a command. A client that makes too many errors is sent away with the next one.
@@ -1394,6 +1417,14 @@ impl Session {
             self.transaction.is_open = false;
             out.abort_message();
         }
+    }
+
+    /// As [`Session::drop_message`], because the content can't be accepted.
+    fn refuse_message(&mut self, out: &mut impl Sink) {
+        if std::mem::take(&mut self.transaction.is_open) {
+            out.refuse_message();
+        }
+        self.drop_message(out);
     }
 
     fn clear_transaction(&mut self, out: &mut impl Sink) {
