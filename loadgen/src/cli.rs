@@ -424,8 +424,8 @@ pub struct Options {
     rate: Option<f64>,
     poisson: bool,
     by_connection: bool,
-    /// What all this was read from, for the processes of a run.
-    arguments: Vec<std::ffi::OsString>,
+    /// The options that all this was read from, for the processes of a run.
+    arguments: Vec<String>,
 }
 
 /// One `--fail-if`.
@@ -645,9 +645,11 @@ impl Options {
             "tls-no-resumption" => self.tls.no_resumption = true,
             _ => {
                 let text = parser.value()?.string()?;
+                self.arguments.push(format!("--{flag}={text}"));
                 return self.valued(flag, &text);
             }
         }
+        self.arguments.push(format!("--{flag}"));
         Ok(())
     }
 
@@ -876,6 +878,8 @@ impl Options {
 
 /// A checked target, ready to be loaded any number of times.
 struct Prepared {
+    /// TARGET as given.
+    target: String,
     address: Address,
     greeting: probe::Greeting,
     security: Option<Security>,
@@ -958,6 +962,7 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
         _ => None,
     };
     Ok(Prepared {
+        target: options.target.clone(),
         address,
         greeting,
         security,
@@ -994,7 +999,21 @@ fn target(options: &Options, address: &Address, security: Option<Security>) -> A
     })
 }
 
-/// Runs this process's share of a run: `part INDEX COUNT ADDRESS RUN` and the arguments of the run.
+/// Arguments from which another process makes the same plan. A search has changed the options that it was given.
+fn part_arguments(options: &Options, target: &str, plan: &Plan) -> Vec<String> {
+    let mut arguments = vec![target.to_owned()];
+    arguments.extend_from_slice(&options.arguments);
+    arguments.push(format!("--sessions={}", plan.sessions));
+    arguments.push(format!("--warmup={}ns", plan.warmup_ns));
+    arguments.push(format!("--drain={}ns", plan.drain_ns));
+    arguments.extend(plan.duration_ns.map(|ns| format!("--duration={ns}ns")));
+    if let Mode::Open { rate, .. } = plan.mode {
+        arguments.push(format!("--rate={rate}"));
+    }
+    arguments
+}
+
+/// Runs this process's share of a run: the words of a `Part`, then the arguments of the run.
 fn part_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     let mut words = parser.raw_args()?;
     let part = Part::take(&mut words)
@@ -1002,6 +1021,12 @@ fn part_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     let arguments: Vec<std::ffi::OsString> = words.collect();
     let mut options = Options::parse(&mut lexopt::Parser::from_args(arguments))?;
     options.plan.run = part.run;
+    if options.plan.hash() != part.plan_hash {
+        return Err(Stop {
+            code: INVALID,
+            text: format!("part has another plan: {}", options.plan.text()),
+        });
+    }
     sys::raise_descriptor_limit();
     sys::catch_interrupts();
     let file = |path: &Path, error| usage(format!("{}: {error}", path.display()));
@@ -1047,7 +1072,7 @@ fn execute(
     let mut tick = |shared: &Shared, elapsed| display.tick(shared, elapsed);
     let done = if options.processes > 1 {
         let setting = processes::Setting {
-            arguments: &options.arguments,
+            arguments: &part_arguments(options, &prepared.target, plan),
             address: &prepared.address,
             processes: options.processes,
             threads: options.threads,
@@ -1124,9 +1149,7 @@ fn execute(
 }
 
 fn run_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
-    let arguments: Vec<std::ffi::OsString> = parser.raw_args()?.collect();
-    let mut options = Options::parse(&mut lexopt::Parser::from_args(arguments.clone()))?;
-    options.arguments = arguments;
+    let options = Options::parse(&mut parser)?;
     let prepared = prepare(&options, argv)?;
     if options.dry_run {
         return dry_run(&options);
@@ -1310,9 +1333,6 @@ impl SearchOptions {
         }
         if options.raw.is_some() {
             return Err(usage("--raw describes one run; use it with run"));
-        }
-        if options.processes > 1 {
-            return Err(usage("--processes goes with run; here use --threads"));
         }
         Ok(search)
     }
@@ -1617,6 +1637,7 @@ fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         };
         *place = parser.value()?.parse()?;
     }
+    sys::raise_descriptor_limit();
     let sink = Running::bind(&address, faults, store)
         .map_err(|error| usage(format!("sink {address}: {error}")))?;
     println!("sink listens on {}", sink.address);

@@ -197,6 +197,10 @@ pub struct Envelope<'a> {
     pub helo: Option<&'a [u8]>,
     /// TLS version and cipher suite.
     pub tls: Option<&'a [u8]>,
+    /// Name the client asked for in its TLS handshake.
+    pub tls_server_name: Option<&'a [u8]>,
+    /// The client's certificate: its fingerprint, and whether it was verified.
+    pub tls_client: Option<&'a [u8]>,
     /// Authenticated user.
     pub user: Option<&'a [u8]>,
     /// Reverse-path without brackets, empty for the null reverse-path.
@@ -222,6 +226,8 @@ impl<'a> Envelope<'a> {
                 Some(Field::Role) => envelope.role = Some(value),
                 Some(Field::Helo) => envelope.helo = Some(value),
                 Some(Field::Tls) => envelope.tls = Some(value),
+                Some(Field::TlsServerName) => envelope.tls_server_name = Some(value),
+                Some(Field::TlsClient) => envelope.tls_client = Some(value),
                 Some(Field::User) => envelope.user = Some(value),
                 Some(Field::ReversePath) => envelope.reverse_path = Some(value),
                 Some(Field::MailParameters) => envelope.mail_parameters = Some(value),
@@ -419,6 +425,25 @@ impl<S: Source> Reader<S> {
         };
         self.piece = payload;
         end.map(|end| (end, previous))
+    }
+
+    /// Position of the next good record behind `end`, where the log breaks off, if one that begins
+    /// before `until` proves that more than `end` was durable: then acknowledged records stood in
+    /// between and are damaged.
+    ///
+    /// # Errors
+    /// Those of the source.
+    pub fn durable_behind(&mut self, end: u64, until: u64) -> io::Result<Option<u64>> {
+        let mut first = None;
+        let mut from = end + RECORD_ALIGN;
+        while let Some(header) = self.resynchronise_until(from, until, until)? {
+            first.get_or_insert(header.position);
+            if header.durable_hint().is_some_and(|hint| hint > end) {
+                return Ok(first);
+            }
+            from = header.end();
+        }
+        Ok(None)
     }
 
     /// The first record that starts in `from..until` and ends at or before `end`.
