@@ -211,7 +211,8 @@ fn main() -> io::Result<()> {
         sessions.push(connect(&arguments, poll.registry(), token)?);
     }
     let mut messages = 0u64;
-    let mut latency = [(); 2].map(|()| Histogram::<u64>::new(3).expect("three digits"));
+    let mut latency = [(); 2]
+        .map(|()| Histogram::<u64>::new_with_bounds(64, 60_000_000_000, 3).expect("valid bounds"));
     let warm = Duration::from_secs_f64(arguments.warmup);
     let end = warm + Duration::from_secs_f64(arguments.seconds);
     let mut measured: Option<(Duration, u64, u64)> = None;
@@ -225,7 +226,8 @@ fn main() -> io::Result<()> {
         if elapsed >= end {
             break (elapsed, cpu_time_ns()?);
         }
-        let pause = pause.unwrap_or(end - elapsed);
+        let next = if measured.is_none() { warm } else { end };
+        let pause = pause.unwrap_or(next - elapsed);
         match poll.poll(&mut events, Some(pause)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other?,

@@ -3,9 +3,10 @@
 use std::io::Write;
 
 use crate::config::options::{Group, Kind, OPTIONS, Opt, units_help};
+use crate::config::rule_files::RuleFiles;
 use crate::config::units::quoted;
 use crate::config::{Config, Request, nearest};
-use crate::{consume, daemon, demo, log_cli, ring_cli, send};
+use crate::{conformance, consume, daemon, demo, log_cli, ring_cli, send};
 
 /// Done, or drained with no session cut.
 pub const EXIT_OK: i32 = 0;
@@ -31,7 +32,7 @@ pub const EXIT_CODES: [(i32, &str); 5] = [
 ];
 
 /// Every command with one line about it, in the order of the help text.
-pub const COMMANDS: [(&str, &str); 10] = [
+pub const COMMANDS: [(&str, &str); 11] = [
     ("serve", "take mail and keep it in a ring log"),
     (
         "send",
@@ -46,10 +47,17 @@ pub const COMMANDS: [(&str, &str); 10] = [
         "hand every message on, at least once and in order",
     ),
     ("consumers", "list, drop or seek the consumers of a ring"),
-    ("ring", "create a ring, or measure the disk under it"),
+    (
+        "ring",
+        "create or resize a ring, or measure the disk under it",
+    ),
     (
         "demo",
         "demo crash: kill a server under load and count what was lost",
+    ),
+    (
+        "conformance",
+        "try any SMTP server with two hundred cases and print what it does",
     ),
     (
         "check-config",
@@ -81,6 +89,7 @@ pub fn run(args: &[String]) -> i32 {
         ),
         "ring" => ring_cli::run(rest),
         "demo" => demo::run(rest),
+        "conformance" => conformance::run(rest),
         _ => unknown(command),
     }
 }
@@ -123,6 +132,11 @@ fn check_config(args: &[String]) -> i32 {
     match Config::from_args(args) {
         Ok(Request::Help) => print(CHECK_CONFIG_HELP),
         Ok(Request::Run(config)) => {
+            let addresses = config.listeners().into_iter();
+            let files = RuleFiles::new(&config, addresses.map(|(_, _, known)| known.address.ip()));
+            if let Err(error) = files.load() {
+                return fail(&error.to_string());
+            }
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             for warning in config.warnings(cores) {
                 complain(&format!("ringmx: warning: {warning}\n"));

@@ -832,14 +832,14 @@ impl Consumer<'_> {
         }
     }
 
-    /// Where to begin, and whether this is a registered consumer.
-    fn begin(&mut self, ring: &mut Ring) -> Result<Cursor, Failure> {
+    /// Where to begin; `None` when the server went before it said so.
+    fn begin(&mut self, ring: &mut Ring) -> Result<Option<Cursor>, Failure> {
         if self.target.is_tap() {
             let position = self.begin_tap(ring.view())?;
-            return Ok(Cursor {
+            return Ok(Some(Cursor {
                 scan_pos: position,
                 done_pos: position,
-            });
+            }));
         }
         let create = match self.args.create {
             true => {
@@ -849,7 +849,10 @@ impl Consumer<'_> {
             false => None,
         };
         match ring {
-            Ring::View(view) => Ok(live(view)?.register(&self.args.name, create)?),
+            Ring::View(view) => match live(view)?.register(&self.args.name, create) {
+                Err(error) if error.is_gone() => Ok(None),
+                result => Ok(Some(result?)),
+            },
             Ring::Own(own) => {
                 let name = consumer_name(&self.args.name)?;
                 let found = own.log.consumer(&name).copied();
@@ -858,10 +861,10 @@ impl Consumer<'_> {
                     (None, Some(from)) => own.log.register(name, start_at(from))?,
                     (None, None) => return Err(ConsumerError::Unknown.into()),
                 };
-                Ok(Cursor {
+                Ok(Some(Cursor {
                     scan_pos: consumer.scan_pos,
                     done_pos: consumer.done_pos,
-                })
+                }))
             }
         }
     }
@@ -884,7 +887,9 @@ impl Consumer<'_> {
     /// Delivers what the ring holds and, with a server, what comes.
     fn drain(&mut self, ring: &mut Ring) -> Result<End, Failure> {
         let clock = Clock::new();
-        let cursor = self.begin(ring)?;
+        let Some(cursor) = self.begin(ring)? else {
+            return Ok(End::Gone);
+        };
         let mut acknowledged = cursor;
         let mut walk = Walk::resume(cursor.scan_pos, cursor.done_pos);
         let (mut messages, mut octets) = (0, 0);

@@ -708,6 +708,21 @@ pub enum ClientError {
     Protocol,
 }
 
+impl ClientError {
+    /// Whether the server ended while it was asked: a new one may be asked again.
+    pub fn is_gone(&self) -> bool {
+        let ClientError::Io(error) = self else {
+            return false;
+        };
+        matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe
+        )
+    }
+}
+
 impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -13,6 +13,7 @@
 
 pub mod control;
 mod growing;
+pub mod limiter;
 pub mod listener;
 mod out;
 mod prefixes;
@@ -24,11 +25,13 @@ use core::net::SocketAddr;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use slab::Slab;
 
 use self::growing::Growing;
+use self::limiter::Limiter;
 pub use self::listener::Listener;
 use self::out::Out;
 use self::prefixes::Prefixes;
@@ -45,11 +48,12 @@ use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX};
 use crate::logger::{Class, Logger, Value};
 use crate::message::Message;
 use crate::metrics::{CloseCause, Metrics};
+use crate::policy::rules::Rules;
 use crate::policy::{Policy, accept_all};
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Context, Phase, Session};
+use crate::smtp::session::{Context, Phase, Role, Session};
 use crate::smtp::sink::{Blocked, Verdict};
 use crate::timer_wheel::TimerWheel;
 
@@ -115,7 +119,13 @@ pub struct Shared<B: Backing, C> {
     pub listeners: Vec<Listener>,
     /// Networks whose PROXY headers are believed.
     pub proxy_from: Vec<IpPrefix>,
-    /// Decides about what sessions ask, after the checks that the server's own state decides.
+    /// Who may connect, and for whom mail is taken.
+    pub rules: Arc<Rules>,
+    /// What clients may use; `None`: nothing is limited.
+    pub limiter: Option<Box<Limiter>>,
+    /// Connections of which something was held back in this turn.
+    held_back: Vec<Token>,
+    /// Decides about what sessions ask, after the server's own state and the rules have had nothing against it.
     pub policy: Policy,
     /// Counters and histograms.
     pub metrics: Metrics,
@@ -192,7 +202,12 @@ impl<B: Backing, C> Shared<B, C> {
 
     /// Whether no mail is taken because storage failed or does not answer.
     fn refuses_mail(&self) -> bool {
+        let log_failed = self
+            .storage
+            .as_ref()
+            .is_some_and(|storage| storage.log.failed().is_some());
         self.is_failed()
+            || log_failed
             || self
                 .sync_since
                 .is_some_and(|since| self.now.since_ns(since) > nanos(self.options.sync_stall))
@@ -404,6 +419,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 pool: Pool::new(options.pool_bytes, reserve),
                 listeners,
                 proxy_from: Vec::new(),
+                rules: Arc::new(Rules::default()),
+                limiter: None,
+                held_back: Vec::with_capacity(64),
                 policy: accept_all,
                 metrics,
                 logger,
@@ -465,6 +483,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             storage.log.begin_turn(wall_ns);
         }
         self.poll_commits();
+        self.look_for_stress();
         // Disk and parser overlap: the next sync runs while this turn's input is read.
         self.submit_sync();
     }
@@ -518,6 +537,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return;
         };
         conn.io.flags.awaits_proxy = false;
+        let role = self.shared.listeners[usize::from(conn.io.listener)].role;
+        conn.io.flags.is_guarded = role != Role::Sink;
         conn.session = Session::new(conn.io.peer.ip());
         let mut out = Out {
             io: &mut conn.io,
@@ -643,6 +664,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };
+        if conn.io.flags.greeting_is_held {
+            return self.hear_early(token);
+        }
         let context = &self.contexts[usize::from(conn.io.listener)];
         let shared = &mut self.shared;
         let mut scratch = std::mem::take(&mut shared.scratch);
@@ -716,7 +740,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             if !conn.io.flags.closing {
                 conn.io.flags.closing = true;
                 conn.io.phase_at = self.shared.now;
-                conn.io.cause = CloseCause::PeerClosed;
+                if !conn.io.flags.dead {
+                    conn.io.cause = CloseCause::PeerClosed;
+                }
             }
         }
         self.maybe_goodbye(token);
@@ -759,7 +785,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return;
         }
         let unread = io.flags.readable || io.input.is_some();
-        let may_close = io.flags.quit || self.shared.draining;
+        let may_close = io.flags.quit || io.flags.is_turned_away || self.shared.draining;
         if io.flags.eof || (may_close && !unread) {
             self.remove(token.key as usize);
         } else if !io.flags.lingering {
@@ -777,10 +803,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return;
         };
         self.shared.stop_growing(&mut conn.io, key as u32);
-        if conn.io.message.is_some() {
+        if conn.io.message.as_ref().is_some_and(Message::in_body) {
             self.shared.metrics.messages_aborted += 1;
         }
         conn.io.release(&mut self.shared.pool);
+        self.shared.forget_client(&mut conn.io);
         self.shared.count_chunks(&mut conn.io, key as u32);
         self.wheel.unlink(key);
         if !conn.io.flags.awaits_proxy && !conn.io.flags.is_health_check {
@@ -792,6 +819,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
     /// Ends a turn: run queue, timers, the write of the log, the next sync, the replies.
     pub fn end_turn(&mut self) {
         self.run_queued();
+        self.link_held_back();
         self.run_timers();
         self.append();
         self.poll_commits();
@@ -910,6 +938,13 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             }
             return self.proxy_header_is_late(token).then_some(step);
         }
+        if let Some(until) = limiter::held_until(io) {
+            if now < until {
+                return Some(until);
+            }
+            self.end_holding_back(token);
+            return self.conns.contains(key).then_some(step);
+        }
         if io.flags.closing {
             // A peer that takes neither its last replies nor our end of file. Commits are waited for.
             let waits = io.commits_pending > 0 || io.flags.large_pending;
@@ -932,7 +967,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         } else {
             match conn.session.phase() {
                 Phase::Data | Phase::Bdat => data_deadline(io, options),
-                _ => command_deadline(io, options, conn.session.helo().is_empty()),
+                _ => {
+                    let is_within_line =
+                        io.flags.input_is_partial || conn.session.is_within_long_line();
+                    command_deadline(io, options, conn.session.helo().is_empty(), is_within_line)
+                }
             }
         };
         if now < deadline {
@@ -959,6 +998,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
     /// Starts to stop: idle sessions get 421, open messages may end. No further connection should be offered.
     pub fn begin_drain(&mut self) {
         self.shared.draining = true;
+        self.let_all_go();
         let tokens: Vec<Token> = self
             .conns
             .iter()
@@ -1026,6 +1066,25 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         self.submit_sync();
     }
 
+    /// Puts rules that were loaded again in the place of those in force, or says why these stay.
+    pub fn take_rules(&mut self, loaded: Result<Arc<Rules>, String>, now: Instant) {
+        let shared = &mut self.shared;
+        match loaded {
+            Ok(rules) => {
+                let recipients = rules.recipients.as_ref().map_or(0, |all| all.len());
+                let fields = [("recipients", Value::Number(recipients as u64))];
+                shared.metrics.rules_loaded += 1;
+                shared.logger.line(Class::RulesLoaded, &fields, now);
+                shared.rules = rules;
+            }
+            Err(error) => {
+                shared.metrics.rules_refused += 1;
+                let fields = [("error", Value::Str(&error))];
+                shared.logger.line(Class::RulesRefused, &fields, now);
+            }
+        }
+    }
+
     /// Whether a sync is under way.
     pub fn is_syncing(&self) -> bool {
         self.shared
@@ -1060,14 +1119,19 @@ fn live<S>(conns: &mut Slab<Conn<S>>, token: Token) -> Option<&mut Conn<S>> {
 }
 
 /// When the next command must have come, whole.
-fn command_deadline(io: &Io, options: &Options, before_helo: bool) -> (Instant, Reply) {
+fn command_deadline(
+    io: &Io,
+    options: &Options,
+    before_helo: bool,
+    is_within_line: bool,
+) -> (Instant, Reply) {
     let silence = if before_helo {
         options.timeout_greeting
     } else {
         options.timeout_command
     };
     let silent = io.active_at.after(silence);
-    if io.flags.input_is_partial {
+    if is_within_line {
         // A line that grows octet by octet is never silent.
         (
             silent.min(io.phase_at.after(options.request_deadline)),

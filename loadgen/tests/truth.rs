@@ -135,6 +135,16 @@ fn an_honest_sink_is_found_honest_in_every_dialect() {
             &["--quit", "none", "--messages-per-connection", "2"],
         ),
         ("threads", &["--threads", "2"]),
+        ("processes", &["--processes", "3"]),
+        ("processes-threads", &["--processes", "2", "--threads", "2"]),
+        (
+            "processes-open",
+            &["--processes", "2", "--rate", "2000", "--poisson"],
+        ),
+        (
+            "processes-conn",
+            &["--processes", "2", "--rate", "1000", "--arrival", "conn"],
+        ),
         ("open", &["--rate", "2000", "--poisson"]),
         ("open-conn", &["--rate", "1000", "--arrival", "conn"]),
         (
@@ -326,7 +336,16 @@ fn a_stall_that_outlasts_the_run_is_in_its_latencies() {
         };
         let sink = Running::start(faults, None).unwrap();
         let (target, report) = (sink.address.to_string(), place.at("run.json"));
-        let fixed = ["run", &target, "--duration", "2s", "--json", &report];
+        // Envelope and message leave in one write, so that what is in flight waits for its last reply.
+        let fixed = [
+            "run",
+            &target,
+            "--duration",
+            "2s",
+            "--json",
+            &report,
+            "--chunking",
+        ];
         program(&[&fixed[..], &["--quiet"], more].concat());
         let report = json(&report);
         let [attempted, accepted, ..] = totals(&report);

@@ -8,6 +8,7 @@ use crate::conn::{Io, Token};
 use crate::envelope::{Facts, Field};
 use crate::message::{ID_BYTES_MAX, Message};
 use crate::metrics::{CloseCause, Phase};
+use crate::policy::rules::Subject;
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::ReserveError;
 use crate::smtp::reply::Reply;
@@ -96,6 +97,51 @@ impl<B: Backing, C> Out<'_, B, C> {
         }
     }
 
+    /// Gives the open message back. Whether its content had begun.
+    fn drop_message(&mut self) -> bool {
+        self.shared.stop_growing(self.io, self.token.key);
+        let Some(message) = self.io.message.take() else {
+            return false;
+        };
+        let had_begun = message.in_body();
+        message.free(&mut self.shared.pool);
+        had_begun
+    }
+
+    /// Asks everybody who has a say in a connection, those who count last.
+    fn admit_connection(&mut self, question: &Question<'_>) -> Option<Verdict> {
+        let verdict = self.decide(question);
+        if verdict != Some(Verdict::Accept) {
+            self.io.flags.is_turned_away = verdict.is_some();
+            return verdict;
+        }
+        if let Some(refusal) = self.shared.admit_client(self.io) {
+            self.io.flags.is_turned_away = true;
+            return Some(refusal);
+        }
+        let is_delayed = self.shared.delay_greeting(self.io, self.token);
+        (!is_delayed).then_some(Verdict::Accept)
+    }
+
+    /// Asks the access rules and, when they have nothing against it, the policy.
+    fn decide(&mut self, question: &Question<'_>) -> Option<Verdict> {
+        let subject = Subject {
+            client: self.io.peer.ip(),
+            role: self.shared.listeners[usize::from(self.io.listener)].role,
+            is_user: self.io.flags.is_user,
+        };
+        match self.shared.rules.decide(&subject, question) {
+            Verdict::Accept if self.io.flags.is_limited => {
+                match self.shared.admit_question(self.io, question) {
+                    None => (self.shared.policy)(question),
+                    Some(refusal) => Some(Verdict::Refuse(refusal)),
+                }
+            }
+            Verdict::Accept => (self.shared.policy)(question),
+            refusal => Some(refusal),
+        }
+    }
+
     /// Urgency with which this connection may take chunks: the oldest message that grows always finishes.
     pub(super) fn urgency(&self) -> Urgency {
         if self.io.flags.holds_growth && self.shared.growing.oldest() == Some(self.token.key) {
@@ -115,6 +161,18 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         u32::from(self.io.commits_pending) + u32::from(self.io.flags.large_pending)
     }
 
+    fn errors_max(&self) -> u32 {
+        self.shared.errors_max(self.io)
+    }
+
+    fn handshake_refusal(&mut self) -> Option<Reply> {
+        self.shared.admit_handshake(self.io)
+    }
+
+    fn idle_commands_max(&self) -> Option<u32> {
+        self.shared.idle_commands_max(self.io)
+    }
+
     fn command(&mut self, verb: Verb) {
         self.shared.metrics.command(verb as usize);
     }
@@ -126,7 +184,10 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             self.shared.log_refusal(self.io, reply);
         }
         self.shared.turn_replies += 1;
-        self.io.push_reply(&mut self.shared.pool, row.wire);
+        let (from, _) = self.io.push_reply(&mut self.shared.pool, row.wire);
+        if row.code >= 400 && self.io.flags.is_limited {
+            self.shared.tarpit(self.io, from, self.token);
+        }
         self.queue_to_flush();
     }
 
@@ -151,6 +212,8 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             Question::Mail { size, .. } if !self.shared.admits(size.unwrap_or(0)) => {
                 Verdict::Refuse(Reply::NoSpace)
             }
+            Question::Connect => return self.admit_connection(&question),
+            _ if self.io.flags.is_guarded => return self.decide(&question),
             _ => return (self.shared.policy)(&question),
         })
     }
@@ -319,10 +382,14 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
     }
 
     fn abort_message(&mut self) {
-        self.shared.stop_growing(self.io, self.token.key);
-        if let Some(message) = self.io.message.take() {
-            message.free(&mut self.shared.pool);
+        if self.drop_message() {
+            self.shared.metrics.messages_aborted += 1;
         }
+    }
+
+    fn refuse_message(&mut self) {
+        self.drop_message();
+        self.shared.metrics.messages_refused += 1;
     }
 
     fn close(&mut self, reason: CloseReason) {

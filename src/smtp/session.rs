@@ -31,7 +31,6 @@ use crate::envelope::{
 use crate::limits::{
     COMMAND_LINE_BYTES_MAX, CONFIGURED_REPLY_BYTES_MAX, DOMAIN_BYTES_MAX,
     MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, RECIPIENTS_MAX_DEFAULT,
-    SESSION_ERRORS_MAX,
 };
 
 choices! {
@@ -271,6 +270,8 @@ pub struct Session {
     verdict: Option<Verdict>,
     /// Commands that got a 5xx of the session's own.
     errors: u32,
+    /// Commands since the last accepted message that brought none.
+    idle_commands: u32,
     /// MAIL commands that succeeded.
     messages: u32,
     transaction: Transaction,
@@ -461,6 +462,7 @@ impl Session {
             tls: false,
             verdict: None,
             errors: 0,
+            idle_commands: 0,
             messages: 0,
             transaction: Transaction::NONE,
             content: Content::None,
@@ -648,6 +650,11 @@ impl Session {
         self.transaction.is_discarding || self.chunk.refusal.is_some()
     }
 
+    /// Whether the octets that come are those of a command line that is too long, and dropped up to its end.
+    pub fn is_within_long_line(&self) -> bool {
+        self.state == State::LongLine
+    }
+
     /// Client's address.
     pub fn client(&self) -> IpAddr {
         self.client
@@ -726,6 +733,16 @@ impl Session {
         if prior.is_none() {
             out.command(parsed.verb);
         }
+        let is_first_helo =
+            matches!(parsed.verb, Verb::Helo | Verb::Ehlo) && self.helo().is_empty();
+        if parsed.verb.is_idle() && prior.is_none() && !is_first_helo {
+            self.idle_commands = self.idle_commands.saturating_add(1);
+            let most = out.idle_commands_max();
+            if most.is_some_and(|most| self.idle_commands > most) {
+                self.close(Reply::TooManyIdleCommands, CloseReason::Refused, out);
+                return Step::Took(at + 1);
+            }
+        }
         let outcome = match parsed.command {
             Ok(command) if ctx.needs_tls && !self.tls && !is_allowed_before_tls(&command) => {
                 self.refuse_without_tls(&command)
@@ -736,7 +753,7 @@ impl Session {
         };
         match outcome {
             Outcome::Reply(reply) => self.reply(reply, out),
-            Outcome::Refused(reply) => out.reply(reply),
+            Outcome::Refused(reply) => self.reply(reply, out),
             Outcome::RefusedAndClosed(reply) => self.close(reply, CloseReason::Refused, out),
             Outcome::Handshake => {
                 self.clear_transaction(out);
@@ -809,6 +826,9 @@ impl Session {
         // that pipelines waiting, so that the session ends.
         if has_more {
             return Outcome::RefusedAndClosed(Reply::StartTlsPipelined);
+        }
+        if let Some(reply) = out.handshake_refusal() {
+            return Outcome::Refused(reply);
         }
         if !out.may_start_tls() {
             return Outcome::Refused(Reply::TlsUnavailable);
@@ -1225,7 +1245,7 @@ impl Session {
     /// Gives the message's storage back as soon as it is clear that it will be refused.
     fn discard_if_refused(&mut self, ctx: &Context, out: &mut impl Sink) {
         if self.transaction.is_discarding || self.content_refusal(ctx).is_some() {
-            self.drop_message(out);
+            self.refuse_message(out);
         }
     }
 
@@ -1233,6 +1253,7 @@ impl Session {
         self.state = State::Command;
         match self.content_refusal(ctx) {
             Some(reply) => {
+                self.refuse_message(out);
                 self.clear_transaction(out);
                 out.reply(reply);
             }
@@ -1269,6 +1290,7 @@ impl Session {
         }
         match self.content_refusal(ctx) {
             Some(reply) => {
+                self.refuse_message(out);
                 self.clear_transaction(out);
                 out.reply(reply);
             }
@@ -1292,6 +1314,7 @@ impl Session {
                 let facts = self.message_facts(ctx);
                 self.transaction.is_open = false;
                 self.clear_transaction(out);
+                self.idle_commands = 0;
                 match out.end_of_message(&facts) {
                     Completion::Queued => {}
                     Completion::Wait => self.state = State::Commit,
@@ -1299,6 +1322,7 @@ impl Session {
                 }
             }
             Verdict::Refuse(reply) => {
+                self.refuse_message(out);
                 self.clear_transaction(out);
                 out.reply(reply);
             }
@@ -1349,7 +1373,7 @@ impl Session {
     /// Sends a reply to a command. A client that makes too many errors is sent away with the next one.
     fn reply(&mut self, reply: Reply, out: &mut impl Sink) {
         if reply.code() >= 500 {
-            if self.errors >= SESSION_ERRORS_MAX {
+            if self.errors >= out.errors_max() {
                 return self.close(Reply::TooManyErrors, CloseReason::Refused, out);
             }
             self.errors += 1;
@@ -1378,6 +1402,14 @@ impl Session {
             self.transaction.is_open = false;
             out.abort_message();
         }
+    }
+
+    /// As [`Session::drop_message`], because the content can't be accepted.
+    fn refuse_message(&mut self, out: &mut impl Sink) {
+        if std::mem::take(&mut self.transaction.is_open) {
+            out.refuse_message();
+        }
+        self.drop_message(out);
     }
 
     fn clear_transaction(&mut self, out: &mut impl Sink) {

@@ -161,6 +161,20 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// Whether it brings no mail: a client that sends nothing else wants something else.
+    pub fn is_idle(self) -> bool {
+        matches!(
+            self,
+            Verb::Helo
+                | Verb::Ehlo
+                | Verb::Rset
+                | Verb::Noop
+                | Verb::Vrfy
+                | Verb::Expn
+                | Verb::Help
+        )
+    }
+
     /// Number of variants.
     pub const COUNT: usize = 15;
     /// Names in the order of the variants, lower case.
@@ -179,6 +193,19 @@ pub trait Sink {
     fn has_room(&self) -> bool;
     /// Messages of this session that are queued and not yet durable.
     fn commits_pending(&self) -> u32;
+    /// Errors of one session after which the next one ends it. May change while the session lasts.
+    fn errors_max(&self) -> u32 {
+        crate::limits::SESSION_ERRORS_MAX
+    }
+    /// Commands that bring no mail (NOOP, RSET, VRFY, EXPN, HELP, a second EHLO) between two messages after which the
+    /// next one ends the session; `None`: no limit. May change while the session lasts.
+    fn idle_commands_max(&self) -> Option<u32> {
+        None
+    }
+    /// Why this client may not begin a TLS handshake now, though others may; `None`: it may, and it is counted.
+    fn handshake_refusal(&mut self) -> Option<Reply> {
+        None
+    }
     /// A command line was recognised (or not: [`Verb::Other`]). For counters.
     fn command(&mut self, verb: Verb);
     /// Sends a fixed reply.
@@ -211,6 +238,10 @@ pub trait Sink {
     fn end_of_message(&mut self, facts: &MessageFacts) -> Completion;
     /// Drops the open message, if any (RSET, EHLO, refusal, oversize, connection lost).
     fn abort_message(&mut self);
+    /// Drops the open message because its content can't be accepted; it gets its refusal at its end.
+    fn refuse_message(&mut self) {
+        self.abort_message();
+    }
     /// Nothing more will be read; the connection closes when the queued replies have left.
     fn close(&mut self, reason: CloseReason);
 }
