@@ -119,6 +119,8 @@ pub struct Io {
     pub cause: CloseCause,
     /// Serial number of its last message in the queue of those that wait for a commit.
     pub last_pending: u32,
+    /// Number of its last message that waited for its commit as a large one does.
+    pub stored_number: u64,
     /// When bytes last came or left.
     pub active_at: Instant,
     /// When the session entered its phase: begin of a message's data, of a wait, of an unfinished line, of the
@@ -161,6 +163,7 @@ impl Io {
             chunks_counted: 0,
             cause: CloseCause::PeerClosed,
             last_pending: 0,
+            stored_number: 0,
             active_at: now,
             phase_at: now,
 

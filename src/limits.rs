@@ -14,7 +14,8 @@ pub const SESSIONS_MAX_DEFAULT: usize = 10_000;
 /// Command line with CRLF that is certainly accepted (RFC 5321 4.5.3.1.4: at least 512).
 pub const COMMAND_LINE_BYTES_MIN: usize = 512;
 /// Command line with CRLF beyond which one 500 is sent: 512 and what SIZE (26), BODY (17), SMTPUTF8 (10),
-/// AUTH (500), DSN on MAIL (120) and on RCPT (500) add (RFC 1870, 6152, 3030, 6531, 4954, 3461), rounded up.
+/// AUTH (500), DSN on MAIL (120) and on RCPT (500), DELIVERBY (17), FUTURERELEASE (34), MT-PRIORITY (15) and RRVS
+/// (33) add (RFC 1870, 6152, 3030, 6531, 4954, 3461, 2852, 4865, 6710, 7293), rounded up.
 pub const COMMAND_LINE_BYTES_MAX: usize = 2_048;
 /// Reply line with CRLF (RFC 5321 4.5.3.1.5).
 pub const REPLY_LINE_BYTES_MAX: usize = 512;
@@ -29,6 +30,10 @@ pub const PATH_BYTES_MAX: usize = 512;
 pub const RECIPIENTS_MAX_DEFAULT: u32 = 1_000;
 /// Default of `--max-messages-per-session`; LIMITS MAILMAX (RFC 9422: at most six digits).
 pub const MESSAGES_PER_SESSION_MAX_DEFAULT: u32 = 999_999;
+/// Default of `--max-hold`, seconds: 90 days.
+pub const HOLD_S_DEFAULT: u32 = 90 * 86_400;
+/// Longest `--max-hold`, seconds (RFC 4865 3: nine digits).
+pub const HOLD_S_MAX: u32 = 999_999_999;
 /// Default of `--max-message`, bytes; the smaller of this and an eighth of the ring.
 pub const MESSAGE_BYTES_MAX_DEFAULT: u64 = 50 * MIB;
 /// Stored envelope of one message, bytes; past it RCPT gets 452. It fits into one record with a chunk of body.

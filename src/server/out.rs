@@ -151,8 +151,22 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             Question::Mail { size, .. } if !self.shared.admits(size.unwrap_or(0)) => {
                 Verdict::Refuse(Reply::NoSpace)
             }
+            // Nothing is queued here for a node, whoever asks: a consumer takes the mail when it is ready. RFC 1985 5.1
+            // has 458 for that; 250 would say that something was started.
+            Question::Etrn { .. } => Verdict::Refuse(Reply::EtrnUnable),
             _ => return (self.shared.policy)(&question),
         })
+    }
+
+    fn stored_again(&mut self) {
+        self.shared.metrics.reply(Reply::Stored as usize);
+        if self.shared.storage.is_some() {
+            let named = Named::new(self.shared.options.shard, self.io.stored_number);
+            self.io.push_reply(&mut self.shared.pool, named.reply());
+        } else {
+            self.io.push_reply(&mut self.shared.pool, DISCARDED);
+        }
+        self.queue_to_flush();
     }
 
     fn begin_message(&mut self) -> bool {
@@ -265,7 +279,8 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         }
         let stored_facts = stored_facts(facts, ended_at);
         // Behind one that waits for space everybody waits, or it would wait for ever.
-        let mut wait = message.fragments() > 1 || shared.space_wanted;
+        // So does one that takes several replies: they are sent as there is room, and only what is stored gets any.
+        let mut wait = message.fragments() > 1 || shared.space_wanted || facts.answers > 1;
         let mut reserved = None;
         if !wait {
             match storage.log.reserve(message.payload_bytes()) {

@@ -70,7 +70,9 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     budget: &mut usize,
 ) -> bool {
     let needs_more = conn.io.input.is_none() || conn.io.flags.input_is_partial;
-    if needs_more && !conn.io.flags.readable {
+    // The last reply of a chunk or of a message may have waited for room behind input that is used up.
+    let owes_reply = conn.session.owes_reply() && conn.io.has_room();
+    if needs_more && !conn.io.flags.readable && !owes_reply {
         return false;
     }
     // What is read and not taken has to be kept: without a free chunk nothing is read.
@@ -89,6 +91,7 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
             budget,
         ) {
             Some(more) => len += more,
+            None if owes_reply => {}
             None => {
                 if len > 0 {
                     conn.io.park(&mut shared.pool, &scratch[..len], was_partial);

@@ -60,6 +60,20 @@ replies! {
     RcptOk = "rcpt_ok" 250 "2.1.5 " "Ok";
     /// VRFY is answered without looking anything up (RFC 5321 3.5.3).
     VrfyUnverified = "vrfy" 252 "2.1.5 " "Not verified; send mail to try";
+    /// MAIL accepted, its priority not: an untrusted client may not raise it (RFC 6710 4.1).
+    PriorityLowered = "priority_lowered" 250 "2.3.6 " "0 is the priority of this message; mail from here can't have more";
+    /// ETRN without a domain, `@domain` or `#queue`.
+    EtrnSyntax = "etrn_syntax" 501 "5.5.4 " "Syntax: ETRN domain, ETRN @domain or ETRN #queue";
+    /// ETRN accepted by policy.
+    EtrnStarted = "etrn_started" 250 "2.0.0 " "Queuing started";
+    /// ETRN: nothing waits here for anybody (RFC 1985 5.1).
+    EtrnUnable = "etrn_unable" 458 "4.3.3 " "Unable to queue messages: mail is kept for its consumers here";
+    /// ETRN: policy does not allow this node.
+    EtrnNotAllowed = "etrn_not_allowed" 459 "4.7.1 " "Node not allowed";
+    /// ETRN inside a transaction (RFC 1985 5).
+    NotInTransaction = "not_in_transaction" 503 "5.5.1 " "Not inside a transaction; RSET clears it";
+    /// HELO or EHLO on a listener for LMTP, LHLO on one for SMTP (RFC 2033 4.1).
+    WrongProtocol = "wrong_protocol" 500 "5.5.1 " "Wrong greeting: SMTP begins with EHLO or HELO, LMTP with LHLO";
     /// DATA: the message may follow.
     DataStart = "data_start" 354 "" "End data with <CR><LF>.<CR><LF>";
     /// BDAT chunk taken, more may follow.

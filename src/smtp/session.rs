@@ -14,22 +14,22 @@ use memchr::memchr;
 
 use super::command::{self, Command};
 use super::data::{BareNewlines, Checker, ContentFacts, Decoder, InPlace, Piece};
-use super::extension;
-use super::parameter::{self, Body, Offered};
+use super::extension::{self, EhloLines, EhloNumbers};
+use super::parameter::{self, Body, Hold, MailParameters, Offered};
 use super::path::{ForwardPath, ReversePath};
 use super::reply::Reply;
 use super::sink::{
     Blocked, CloseReason, Completion, Field, MessageFacts, Question, Sink, Verb, Verdict,
 };
-use super::trace::{self, Protocol, TraceArguments};
+use super::trace::{self, Protocol, ProtocolFacts, TraceArguments};
 use crate::choice::choices;
 use crate::clock::Instant;
 use crate::envelope::{
-    BODY_7BIT, BODY_8BITMIME, BODY_BINARYMIME, BODY_UNSTATED, FIELD_HEADER_BYTES, FLAG_BDAT,
-    FLAG_ESMTP, FLAG_NORMALIZED, FLAG_SMTPUTF8,
+    BODY_7BIT, BODY_8BITMIME, BODY_BINARYMIME, BODY_UNSTATED, DeliverBy, FIELD_HEADER_BYTES,
+    FLAG_BDAT, FLAG_ESMTP, FLAG_NORMALIZED, FLAG_SMTPUTF8,
 };
 use crate::limits::{
-    COMMAND_LINE_BYTES_MAX, CONFIGURED_REPLY_BYTES_MAX, DOMAIN_BYTES_MAX,
+    COMMAND_LINE_BYTES_MAX, CONFIGURED_REPLY_BYTES_MAX, DOMAIN_BYTES_MAX, HOLD_S_DEFAULT,
     MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, RECIPIENTS_MAX_DEFAULT,
     SESSION_ERRORS_MAX,
 };
@@ -63,8 +63,12 @@ pub struct ContextOptions {
     pub messages_max: u32,
     /// What is done about bare LF, bare CR and NUL in content.
     pub bare_newlines: BareNewlines,
-    /// Extensions to offer.
+    /// Extensions to offer, as far as the state of the session allows each.
     pub offered: Offered,
+    /// Longest time that a message may be held, seconds (RFC 4865).
+    pub hold_max_s: u32,
+    /// Speaks LMTP (RFC 2033) instead of SMTP.
+    pub lmtp: bool,
 }
 
 impl Default for ContextOptions {
@@ -77,6 +81,8 @@ impl Default for ContextOptions {
             messages_max: MESSAGES_PER_SESSION_MAX_DEFAULT,
             bare_newlines: BareNewlines::Reject,
             offered: extension::ALL,
+            hold_max_s: HOLD_S_DEFAULT,
+            lmtp: false,
         }
     }
 }
@@ -118,8 +124,8 @@ pub struct Context {
     pub greeting: Vec<u8>,
     /// The 250 to HELO, CRLF included.
     pub helo_reply: Vec<u8>,
-    /// The 250 to EHLO, CRLF included.
-    pub ehlo_reply: Vec<u8>,
+    /// The lines of the 250 to EHLO.
+    pub ehlo: EhloLines,
     /// The 214 to HELP, CRLF included.
     pub help_reply: Vec<u8>,
     /// Largest message, octets.
@@ -130,8 +136,12 @@ pub struct Context {
     pub messages_max: u32,
     /// What is done about bare LF, bare CR and NUL in content.
     pub bare_newlines: BareNewlines,
-    /// Extensions that are offered after EHLO.
+    /// Extensions that may be offered after EHLO.
     pub offered: Offered,
+    /// Longest time that a message may be held, seconds.
+    pub hold_max_s: u32,
+    /// Speaks LMTP (RFC 2033) instead of SMTP.
+    pub lmtp: bool,
 }
 
 impl Context {
@@ -148,7 +158,10 @@ impl Context {
             messages_max,
             bare_newlines,
             offered,
+            hold_max_s,
+            lmtp,
         } = options;
+        let offered = extension::consistent(offered);
         let name_fits = (1..=DOMAIN_BYTES_MAX).contains(&server_name.len());
         if !name_fits || !server_name.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(ContextError::ServerName);
@@ -157,16 +170,22 @@ impl Context {
             return Err(ContextError::LimitIsZero);
         }
         let context = Context {
-            greeting: format!("220 {server_name} ESMTP ringmx ready\r\n").into_bytes(),
+            greeting: format!(
+                "220 {server_name} {} ringmx ready\r\n",
+                if lmtp { "LMTP" } else { "ESMTP" }
+            )
+            .into_bytes(),
             helo_reply: format!("250 {server_name}\r\n").into_bytes(),
-            ehlo_reply: extension::ehlo_reply(
+            ehlo: EhloLines::new(
                 &server_name,
-                offered,
-                message_bytes_max,
-                recipients_max,
-                messages_max,
+                EhloNumbers {
+                    message_bytes_max,
+                    recipients_max,
+                    messages_max,
+                    hold_max_s,
+                },
             ),
-            help_reply: extension::help_reply(offered),
+            help_reply: extension::help_reply(offered, lmtp),
             server_name,
             role,
             message_bytes_max,
@@ -174,16 +193,26 @@ impl Context {
             messages_max,
             bare_newlines,
             offered,
+            hold_max_s,
+            lmtp,
         };
-        for reply in [
-            &context.greeting,
-            &context.helo_reply,
-            &context.ehlo_reply,
-            &context.help_reply,
-        ] {
+        debug_assert!(context.ehlo.bytes_max() <= CONFIGURED_REPLY_BYTES_MAX);
+        for reply in [&context.greeting, &context.helo_reply, &context.help_reply] {
             debug_assert!(reply.len() <= CONFIGURED_REPLY_BYTES_MAX);
         }
         Ok(context)
+    }
+
+    /// What is offered to a client that said EHLO. Sinks promise nothing, so they offer everything; elsewhere `keeps`
+    /// is what those who take the messages on have said that they keep.
+    fn offered_now(&self, keeps: Offered) -> Offered {
+        match self.role {
+            Role::Sink => self.offered,
+            Role::Mx | Role::Submission => self
+                .offered
+                .without(Offered::PROMISES.without(keeps))
+                .without(Offered::ETRN),
+        }
     }
 }
 
@@ -232,8 +261,10 @@ pub struct Session {
     client: IpAddr,
     state: State,
     helo: HeloName,
-    /// EHLO rather than HELO was last.
+    /// EHLO or LHLO rather than HELO was last.
     esmtp: bool,
+    /// What the last EHLO offered.
+    offered: Offered,
     /// The answer to what the command line at the front of the input asked.
     verdict: Option<Verdict>,
     /// Commands that got a 5xx of the session's own.
@@ -243,6 +274,15 @@ pub struct Session {
     transaction: Transaction,
     content: Content,
     chunk: Chunk,
+    answers: Answers,
+}
+
+/// The replies that the end of a message still owes its other recipients (RFC 2033 4.2).
+#[derive(Debug)]
+struct Answers {
+    left: u32,
+    /// `None`: the message was stored.
+    reply: Option<Reply>,
 }
 
 /// A HELO name up to this long is kept without an allocation, bytes.
@@ -267,6 +307,8 @@ enum State {
     MessageVerdict,
     /// The commit of a message that is complete.
     Commit,
+    /// Room for the replies that the end of a message owes its other recipients.
+    Answers,
     /// Nothing.
     Closed,
 }
@@ -329,6 +371,8 @@ struct Transaction {
     /// The content can't be accepted any more; its octets are counted and dropped.
     is_discarding: bool,
     smtputf8: bool,
+    /// MT-PRIORITY that the message has.
+    priority: Option<i8>,
     /// One of `BODY_*`.
     body: u8,
     recipients: u32,
@@ -344,6 +388,7 @@ impl Transaction {
         is_open: false,
         is_discarding: false,
         smtputf8: false,
+        priority: None,
         body: BODY_UNSTATED,
         recipients: 0,
         declared_size_plus_1: 0,
@@ -421,6 +466,11 @@ impl Session {
             state: State::Greeting,
             helo: HeloName::None,
             esmtp: false,
+            offered: Offered::NONE,
+            answers: Answers {
+                left: 0,
+                reply: None,
+            },
             verdict: None,
             errors: 0,
             messages: 0,
@@ -464,6 +514,7 @@ impl Session {
                 State::Commit => Step::Blocked(Blocked::Commit),
                 State::Closed => Step::Blocked(Blocked::Closed),
                 State::Chunk if self.chunk.left == 0 => self.finish_chunk(ctx, out),
+                State::Answers => self.answer_next(out),
                 _ if rest.is_empty() => Step::Partial,
                 // Content is covered too: its end takes a reply.
                 _ if !out.has_room() => Step::Blocked(Blocked::Replies),
@@ -559,14 +610,25 @@ impl Session {
         }
     }
 
+    /// Whether [`Session::receive`] has something to do without input, as soon as there is room for a reply.
+    pub fn owes_reply(&self) -> bool {
+        match self.state {
+            State::Chunk => self.chunk.left == 0,
+            State::Answers => true,
+            _ => false,
+        }
+    }
+
     /// Takes the result of a commit after [`Blocked::Commit`]. `Ok`: the caller has put the 250 into the reply
-    /// queue itself, because it names the message.
+    /// queue itself, because it names the message. Call [`Session::receive`] next, with whatever input there is.
     pub fn completed(&mut self, result: Result<(), Reply>, out: &mut impl Sink) {
         if self.state == State::Commit {
             self.state = State::Command;
+            self.answers.reply = result.err();
             if let Err(reply) = result {
                 out.reply(reply);
             }
+            self.answer_others();
         }
     }
 
@@ -581,6 +643,7 @@ impl Session {
             State::Data => Phase::Data,
             State::Chunk => Phase::Bdat,
             State::CommandVerdict | State::MessageVerdict | State::Commit => Phase::Waiting,
+            State::Answers => Phase::Command,
             State::Closed => Phase::Closed,
         }
     }
@@ -711,9 +774,15 @@ impl Session {
         out: &mut impl Sink,
     ) -> Outcome {
         match command {
-            Command::Helo(name) => self.helo_or_ehlo(ctx, name, false, prior, out),
-            Command::Ehlo(name) => self.helo_or_ehlo(ctx, name, true, prior, out),
-            Command::Mail { path, parameters } => self.mail(ctx, path, parameters, prior, now, out),
+            Command::Helo(_) | Command::Ehlo(_) if ctx.lmtp => Outcome::Reply(Reply::WrongProtocol),
+            Command::Lhlo(_) if !ctx.lmtp => Outcome::Reply(Reply::WrongProtocol),
+            Command::Helo(name) => self.helo_or_ehlo(ctx, name, false, prior, wall_ns, out),
+            Command::Ehlo(name) | Command::Lhlo(name) => {
+                self.helo_or_ehlo(ctx, name, true, prior, wall_ns, out)
+            }
+            Command::Mail { path, parameters } => {
+                self.mail(ctx, path, parameters, prior, (now, wall_ns), out)
+            }
             Command::Rcpt { path, parameters } => self.rcpt(ctx, path, parameters, prior, out),
             Command::Data => self.data(ctx, prior, (now, wall_ns), out),
             Command::Bdat { size, last } => self.bdat(ctx, size, last, prior, (now, wall_ns), out),
@@ -733,6 +802,8 @@ impl Session {
             }
             // STARTTLS and AUTH are not offered. Where they are, they act only when no commit is pending.
             Command::StartTls | Command::Auth(_) => Outcome::Reply(Reply::NotImplemented),
+            Command::Etrn(node) => self.etrn(node, prior, out),
+            Command::Xclient(_) | Command::Xforward(_) => Outcome::Reply(Reply::NotImplemented),
             Command::Expn(_) | Command::NotImplemented => Outcome::Reply(Reply::NotImplemented),
         }
     }
@@ -743,6 +814,7 @@ impl Session {
         name: &[u8],
         esmtp: bool,
         prior: Option<Verdict>,
+        wall_ns: u64,
         out: &mut impl Sink,
     ) -> Outcome {
         match prior.or_else(|| out.ask(Question::Helo(name))) {
@@ -756,11 +828,30 @@ impl Session {
         self.helo = HeloName::new(name);
         self.esmtp = esmtp;
         if esmtp {
-            out.reply_configured(Reply::Ehlo, &ctx.ehlo_reply);
+            self.offered = ctx.offered_now(out.keeps());
+            let reply = ctx.ehlo.compose(self.offered, wall_ns);
+            out.reply_configured(Reply::Ehlo, reply.as_bytes());
         } else {
+            self.offered = Offered::NONE;
             out.reply_configured(Reply::Helo, &ctx.helo_reply);
         }
         Outcome::Done
+    }
+
+    /// RFC 1985 5.
+    fn etrn(&mut self, node: &[u8], prior: Option<Verdict>, out: &mut impl Sink) -> Outcome {
+        if !self.offered.has(Offered::ETRN) {
+            return Outcome::Reply(Reply::NotImplemented);
+        }
+        if self.transaction.stage != Stage::None {
+            return Outcome::Reply(Reply::NotInTransaction);
+        }
+        match prior.or_else(|| out.ask(Question::Etrn { node })) {
+            None => Outcome::Awaits,
+            Some(Verdict::Refuse(reply)) => Outcome::Refused(reply),
+            Some(Verdict::RefuseAndClose(reply)) => Outcome::RefusedAndClosed(reply),
+            Some(Verdict::Accept) => Outcome::Reply(Reply::EtrnStarted),
+        }
     }
 
     fn mail(
@@ -769,7 +860,7 @@ impl Session {
         path: ReversePath<'_>,
         parameters: &[u8],
         prior: Option<Verdict>,
-        now: Instant,
+        (now, wall_ns): (Instant, u64),
         out: &mut impl Sink,
     ) -> Outcome {
         if matches!(self.helo, HeloName::None) {
@@ -781,7 +872,7 @@ impl Session {
             Stage::Chunks => return Outcome::Reply(Reply::BdatOpen),
             Stage::Failed(reply) => return Outcome::Reply(reply),
         }
-        let given = match parameter::parse_mail(parameters, self.offered(ctx)) {
+        let given = match parameter::parse_mail(parameters, self.offered) {
             Ok(given) => given,
             Err(reply) => return Outcome::Reply(reply),
         };
@@ -791,9 +882,17 @@ impl Session {
         if given.size.is_some_and(|size| size > ctx.message_bytes_max) {
             return Outcome::Reply(Reply::TooBig);
         }
+        let Some(times) = Times::of(&given, wall_ns, ctx.hold_max_s) else {
+            return Outcome::Reply(Reply::ParameterMalformed);
+        };
         if self.messages >= ctx.messages_max {
             return Outcome::Reply(Reply::TooManyMessages);
         }
+        // RFC 6710 4.1: only who is trusted may raise a priority. A sink takes what it is given, and submission wants
+        // AUTH before MAIL.
+        let is_lowered =
+            ctx.role == Role::Mx && given.priority.is_some_and(|priority| priority > 0);
+        let priority = if is_lowered { Some(0) } else { given.priority };
         let question = Question::Mail {
             path: path.mailbox,
             size: given.size,
@@ -813,7 +912,11 @@ impl Session {
                 || out.envelope_field(
                     Field::MailParameters,
                     &[Normalized::of(parameters, &mut None)],
-                ));
+                ))
+            && times.store(out)
+            && priority.is_none_or(|priority| {
+                out.envelope_field(Field::Priority, &[&priority.to_le_bytes()])
+            });
         if !complete {
             out.abort_message();
             return Outcome::Reply(Reply::NoSpace);
@@ -823,6 +926,7 @@ impl Session {
             stage: Stage::Envelope,
             is_open: true,
             smtputf8: given.smtputf8,
+            priority,
             body: match given.body {
                 None => BODY_UNSTATED,
                 Some(Body::SevenBit) => BODY_7BIT,
@@ -833,7 +937,11 @@ impl Session {
             started: now,
             ..Transaction::NONE
         };
-        Outcome::Reply(Reply::MailOk)
+        Outcome::Reply(if is_lowered {
+            Reply::PriorityLowered
+        } else {
+            Reply::MailOk
+        })
     }
 
     fn rcpt(
@@ -850,7 +958,7 @@ impl Session {
             Stage::Chunks => return Outcome::Reply(Reply::BdatOpen),
             Stage::Failed(reply) => return Outcome::Reply(reply),
         }
-        if let Err(reply) = parameter::parse_rcpt(parameters, self.offered(ctx)) {
+        if let Err(reply) = parameter::parse_rcpt(parameters, self.offered) {
             return Outcome::Reply(reply);
         }
         if !path.ascii && !self.transaction.smtputf8 {
@@ -987,11 +1095,13 @@ impl Session {
         (now, wall_ns): (Instant, u64),
         out: &mut impl Sink,
     ) -> bool {
-        let protocol = match (self.esmtp, self.transaction.smtputf8) {
-            (true, true) => Protocol::Utf8Smtp,
-            (true, false) => Protocol::Esmtp,
-            (false, _) => Protocol::Smtp,
-        };
+        let protocol = Protocol::new(ProtocolFacts {
+            esmtp: self.esmtp,
+            lmtp: ctx.lmtp,
+            smtputf8: self.transaction.smtputf8,
+            tls: false,
+            authenticated: false,
+        });
         let trace = trace::build(&TraceArguments {
             helo: self.helo.as_bytes(),
             client: self.client,
@@ -999,6 +1109,7 @@ impl Session {
             protocol,
             // Recipients go to the envelope and are not kept here; the clause is optional.
             recipient: None,
+            priority: self.transaction.priority,
             wall_ns,
         });
         self.transaction.data_started = now;
@@ -1122,10 +1233,7 @@ impl Session {
     fn end_of_data(&mut self, ctx: &Context, out: &mut impl Sink) {
         self.state = State::Command;
         match self.content_refusal(ctx) {
-            Some(reply) => {
-                self.clear_transaction(out);
-                out.reply(reply);
-            }
+            Some(reply) => self.refuse_message(ctx, reply, out),
             None => self.ask_about_message(ctx, out),
         }
     }
@@ -1135,9 +1243,13 @@ impl Session {
         if let Some(reply) = self.chunk.refusal.take() {
             let was_begun = self.transaction.stage == Stage::Chunks;
             if was_begun && self.chunk.is_last {
-                self.clear_transaction(out);
-            } else {
-                self.fail_transaction();
+                return self.refuse_message(ctx, reply, out);
+            }
+            // RFC 2033 4.3: the last chunk is answered once for each recipient, so never where there is none.
+            let is_unanswered = ctx.lmtp && self.chunk.is_last && self.transaction.recipients == 0;
+            self.fail_transaction();
+            if is_unanswered {
+                return;
             }
             return match reply {
                 Reply::NeedMail | Reply::NeedRcpt | Reply::BdatFailed => self.reply(reply, out),
@@ -1156,10 +1268,7 @@ impl Session {
             });
         }
         match self.content_refusal(ctx) {
-            Some(reply) => {
-                self.clear_transaction(out);
-                out.reply(reply);
-            }
+            Some(reply) => self.refuse_message(ctx, reply, out),
             None => self.ask_about_message(ctx, out),
         }
     }
@@ -1178,20 +1287,67 @@ impl Session {
         match verdict {
             Verdict::Accept => {
                 let facts = self.message_facts(ctx);
+                self.answers = Answers {
+                    left: facts.answers - 1,
+                    reply: None,
+                };
                 self.transaction.is_open = false;
                 self.clear_transaction(out);
                 match out.end_of_message(&facts) {
-                    Completion::Queued => {}
+                    Completion::Queued => self.answer_others(),
                     Completion::Wait => self.state = State::Commit,
-                    Completion::Refused(reply) => out.reply(reply),
+                    Completion::Refused(reply) => {
+                        self.answers.reply = Some(reply);
+                        out.reply(reply);
+                        self.answer_others();
+                    }
                 }
             }
-            Verdict::Refuse(reply) => {
-                self.clear_transaction(out);
-                out.reply(reply);
-            }
+            Verdict::Refuse(reply) => self.refuse_message(ctx, reply, out),
             Verdict::RefuseAndClose(reply) => self.close(reply, CloseReason::Refused, out),
         }
+    }
+
+    /// Refuses a message that is complete, or whose end has come, for each of its recipients.
+    fn refuse_message(&mut self, ctx: &Context, reply: Reply, out: &mut impl Sink) {
+        self.answers = Answers {
+            left: self.answers_due(ctx) - 1,
+            reply: Some(reply),
+        };
+        self.clear_transaction(out);
+        out.reply(reply);
+        self.answer_others();
+    }
+
+    /// Replies that the end of the message takes, at least 1.
+    fn answers_due(&self, ctx: &Context) -> u32 {
+        if ctx.lmtp {
+            self.transaction.recipients.max(1)
+        } else {
+            1
+        }
+    }
+
+    fn answer_others(&mut self) {
+        if self.answers.left > 0 && self.state != State::Closed {
+            self.state = State::Answers;
+        }
+    }
+
+    /// Sends one of the replies that are owed to other recipients.
+    fn answer_next(&mut self, out: &mut impl Sink) -> Step {
+        if !out.has_room() {
+            return Step::Blocked(Blocked::Replies);
+        }
+        match self.answers.reply {
+            Some(reply) => out.reply(reply),
+            None => out.stored_again(),
+        }
+        self.answers.left = self.answers.left.saturating_sub(1);
+        if self.answers.left == 0 {
+            self.state = State::Command;
+        }
+        Step::Took(0)
     }
 
     fn message_facts(&self, ctx: &Context) -> MessageFacts {
@@ -1215,18 +1371,10 @@ impl Session {
             flags,
             body: self.transaction.body,
             recipients: self.transaction.recipients,
+            answers: self.answers_due(ctx),
             declared_size: self.transaction.declared_size_plus_1.checked_sub(1),
             transaction_started: self.transaction.started,
             data_started: self.transaction.data_started,
-        }
-    }
-
-    /// The extensions this client may use: none after HELO.
-    fn offered(&self, ctx: &Context) -> Offered {
-        if self.esmtp {
-            ctx.offered
-        } else {
-            Offered::NONE
         }
     }
 
@@ -1268,6 +1416,53 @@ impl Session {
         self.drop_message(out);
         self.transaction = Transaction::NONE;
         self.content = Content::None;
+    }
+}
+
+/// The times that MAIL asks for, counted from 1970.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    deliver_by: Option<DeliverBy>,
+    hold_until: Option<i64>,
+}
+
+impl Times {
+    /// The times that these parameters mean now; `None` when they can't be kept: a hold longer than `hold_max_s`
+    /// (RFC 4865 4.2), or one that ends behind the time of delivery (RFC 4865 5.2.2).
+    fn of(given: &MailParameters<'_>, wall_ns: u64, hold_max_s: u32) -> Option<Times> {
+        let now = i64::try_from(wall_ns / 1_000_000_000).unwrap_or(i64::MAX / 2);
+        let latest = now + i64::from(hold_max_s);
+        let hold_until = match given.hold {
+            None => None,
+            Some(Hold::For(seconds)) => Some(now + i64::from(seconds)),
+            Some(Hold::Until(until)) => Some(until),
+        };
+        let deliver_by = given.deliver_by.map(|by| DeliverBy {
+            unix_seconds: now + i64::from(by.seconds),
+            returns: by.returns,
+            traces: by.traces,
+        });
+        let too_late = match (hold_until, deliver_by) {
+            (Some(hold), _) if hold > latest => true,
+            (Some(hold), Some(by)) => hold > by.unix_seconds,
+            _ => false,
+        };
+        (!too_late).then_some(Times {
+            deliver_by,
+            hold_until,
+        })
+    }
+
+    /// Puts the times into the envelope; false when it is full.
+    fn store(self, out: &mut impl Sink) -> bool {
+        let delivered = self.deliver_by.is_none_or(|by| {
+            let mut room = [0; 10];
+            out.envelope_field(Field::DeliverBy, &[by.encode(&mut room)])
+        });
+        delivered
+            && self
+                .hold_until
+                .is_none_or(|until| out.envelope_field(Field::HoldUntil, &[&until.to_le_bytes()]))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a session asks of whoever drives it: the connection, the simulator, a fuzzer, a transcript test.
 
+use super::parameter::Offered;
 use super::reply::Reply;
 use crate::clock::Instant;
 
@@ -26,6 +27,11 @@ pub enum Question<'a> {
     Data {
         /// Accepted recipients.
         recipients: u32,
+    },
+    /// ETRN for this node (RFC 1985), `@` or `#` in front included; outside a transaction.
+    Etrn {
+        /// Node, domain or queue.
+        node: &'a [u8],
     },
     /// The whole message is here, `octets` long; not yet appended.
     EndOfData {
@@ -100,6 +106,9 @@ pub struct MessageFacts {
     pub body: u8,
     /// Accepted recipients, at least 1.
     pub recipients: u32,
+    /// Replies that the end of the message takes: 1, or one for each recipient with LMTP (RFC 2033 4.2). The sink
+    /// sends the first; the session asks for the others. With more than 1 the session has to wait for the commit.
+    pub answers: u32,
     /// Declared SIZE, octets (RFC 1870).
     pub declared_size: Option<u64>,
     /// When MAIL was accepted.
@@ -151,17 +160,25 @@ pub enum Verb {
     StartTls,
     /// AUTH
     Auth,
+    /// LHLO
+    Lhlo,
+    /// ETRN
+    Etrn,
+    /// XCLIENT
+    Xclient,
+    /// XFORWARD
+    Xforward,
     /// Anything else, malformed lines included.
     Other,
 }
 
 impl Verb {
     /// Number of variants.
-    pub const COUNT: usize = 15;
+    pub const COUNT: usize = 19;
     /// Names in the order of the variants, lower case.
     pub const NAMES: [&'static str; Verb::COUNT] = [
         "helo", "ehlo", "mail", "rcpt", "data", "bdat", "rset", "noop", "vrfy", "expn", "help",
-        "quit", "starttls", "auth", "other",
+        "quit", "starttls", "auth", "lhlo", "etrn", "xclient", "xforward", "other",
     ];
 }
 
@@ -180,6 +197,15 @@ pub trait Sink {
     fn reply(&mut self, reply: Reply);
     /// Sends a configured reply: `wire` is complete, CRLF included; `reply` names its row for counters.
     fn reply_configured(&mut self, reply: Reply, wire: &[u8]);
+    /// What whoever takes the messages on has said that it keeps, out of `Offered::PROMISES`. A sink listener does not
+    /// ask: it promises nothing.
+    fn keeps(&self) -> Offered {
+        Offered::PROMISES
+    }
+    /// Sends the 250 of the last message of this session once more, for its next recipient (LMTP).
+    fn stored_again(&mut self) {
+        self.reply(Reply::Stored);
+    }
     /// Asks; `None` means that the answer comes later through `Session::answer`.
     fn ask(&mut self, question: Question<'_>) -> Option<Verdict>;
     /// MAIL is about to be accepted: opens a message. False when there is no chunk for it.

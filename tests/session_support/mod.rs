@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test crate uses a part of it")]
 
 use ringmx::clock::Instant;
+use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::Reply;
 use ringmx::smtp::session::{Context, Session};
 use ringmx::smtp::sink::{
@@ -68,6 +69,8 @@ pub struct Recorder {
     pub policy: Vec<(String, Verdict)>,
     pub envelope_bytes_max: usize,
     pub has_storage: bool,
+    /// What the consumers of mail have said that they keep.
+    pub keeps: Offered,
     /// Fields after which the pool is dry though the envelope has room.
     pub fields_max: usize,
     /// Whether there is a chunk for the trace field.
@@ -92,6 +95,7 @@ impl Recorder {
             policy: Vec::new(),
             envelope_bytes_max: 1 << 20,
             has_storage: true,
+            keeps: Offered::PROMISES,
             fields_max: usize::MAX,
             has_body_storage: true,
             commit: Ok(()),
@@ -151,6 +155,10 @@ impl Sink for Recorder {
         self.tighten();
     }
 
+    fn keeps(&self) -> Offered {
+        self.keeps
+    }
+
     fn ask(&mut self, question: Question<'_>) -> Option<Verdict> {
         assert_eq!(self.asked, None, "one question at a time");
         let text = match question {
@@ -161,6 +169,7 @@ impl Sink for Recorder {
             }
             Question::Rcpt { path } => format!("rcpt {}", String::from_utf8_lossy(path)),
             Question::Data { recipients } => format!("data {recipients}"),
+            Question::Etrn { node } => format!("etrn {}", String::from_utf8_lossy(node)),
             Question::EndOfData { octets } => format!("end {octets}"),
         };
         let verdict = self
@@ -231,7 +240,8 @@ impl Sink for Recorder {
     fn end_of_message(&mut self, facts: &MessageFacts) -> Completion {
         let mut message = self.open.take().expect("a message is open");
         message.facts = Some(*facts);
-        if self.manner.late {
+        // Several replies are owed only once the message is committed.
+        if self.manner.late || facts.answers > 1 {
             if self.commit.is_ok() {
                 self.stored.push(message);
             }

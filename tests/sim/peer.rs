@@ -806,7 +806,7 @@ impl Peer {
         let found = allowed.iter().copied().find(|reply| match reply {
             Reply::Greeting => wire == at.context.greeting,
             Reply::Helo => wire == at.context.helo_reply,
-            Reply::Ehlo => wire == at.context.ehlo_reply,
+            Reply::Ehlo => is_ehlo(wire, at.context),
             Reply::Help => wire == at.context.help_reply,
             Reply::Stored => number.is_some(),
             reply => is(*reply),
@@ -1162,3 +1162,15 @@ fn stored_number(text: &str) -> Option<u64> {
 const TEXT: &[u8; 192] = b"abcdefghijklmnopqrstuvwxyz0123456789.-ABCDEFGHIJKLMNOPQRSTUVWXYZ\
     the quick brown fox jumps over the lazy dog and finds sixty-four bytes of text in ring 7 or 8, \
     then thirty-two more bytes and so";
+
+/// Whether this is the reply to EHLO, whenever it was sent: one line names a time.
+fn is_ehlo(wire: &[u8], context: &Context) -> bool {
+    let expected = context.ehlo.compose(context.offered, 0);
+    let lines = |text: &[u8]| -> Vec<Vec<u8>> {
+        let all = text.split_inclusive(|octet| *octet == b'\n');
+        all.filter(|line| !line.starts_with(b"250-FUTURERELEASE "))
+            .map(<[u8]>::to_vec)
+            .collect()
+    };
+    lines(wire) == lines(expected.as_bytes())
+}
