@@ -22,7 +22,7 @@ use crate::limits::{
 pub use crate::logger::{LogFormat, LogLevel};
 use crate::server::listener::{Listener, ProxyMode, TlsMode};
 use crate::smtp::session::Role;
-use listen::Listen;
+use listen::{Listen, Place};
 use options::{Kind, LATER, OPTIONS, Opt, Setting};
 use units::{quoted, size_text};
 
@@ -133,6 +133,10 @@ pub struct Config {
     pub server_name: String,
     /// Group whose members may read the ring; empty for none.
     pub group: String,
+    /// User to become once the sockets are bound; empty to stay who started the server.
+    pub user: String,
+    /// A crash may write memory to a file.
+    pub core_dumps: bool,
     /// Directory of the ring log.
     pub ring: PathBuf,
     /// Size of the data area of a new ring, bytes, a multiple of [`RING_BYTES_STEP`] after [`Config::validate`].
@@ -207,6 +211,8 @@ impl Default for Config {
             http: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8025))),
             server_name: String::new(),
             group: String::new(),
+            user: String::new(),
+            core_dumps: false,
             ring: PathBuf::from("./ringmx-data"),
             ring_size: RING_BYTES_DEFAULT,
             survive: Survive::Power,
@@ -419,32 +425,30 @@ impl Config {
             let reason = format!("{count} addresses; allowed: 1 to {LISTEN_MAX}");
             return Err(self.fault("listen", reason));
         }
-        for (at, (key, listener)) in listeners.iter().enumerate() {
-            let address = listener.address;
-            self.validate_listener(key, listener)?;
-            // Port 0 asks the system for any free port, as often as it is given.
-            if address.port() == 0 {
+        for (at, (key, place, listener)) in listeners.iter().enumerate() {
+            self.validate_listener(key, place, listener)?;
+            // Port 0 asks the system for any free port, as often as it is given. Several sockets may have one name.
+            if matches!(place, Place::Ip(address) if address.port() == 0)
+                || matches!(place, Place::Inherited(_))
+            {
                 continue;
             }
-            if listeners[..at]
-                .iter()
-                .any(|(_, other)| other.address == address)
-            {
-                return Err(self.fault(key, format!("{address} is given twice")));
+            if listeners[..at].iter().any(|(_, other, _)| other == place) {
+                return Err(self.fault(key, format!("{place} is given twice")));
             }
-            if self.http == Some(address) {
-                let reason = format!("{address} is a listen address as well");
+            if self.http.map(Place::Ip).as_ref() == Some(place) {
+                let reason = format!("{place} is a listen address as well");
                 return Err(self.fault("http", reason));
             }
         }
         let proxied = listeners
             .iter()
-            .find(|(_, listener)| listener.proxy != ProxyMode::Off);
+            .find(|(.., listener)| listener.proxy != ProxyMode::Off);
         match proxied {
-            Some((key, listener)) if self.proxy_from.is_empty() => {
+            Some((key, place, listener)) if self.proxy_from.is_empty() => {
                 let reason = format!(
-                    "{}: proxy={} needs --proxy-from, the networks whose proxies are believed",
-                    listener.address, listener.proxy
+                    "{place}: proxy={} needs --proxy-from, the networks whose proxies are believed",
+                    listener.proxy
                 );
                 Err(self.fault(key, reason))
             }
@@ -462,7 +466,12 @@ impl Config {
     }
 
     /// What a listener asks for and this version does not have yet.
-    fn validate_listener(&self, key: &str, listener: &Listener) -> Result<(), ConfigError> {
+    fn validate_listener(
+        &self,
+        key: &str,
+        place: &Place,
+        listener: &Listener,
+    ) -> Result<(), ConfigError> {
         let missing = if listener.role != Role::Sink {
             format!("role={}", listener.role)
         } else if listener.tls != TlsMode::Off {
@@ -472,15 +481,14 @@ impl Config {
         } else {
             return Ok(());
         };
-        let address = listener.address;
-        let reason = format!("{address}: {missing} is not available in this version");
+        let reason = format!("{place}: {missing} is not available in this version");
         Err(self.fault(key, reason))
     }
 
     /// Every listener, with the option that asked for it, in the order listen, listen-tls, listen-submission.
     /// `--listen` is a sink without TLS unless it says otherwise, `--listen-tls` a sink that begins with the
     /// handshake, `--listen-submission` takes mail from users and wants STARTTLS first (RFC 6409, RFC 8314).
-    pub fn listeners(&self) -> Vec<(&'static str, Listener)> {
+    pub fn listeners(&self) -> Vec<(&'static str, Place, Listener)> {
         let groups = [
             ("listen", &self.listen, Role::Sink, TlsMode::Off),
             (
@@ -500,13 +508,13 @@ impl Config {
         for (key, group, role, tls) in groups {
             listeners.extend(group.iter().map(|listen| {
                 let listener = Listener {
-                    address: listen.address,
+                    address: listen.place.address(),
                     role: listen.role.unwrap_or(role),
                     tls: listen.tls.unwrap_or(tls),
                     proxy: listen.proxy,
                     lmtp: listen.lmtp,
                 };
-                (key, listener)
+                (key, listen.place.clone(), listener)
             }));
         }
         listeners

@@ -1,6 +1,6 @@
 //! `ringmx serve`: the order in which a server comes up, runs and ends.
 //!
-//! Up: descriptor limit, sockets, ring (created or recovered), control socket, sync thread, loop. Whatever can't
+//! Up: descriptor limit, sockets, another user if asked for, ring (created or recovered), control socket, sync thread, loop. Whatever can't
 //! be had ends the start with one sentence and an exit code, and nothing is touched that was there before.
 
 use std::io::{self, IsTerminal};
@@ -21,7 +21,6 @@ use crate::limits::{GIB, KIB, MIB};
 use crate::log_cli::view::{RingSource, read_superblock};
 use crate::logger::{Class, Logger, Value};
 use crate::metrics::Metrics;
-use crate::net::listener;
 use crate::net::reactor::{self, Outcome, Reactor, Side, Wake};
 use crate::ringlog::backing::{FileBacking, WriteMethod};
 use crate::ringlog::commit::SyncThread;
@@ -37,6 +36,11 @@ use crate::smtp::sink::Verb;
 use crate::status::{About, Summary};
 use crate::sys::descriptors;
 use crate::sys::signal::Signals;
+
+mod privileges;
+mod sockets;
+
+use self::sockets::Bound;
 
 /// Bytes of one session's entry in the slab and in the timer wheel, a HELO name of its own included.
 const SESSION_BYTES: u64 = 768;
@@ -89,9 +93,9 @@ fn run(given: &Config) -> Result<i32, StartError> {
     let mut logger = Logger::start(io::stderr(), config.log_format, config.log_level, clock)
         .map_err(|error| start_error(EXIT_FAILURE, format!("the log thread: {error}")))?;
     raise_descriptor_limit(config, &mut logger, &clock);
-    let sockets = bind_all(config)?;
-    let listen: Vec<SocketAddr> = sockets.iter().map(|(_, address)| *address).collect();
-    let http = bind_http(config)?;
+    let bound = sockets::bind_all(config)?;
+    let http = sockets::bind_http(config)?;
+    privileges::drop_privileges(config)?;
     let signals = Signals::install()
         .map_err(|error| start_error(EXIT_FAILURE, format!("signal handlers: {error}")))?;
     let wake = Wake::new().map_err(|error| start_error(EXIT_FAILURE, format!("epoll: {error}")))?;
@@ -107,7 +111,7 @@ fn run(given: &Config) -> Result<i32, StartError> {
     let about = About {
         server_name: config.server_name.clone(),
         started_ns: clock.wall_ns(),
-        listen: listen.clone(),
+        listen: bound.iter().map(|bound| bound.shown.clone()).collect(),
         survive: if config.discard {
             "discard"
         } else {
@@ -126,13 +130,14 @@ fn run(given: &Config) -> Result<i32, StartError> {
         sessions_max: config.max_sessions as u64,
     };
     let http_address = http.as_ref().map(|(_, address)| *address);
-    print_start(config, &listen, http_address, opened.as_ref());
+    privileges::refuse_core_dumps(config)?;
+    print_start(config, &bound, http_address, opened.as_ref());
     if let Some(recovery) = recovery.filter(|recovery| !recovery.clean) {
         log_recovery(&recovery, &mut logger, &clock);
     }
     let started = [
         ("version", Value::Str(env!("CARGO_PKG_VERSION"))),
-        ("listen", Value::Addr(listen[0])),
+        ("listen", Value::Str(&bound[0].shown)),
         ("survive", Value::Str(about.survive)),
     ];
     logger.line(Class::Started, &started, clock.now());
@@ -142,12 +147,9 @@ fn run(given: &Config) -> Result<i32, StartError> {
     };
     let mut contexts = Vec::new();
     let mut listeners = Vec::new();
-    for ((_, listener), &address) in config.listeners().into_iter().zip(&listen) {
-        contexts.push(context(config, listener)?);
-        listeners.push(Listener {
-            address,
-            ..listener
-        });
+    for bound in &bound {
+        contexts.push(context(config, bound.listener)?);
+        listeners.push(bound.listener);
     }
     let mut server = Server::new(
         server_options(config),
@@ -159,8 +161,14 @@ fn run(given: &Config) -> Result<i32, StartError> {
         clock.now(),
     );
     server.shared.proxy_from = config.proxy_from.clone();
+    let mut files = Vec::new();
+    let mut smtp = Vec::new();
+    for bound in bound {
+        files.extend(bound.file);
+        smtp.push(bound.socket);
+    }
     let side = Side {
-        smtp: sockets.into_iter().map(|(socket, _)| socket).collect(),
+        smtp,
         signals,
         http: http.map(|(socket, _)| socket),
         find_newest: match &ring {
@@ -184,9 +192,13 @@ fn run(given: &Config) -> Result<i32, StartError> {
 
     let mut reactor = Reactor::new(wake, clock, server, side, options, about)
         .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
+    sockets::notify("READY=1");
     let outcome = reactor
         .run()
         .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
+    for file in files {
+        file.remove();
+    }
     if !config.discard {
         let _ = std::fs::remove_file(shard_dir(&config.ring).join(CTL_FILE));
     }
@@ -267,46 +279,6 @@ fn raise_descriptor_limit(config: &Config, logger: &mut Logger, clock: &Clock) {
             ),
         ];
         logger.line(Class::Setting, &fields, clock.now());
-    }
-}
-
-type Bound = (listener::ListeningSocket, SocketAddr);
-
-fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
-    let mut bound = Vec::new();
-    for (_, Listener { address, .. }) in config.listeners() {
-        let socket = listener::bind(address).map_err(|error| {
-            start_error(
-                EXIT_FAILURE,
-                format!("can't listen on {address}: {}", reason(&error)),
-            )
-        })?;
-        let actual = socket.local_addr().unwrap_or(address);
-        bound.push((socket, actual));
-    }
-    Ok(bound)
-}
-
-fn bind_http(config: &Config) -> Result<Option<Bound>, StartError> {
-    let Some(address) = config.http else {
-        return Ok(None);
-    };
-    match listener::bind(address) {
-        Ok(socket) => {
-            let actual = socket.local_addr().unwrap_or(address);
-            Ok(Some((socket, actual)))
-        }
-        Err(error) if config.is_given("http") => Err(start_error(
-            EXIT_FAILURE,
-            format!("can't listen on {address} for HTTP: {}", reason(&error)),
-        )),
-        Err(error) => {
-            complain(&format!(
-                "ringmx: warning: no status pages: {address}: {} (--http HOST:PORT chooses another address)\n",
-                reason(&error)
-            ));
-            Ok(None)
-        }
     }
 }
 
@@ -633,7 +605,7 @@ fn ring_option(config: &Config) -> String {
 /// The first lines: what the server does, what it may use, and what to try next.
 fn print_start(
     config: &Config,
-    listen: &[SocketAddr],
+    bound: &[Bound],
     http: Option<SocketAddr>,
     opened: Option<&Opened>,
 ) {
@@ -641,7 +613,7 @@ fn print_start(
     for warning in config.warnings(cores) {
         complain(&format!("ringmx: warning: {warning}\n"));
     }
-    let mut text = format!("ringmx {} on {}\n", env!("CARGO_PKG_VERSION"), join(listen));
+    let mut text = format!("ringmx {} on {}\n", env!("CARGO_PKG_VERSION"), join(bound));
     match opened {
         None => text += "  storage     none: --discard answers 250 and throws every message away\n",
         Some(opened) => {
@@ -681,30 +653,28 @@ fn print_start(
     if let Some(http) = http {
         text += &format!("  status      http://{http}/\n");
     }
-    let first = listen[0];
-    let server = if first.port() == 2525 && first.ip().is_loopback() {
-        String::new()
-    } else {
-        format!(" --server {first}")
-    };
-    text += &format!("Try:  ringmx send{server} Hello\n");
-    text += &format!(
-        "      python3 -c \"import smtplib; smtplib.SMTP('{}', {}).sendmail('me@example.org', 'you@example.org', 'Subject: hi\\r\\n\\r\\nHello\\r\\n')\"\n",
-        first.ip(),
-        first.port()
-    );
+    if let Some(first) = bound.iter().find_map(Bound::tcp) {
+        let server = if first.port() == 2525 && first.ip().is_loopback() {
+            String::new()
+        } else {
+            format!(" --server {first}")
+        };
+        text += &format!("Try:  ringmx send{server} Hello\n");
+        text += &format!(
+            "      python3 -c \"import smtplib; smtplib.SMTP('{}', {}).sendmail('me@example.org', 'you@example.org', 'Subject: hi\\r\\n\\r\\nHello\\r\\n')\"\n",
+            first.ip(),
+            first.port()
+        );
+    }
     if opened.is_some() {
         text += &format!("Then: ringmx log{}\n", ring_option(config));
     }
     print(&text);
 }
 
-fn join(addresses: &[SocketAddr]) -> String {
-    addresses
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+fn join(bound: &[Bound]) -> String {
+    let shown: Vec<&str> = bound.iter().map(|bound| bound.shown.as_str()).collect();
+    shown.join(", ")
 }
 
 fn retention(config: &Config, log: &Log<FileBacking>) -> String {

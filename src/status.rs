@@ -1,7 +1,5 @@
 //! The server's state as the status pages and the control socket show it.
 
-use std::net::SocketAddr;
-
 use crate::conn::Stream;
 use crate::http::{Consumer, Message, Pool, Request, Ring, Status, respond};
 use crate::limits::RECORD_HEADER_BYTES;
@@ -21,7 +19,7 @@ pub struct About {
     /// When the server started, nanoseconds since 1970.
     pub started_ns: u64,
     /// Addresses that take mail.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<String>,
     /// Durability level.
     pub survive: &'static str,
     /// Retention policy.

@@ -475,6 +475,22 @@ pub static OPTIONS: &[Opt] = &[
         show: |c| text_or_off(&c.group),
     },
     Opt {
+        name: "user",
+        group: Group::Addresses,
+        kind: Kind::Text("NAME"),
+        help: "system user to become when the sockets are bound; the starting user if not given",
+        set: |c, v| c.user = first_text(v),
+        show: |c| text_or_off(&c.user),
+    },
+    Opt {
+        name: "core-dumps",
+        group: Group::Addresses,
+        kind: Kind::Flag,
+        help: "a crash may write memory, with the mail in it, to a core file",
+        set: |c, v| c.core_dumps = first_flag(v),
+        show: |c| vec![Setting::Flag(c.core_dumps)],
+    },
+    Opt {
         name: "ring",
         group: Group::Storage,
         kind: Kind::Path,

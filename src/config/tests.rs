@@ -64,6 +64,8 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("proxy-from", "10.0.0.0/8"),
         ("server-name", "a.example"),
         ("group", "mail"),
+        ("user", "nobody"),
+        ("core-dumps", "true"),
         ("ring", "/x"),
         ("ring-size", "2MiB"),
         ("survive", "process"),
@@ -251,8 +253,8 @@ fn a_bad_flag_is_named_with_what_is_allowed() {
         (
             &["--listen", "localhost:2525"],
             "--listen: \"localhost:2525\" is not allowed; allowed: an IP address and a port, such as \
-             127.0.0.1:2525 or [::1]:2525 (names are not looked up), and behind commas role=WORD, \
-             tls=WORD, proxy=WORD or lmtp",
+             127.0.0.1:2525 or [::1]:2525 (names are not looked up), unix:PATH or systemd:NAME, and behind commas \
+             role=WORD, tls=WORD, proxy=WORD or lmtp",
         ),
         (
             &["--max-sessions", "+5"],
@@ -324,14 +326,14 @@ fn a_fault_of_the_file_is_named_with_file_line_key_and_what_is_allowed() {
         (
             "listen = 25",
             "r.toml:1: listen: an integer where an array of strings should be; allowed: an IP address and \
-             a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up), and behind commas role=WORD, \
-             tls=WORD, proxy=WORD or lmtp",
+             a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up), unix:PATH or systemd:NAME, and behind commas \
+             role=WORD, tls=WORD, proxy=WORD or lmtp",
         ),
         (
             "listen = [\n 1 ]",
             "r.toml:1: listen: an integer in the array where an array of strings should be; allowed: an \
-             IP address and a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up), and behind commas role=WORD, \
-             tls=WORD, proxy=WORD or lmtp",
+             IP address and a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up), unix:PATH or systemd:NAME, and behind commas \
+             role=WORD, tls=WORD, proxy=WORD or lmtp",
         ),
         (
             "listen = []",

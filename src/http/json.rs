@@ -61,7 +61,7 @@ pub(super) fn render(status: &Status<'_>) -> String {
         "server_name": status.server_name,
         "started": rfc3339(status.started_ns),
         "uptime_ns": status.now_ns.saturating_sub(status.started_ns),
-        "listen": status.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "listen": status.listen,
         "healthy": status.unhealthy.is_none(),
         "ready": status.unready.is_none(),
         "unhealthy_because": status.unhealthy,

@@ -44,9 +44,8 @@ fn state(out: &mut String, status: &Status<'_>) {
         push_html(out, value);
         out.push_str("</td></tr>\n");
     };
-    let listen: Vec<String> = status.listen.iter().map(ToString::to_string).collect();
     let open: u64 = status.sessions.iter().map(|(_, count)| count).sum();
-    row("Takes mail on", &listen.join(", "));
+    row("Takes mail on", &status.listen.join(", "));
     row(
         "State",
         match (status.unhealthy, status.unready) {

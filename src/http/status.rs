@@ -1,7 +1,5 @@
 //! What the HTTP pages show: a snapshot that whoever owns the loop fills in.
 
-use std::net::SocketAddr;
-
 use crate::metrics::Metrics;
 
 /// Messages on the page and in `/status`, at most.
@@ -19,7 +17,7 @@ pub struct Status<'a> {
     /// Now, nanoseconds since 1970.
     pub now_ns: u64,
     /// Addresses that take mail.
-    pub listen: &'a [SocketAddr],
+    pub listen: &'a [String],
     /// Why the server does not work: storage failed, a sync hangs. `None` while it does.
     pub unhealthy: Option<&'a str>,
     /// Why the server takes no mail now: unhealthy, draining, ring full (and who holds it). `None` while it does.

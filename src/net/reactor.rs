@@ -17,6 +17,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Waker};
 
 use super::desk::{CTL_SESSIONS_MAX, Desk, HTTP_IDLE_NS, HTTP_SESSIONS_MAX};
+use super::listener::{ListeningSocket, Socket};
 use super::stream::MioStream;
 use crate::clock::{Clock, Instant, nanos};
 use crate::conn::Token;
@@ -94,7 +95,7 @@ pub enum Outcome {
 }
 
 struct Listening {
-    socket: TcpListener,
+    socket: ListeningSocket,
     /// The kernel may hold connections.
     ready: bool,
 }
@@ -178,7 +179,7 @@ impl Wake {
 /// What the reactor listens to.
 pub struct Side {
     /// SMTP, in the order of the server's listeners.
-    pub smtp: Vec<TcpListener>,
+    pub smtp: Vec<ListeningSocket>,
     /// SIGTERM and its like.
     pub signals: Signals,
     /// HTTP.
@@ -210,7 +211,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         let mut listeners = Vec::new();
         for (index, mut socket) in sockets.into_iter().enumerate() {
             registry.register(
-                &mut socket,
+                socket.source(),
                 mio::Token(KIND_LISTENER | index),
                 Interest::READABLE,
             )?;
@@ -422,7 +423,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         }
     }
 
-    fn admit(&mut self, socket: TcpStream, peer: SocketAddr, listener: usize) {
+    fn admit(&mut self, socket: Socket, peer: SocketAddr, listener: usize) {
         if !self.server.has_place() {
             self.refuse(socket);
             return;
@@ -435,7 +436,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
     }
 
     /// Tells a client that all places are taken, if its socket takes that at once.
-    fn refuse(&mut self, mut socket: TcpStream) {
+    fn refuse(&mut self, mut socket: Socket) {
         let row = Reply::TooManySessions.row();
         let _ = io::Write::write(&mut socket, row.wire);
         self.server

@@ -1,18 +1,17 @@
 //! A connection's socket.
 
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
 use std::rc::Rc;
 
-use mio::net::TcpStream;
 use mio::{Interest, Registry};
 
+use super::listener::Socket;
 use super::reactor::session_token;
 use crate::conn::{Stream, Token};
 
-/// A non-blocking TCP socket, registered once for reading.
+/// A non-blocking socket, registered once for reading.
 pub struct MioStream {
-    socket: TcpStream,
+    socket: Socket,
     registry: Rc<Registry>,
 }
 
@@ -23,7 +22,7 @@ impl MioStream {
     /// # Errors
     /// Whatever the registration says.
     pub fn register(
-        mut socket: TcpStream,
+        mut socket: Socket,
         registry: &Rc<Registry>,
         token: Token,
     ) -> io::Result<MioStream> {
@@ -56,6 +55,6 @@ impl Stream for MioStream {
 
     fn end_writing(&mut self) {
         // A socket that is gone already needs no end.
-        let _ = self.socket.shutdown(Shutdown::Write);
+        let _ = self.socket.end_writing();
     }
 }

@@ -8,5 +8,7 @@ pub mod file;
 pub mod group;
 pub mod memory;
 pub mod mmap;
+pub mod privileges;
 pub mod signal;
+pub mod socket;
 pub mod wait;

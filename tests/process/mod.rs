@@ -68,8 +68,14 @@ pub struct Process {
 
 impl Process {
     pub fn start(arguments: &[&str]) -> Process {
-        let mut child = Command::new(RINGMX)
-            .args(arguments)
+        let mut command = Command::new(RINGMX);
+        command.args(arguments);
+        Process::spawn(command)
+    }
+
+    /// Starts a program that becomes ringmx.
+    pub fn spawn(mut command: Command) -> Process {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -1,0 +1,59 @@
+//! Who the server is, and what it gives up, between binding its sockets and opening its ring.
+
+use crate::cli::{EXIT_FAILURE, EXIT_USAGE};
+use crate::config::Config;
+use crate::daemon::{StartError, reason, start_error};
+use crate::sys::{group, privileges};
+
+/// Becomes the user that was asked for and gives up ever gaining privileges. Sockets are bound by now and keys read;
+/// everything that is opened from here on is opened as that user.
+///
+/// # Errors
+/// There is no such user or group, or the system refuses.
+pub(super) fn drop_privileges(config: &Config) -> Result<(), StartError> {
+    let refused = |what: &str, error: std::io::Error| {
+        start_error(EXIT_FAILURE, format!("{what}: {}", reason(&error)))
+    };
+    privileges::no_new_privileges().map_err(|error| refused("giving up new privileges", error))?;
+    if config.user.is_empty() {
+        return Ok(());
+    }
+    let user = privileges::user_named(&config.user)
+        .map_err(|error| refused("the user database", error))?
+        .ok_or_else(|| {
+            let text = format!("user: there is no user '{}'", config.user);
+            start_error(EXIT_USAGE, text)
+        })?;
+    if privileges::effective_user() == user.uid {
+        return Ok(());
+    }
+    let groups = reader_group(config)?;
+    privileges::become_user(user, groups.as_slice()).map_err(|error| {
+        let text = format!("becoming user {}: {}", config.user, reason(&error));
+        start_error(EXIT_FAILURE, text)
+    })?;
+    // A change of user makes /proc/self another user's; the ring is opened a second time through it.
+    privileges::set_dumpable(true).map_err(|error| refused("opening the ring for readers", error))
+}
+
+/// Keeps mail out of core files, unless they were asked for. Call it when the ring is open.
+///
+/// # Errors
+/// Whatever the system says.
+pub(super) fn refuse_core_dumps(config: &Config) -> Result<(), StartError> {
+    privileges::set_dumpable(config.core_dumps).map_err(|error| {
+        let text = format!("core dumps: {}", reason(&error));
+        start_error(EXIT_FAILURE, text)
+    })
+}
+
+/// The group that may read the ring: the server has to be in it to give files to it.
+fn reader_group(config: &Config) -> Result<Option<u32>, StartError> {
+    if config.group.is_empty() {
+        return Ok(None);
+    }
+    group::number_of(&config.group).map_err(|error| {
+        let text = format!("the group database: {}", reason(&error));
+        start_error(EXIT_FAILURE, text)
+    })
+}
