@@ -222,14 +222,9 @@ mod tests {
             951_868_800,
             1_795_395_723,
             4_107_542_399,
-            253_402_300_799,
         ] {
-            let text = rfc3339(seconds * 1_000_000_000);
-            let whole = text.replace(".000", "");
-            let seconds = seconds as i64;
-            if seconds < 18_000_000_000 {
-                assert_eq!(read(&whole), utc(seconds), "{whole}");
-            }
+            let whole = rfc3339(seconds * 1_000_000_000).replace(".000", "");
+            assert_eq!(read(&whole), utc(seconds as i64), "{whole}");
         }
         assert_eq!(read("9999-12-31T23:59:59Z"), utc(253_402_300_799));
         assert_eq!(read("0000-03-01t00:00:00z"), utc(-62_162_035_200));

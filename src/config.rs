@@ -15,12 +15,14 @@ use std::time::Duration;
 use crate::choice::choices;
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{
-    DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, KIB, MESSAGE_BYTES_MAX_DEFAULT,
+    DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, HOLD_S_DEFAULT, KIB, MESSAGE_BYTES_MAX_DEFAULT,
     MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, NETWORKS_MAX, POOL_BYTES_DEFAULT,
     RECIPIENTS_MAX_DEFAULT, RING_BYTES_DEFAULT, RING_BYTES_STEP, SESSIONS_MAX_DEFAULT,
 };
 pub use crate::logger::{LogFormat, LogLevel};
 use crate::server::listener::{Listener, ProxyMode, TlsMode};
+use crate::smtp::extension::{self, EXTENSIONS};
+use crate::smtp::parameter::Offered;
 use crate::smtp::session::Role;
 use listen::{Listen, Place};
 use options::{Kind, LATER, OPTIONS, Opt, Setting};
@@ -32,6 +34,8 @@ const FILE_BYTES_MAX: u64 = MIB;
 const LISTEN_MAX: usize = 16;
 /// RFC 5321 4.5.3.1.8: a server handles at least this many recipients.
 const RECIPIENTS_ASKED_BY_RFC: u32 = 100;
+/// RFC 5321 2.3.10: the port of SMTP.
+const SMTP_PORT: u16 = 25;
 /// RFC 5321 4.5.3.2.7: a server waits at least this long for a command.
 const COMMAND_TIMEOUT_ASKED_BY_RFC: Duration = Duration::from_secs(300);
 
@@ -165,6 +169,12 @@ pub struct Config {
     pub max_recipients: u32,
     /// Messages of one session.
     pub max_messages_per_session: u32,
+    /// Longest time that a client may ask a message to be held for (RFC 4865).
+    pub max_hold: Duration,
+    /// EHLO keywords that sinks do not offer, separated by commas.
+    pub hide: String,
+    /// The only EHLO keywords that sinks offer, separated by commas; empty for all.
+    pub only: String,
     /// Memory for messages on their way in, bytes.
     pub pool: u64,
     /// Policy for bare CR, bare LF and NUL.
@@ -227,6 +237,9 @@ impl Default for Config {
             max_message: MESSAGE_BYTES_MAX_DEFAULT,
             max_recipients: RECIPIENTS_MAX_DEFAULT,
             max_messages_per_session: MESSAGES_PER_SESSION_MAX_DEFAULT,
+            max_hold: Duration::from_secs(u64::from(HOLD_S_DEFAULT)),
+            hide: String::new(),
+            only: String::new(),
             pool: POOL_BYTES_DEFAULT,
             bare_newlines: BareNewlines::Reject,
             timeout_greeting: Duration::from_secs(300),
@@ -410,6 +423,7 @@ impl Config {
             return Err(self.fault("server-name", reason));
         }
         self.validate_addresses()?;
+        self.validate_extensions()?;
         self.validate_sizes()?;
         if self.busy_poll && !self.spin.is_zero() {
             let reason = "busy-poll never sleeps, so spin-us has no use beside it; give one";
@@ -476,13 +490,51 @@ impl Config {
             format!("role={}", listener.role)
         } else if listener.tls != TlsMode::Off {
             format!("tls={}", listener.tls)
-        } else if listener.lmtp {
-            "lmtp".to_owned()
+        } else if listener.lmtp && place.address().port() == SMTP_PORT {
+            // RFC 2033 5: clients of that port speak SMTP.
+            return Err(self.fault(key, format!("{place}: LMTP must not be on port 25")));
         } else {
             return Ok(());
         };
         let reason = format!("{place}: {missing} is not available in this version");
         Err(self.fault(key, reason))
+    }
+
+    fn validate_extensions(&self) -> Result<(), ConfigError> {
+        let listeners = self.listeners();
+        for (key, keywords) in [("hide", &self.hide), ("only", &self.only)] {
+            if keywords.is_empty() {
+                continue;
+            }
+            extensions(keywords).map_err(|reason| self.fault(key, reason))?;
+            if !listeners.iter().any(|(.., l)| l.role == Role::Sink) {
+                let reason = "only sinks choose what they offer, and no listener is one";
+                return Err(self.fault(key, reason.to_owned()));
+            }
+        }
+        if !self.hide.is_empty() && !self.only.is_empty() {
+            let reason = "hide and only exclude each other; give one";
+            return Err(self.fault("only", reason.to_owned()));
+        }
+        // RFC 2033 5: LMTP without these two is none.
+        let demanded = Offered::PIPELINING.with(Offered::ENHANCED_STATUS_CODES);
+        let speaks_lmtp = |l: &Listener| l.lmtp && l.role == Role::Sink;
+        if listeners.iter().any(|(.., l)| speaks_lmtp(l)) && !self.sink_offers().has(demanded) {
+            let key = if self.hide.is_empty() { "only" } else { "hide" };
+            let reason = "a listener speaks LMTP, which needs PIPELINING and ENHANCEDSTATUSCODES";
+            return Err(self.fault(key, reason.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// What sinks offer, as far as each session allows it.
+    pub fn sink_offers(&self) -> Offered {
+        let all = Offered::from_bits(u32::MAX);
+        if !self.only.is_empty() {
+            extensions(&self.only).unwrap_or(Offered::NONE)
+        } else {
+            all.without(extensions(&self.hide).unwrap_or(Offered::NONE))
+        }
     }
 
     /// Every listener, with the option that asked for it, in the order listen, listen-tls, listen-submission.
@@ -615,6 +667,28 @@ impl Config {
             reason,
         }
     }
+}
+
+/// The extensions that these EHLO keywords, separated by commas, name; none for an empty text.
+///
+/// # Errors
+/// A phrase that says what is wrong and what is allowed.
+fn extensions(keywords: &str) -> Result<Offered, String> {
+    let words = keywords.split(',').filter(|_| !keywords.is_empty());
+    words.map(str::trim).try_fold(Offered::NONE, |all, word| {
+        let bit = extension::named(word).ok_or_else(|| {
+            let known: Vec<&str> = EXTENSIONS.iter().map(|row| row.keyword).collect();
+            format!(
+                "{} is not allowed; allowed: {}",
+                quoted(word),
+                known.join(", ")
+            )
+        })?;
+        if all.has(bit) {
+            return Err(format!("{} is given twice", quoted(word)));
+        }
+        Ok(all.with(bit))
+    })
 }
 
 /// Whether `name` is a domain as RFC 5321 4.1.2 writes one: labels of letters, digits and inner hyphens.

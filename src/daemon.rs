@@ -17,7 +17,7 @@ use crate::config::units;
 use crate::config::{Config, Full, OnStorageFailure, RingWrite, Survive};
 use crate::ctl;
 use crate::http::NEWEST_MAX;
-use crate::limits::{GIB, KIB, MIB};
+use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB};
 use crate::log_cli::view::{RingSource, read_superblock};
 use crate::logger::{Class, Logger, Value};
 use crate::metrics::Metrics;
@@ -30,8 +30,9 @@ use crate::ringlog::recover::{OpenError, OpenOptions, Recovery};
 use crate::ringlog::writer::{FullPolicy, Log};
 use crate::server::{self, Listener, Server, Storage};
 use crate::smtp::data::BareNewlines;
+use crate::smtp::extension;
 use crate::smtp::reply;
-use crate::smtp::session::{Context, ContextOptions};
+use crate::smtp::session::{Context, ContextOptions, Role};
 use crate::smtp::sink::Verb;
 use crate::status::{About, Summary};
 use crate::sys::descriptors;
@@ -483,7 +484,12 @@ fn context(config: &Config, listener: Listener) -> Result<Context, StartError> {
             crate::config::BareNewlines::Normalize => BareNewlines::Normalize,
             crate::config::BareNewlines::Keep => BareNewlines::Keep,
         },
-        ..ContextOptions::default()
+        offered: match listener.role {
+            Role::Sink => extension::ALL.and(config.sink_offers()),
+            Role::Mx | Role::Submission => extension::ALL,
+        },
+        hold_max_s: u32::try_from(config.max_hold.as_secs()).unwrap_or(HOLD_S_MAX),
+        lmtp: listener.lmtp,
     })
     .map_err(|error| start_error(EXIT_USAGE, format!("server-name: {error}")))
 }

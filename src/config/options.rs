@@ -13,7 +13,7 @@ use super::{
     BareNewlines, Config, Full, LogFormat, LogLevel, OnStorageFailure, RingWrite, Survive,
 };
 use crate::ip_prefix::IpPrefix;
-use crate::limits::{GIB, KIB, MIB, RING_BYTES_MIN};
+use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB, RING_BYTES_MIN};
 
 /// One option of `ringmx serve`.
 pub struct Opt {
@@ -624,6 +624,34 @@ pub static OPTIONS: &[Opt] = &[
         help: "messages in one session",
         set: |c, v| c.max_messages_per_session = first_u32(v),
         show: |c| vec![Setting::Number(u64::from(c.max_messages_per_session))],
+    },
+    Opt {
+        name: "max-hold",
+        group: Group::Limits,
+        kind: Kind::Duration {
+            min: SECOND,
+            max: Duration::from_secs(HOLD_S_MAX as u64),
+            off: false,
+        },
+        help: "longest time that a client may ask a message to be held for (FUTURERELEASE)",
+        set: |c, v| c.max_hold = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.max_hold)],
+    },
+    Opt {
+        name: "hide",
+        group: Group::Limits,
+        kind: Kind::Text("EXT,..."),
+        help: "EHLO keywords that sinks do not offer, as if they had never heard of them",
+        set: |c, v| c.hide = first_text(v),
+        show: |c| text_or_off(&c.hide),
+    },
+    Opt {
+        name: "only",
+        group: Group::Limits,
+        kind: Kind::Text("EXT,..."),
+        help: "the only EHLO keywords that sinks offer",
+        set: |c, v| c.only = first_text(v),
+        show: |c| text_or_off(&c.only),
     },
     Opt {
         name: "pool",

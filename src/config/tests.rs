@@ -80,6 +80,9 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("max-message", "64KiB"),
         ("max-recipients", "1"),
         ("max-messages-per-session", "1"),
+        ("max-hold", "1s"),
+        ("hide", "SIZE"),
+        ("only", "SIZE"),
         ("pool", "4MiB"),
         ("bare-newlines", "keep"),
         ("timeout-greeting", "1s"),
@@ -130,7 +133,7 @@ fn a_flag_counts_more_than_the_file_and_the_file_more_than_the_default() {
 
 #[test]
 fn what_a_listener_can_not_do_yet_is_said() {
-    for word in ["role=mx", "tls=offered", "lmtp"] {
+    for word in ["role=mx", "tls=offered"] {
         let listen = Listen::parse(&format!("127.0.0.1:25,{word}")).unwrap();
         let mut config = Config {
             listen: vec![listen],
@@ -140,6 +143,64 @@ fn what_a_listener_can_not_do_yet_is_said() {
         let wanted = format!("--listen: 127.0.0.1:25: {word} is not available in this version");
         assert_eq!(error.to_string(), wanted);
     }
+}
+
+#[test]
+fn lmtp_is_taken_everywhere_but_on_port_25() {
+    let on = |place: &str| {
+        let mut config = Config {
+            listen: vec![Listen::parse(&format!("{place},lmtp")).unwrap()],
+            ..Config::default()
+        };
+        config.validate("mx.example").map_err(|e| e.to_string())
+    };
+    assert_eq!(on("127.0.0.1:24"), Ok(()));
+    assert_eq!(on("unix:/run/lmtp"), Ok(()));
+    let reason = "--listen: 127.0.0.1:25: LMTP must not be on port 25";
+    assert_eq!(on("127.0.0.1:25"), Err(reason.to_owned()));
+}
+
+#[test]
+fn sinks_offer_what_hide_and_only_leave() {
+    let with = |hide: &str, only: &str, listen: &str| {
+        let mut config = Config {
+            listen: vec![Listen::parse(listen).unwrap()],
+            hide: hide.to_owned(),
+            only: only.to_owned(),
+            ..Config::default()
+        };
+        let valid = config.validate("mx.example").map_err(|e| e.to_string());
+        valid.map(|()| extension::ALL.and(config.sink_offers()))
+    };
+    let here = "127.0.0.1:1";
+    assert_eq!(with("", "", here), Ok(extension::ALL));
+    let hidden = Offered::SIZE.with(Offered::MT_PRIORITY);
+    assert_eq!(
+        with("size, MT-PRIORITY", "", here),
+        Ok(extension::ALL.without(hidden))
+    );
+    assert_eq!(with("", "SIZE", here), Ok(Offered::SIZE));
+    let allowed = "SIZE, PIPELINING, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES";
+    let error = with("SIZ", "", here).unwrap_err();
+    let wanted = format!("--hide: \"SIZ\" is not allowed; allowed: {allowed}, ");
+    assert!(error.starts_with(&wanted), "{error}");
+    assert_eq!(
+        with("SIZE,size", "", here).unwrap_err(),
+        "--hide: \"size\" is given twice"
+    );
+    assert_eq!(
+        with("SIZE", "DSN", here).unwrap_err(),
+        "--only: hide and only exclude each other; give one"
+    );
+    let reason = "a listener speaks LMTP, which needs PIPELINING and ENHANCEDSTATUSCODES";
+    assert_eq!(
+        with("PIPELINING", "", "127.0.0.1:1,lmtp").unwrap_err(),
+        format!("--hide: {reason}")
+    );
+    assert_eq!(
+        with("", "SIZE", "127.0.0.1:1,lmtp").unwrap_err(),
+        format!("--only: {reason}")
+    );
 }
 
 #[test]
