@@ -216,13 +216,7 @@ mod tests {
                 is_utc: true,
             })
         };
-        for seconds in [
-            0,
-            951_782_400,
-            951_868_800,
-            1_795_395_723,
-            4_107_542_399,
-        ] {
+        for seconds in [0, 951_782_400, 951_868_800, 1_795_395_723, 4_107_542_399] {
             let whole = rfc3339(seconds * 1_000_000_000).replace(".000", "");
             assert_eq!(read(&whole), utc(seconds as i64), "{whole}");
         }

@@ -4,6 +4,7 @@
 //! A module may use only lower layers; `docs/architecture.md` draws them and `tests/tidy.rs` holds them.
 
 // L0: vocabulary and containers, no I/O.
+pub mod base64;
 pub mod buffer;
 mod choice;
 pub mod clock;
@@ -14,6 +15,7 @@ pub mod logger;
 pub mod message;
 pub mod metrics;
 pub mod timer_wheel;
+pub mod users;
 // L1: the only unsafe code.
 pub mod sys;
 // L2: pure; bytes and events in, bytes and events out.

@@ -43,6 +43,37 @@ pub const SESSION_ERRORS_MAX: u32 = 100;
 /// Messages of one session that may wait for a commit before the session stops being read.
 pub const COMMITS_PENDING_MAX: u32 = 64;
 
+// Users and authentication.
+
+/// Line of an authentication exchange with CRLF, the AUTH command with an initial response included, beyond which one
+/// 500 5.5.6 is sent. The longest that the mechanisms offered here can fill is 2,060 octets; RFC 4954 4 names 12,288 as
+/// enough for any mechanism in use, and asks a server for what its own ones need.
+pub const AUTH_LINE_BYTES_MAX: usize = CHUNK_SMALL_BYTES;
+/// First message of a SCRAM client, octets; longer ones are refused.
+pub const SCRAM_FIRST_BYTES_MAX: usize = 1_024;
+/// Nonce of a SCRAM client, octets.
+pub const SCRAM_NONCE_BYTES_MAX: usize = 200;
+/// Failed authentications of one session; the last of them is answered with 421.
+pub const AUTH_FAILURES_MAX: u32 = 5;
+/// Name of a user, bytes (RFC 4616 2: a server takes 255).
+pub const USER_NAME_BYTES_MAX: usize = 255;
+/// Password, bytes.
+pub const PASSWORD_BYTES_MAX: usize = 1_024;
+/// Users of one server.
+pub const USERS_MAX: usize = 100_000;
+/// File of users, bytes: as many of the longest lines.
+pub const USERS_FILE_BYTES_MAX: u64 = 64 * MIB;
+/// Fewest rounds of PBKDF2 (RFC 7677 4).
+pub const USER_ITERATIONS_MIN: u32 = 4_096;
+/// Default of `ringmx users add --iterations`.
+pub const USER_ITERATIONS_DEFAULT: u32 = 65_536;
+/// Most rounds of PBKDF2: about a second of work for one password.
+pub const USER_ITERATIONS_MAX: u32 = 1_000_000;
+/// Shortest salt, bytes.
+pub const SALT_BYTES_MIN: usize = 8;
+/// Longest salt, bytes.
+pub const SALT_BYTES_MAX: usize = 64;
+
 // Buffers.
 
 /// Small chunk of the pool, bytes: a first chunk, a reply buffer, or input that waits.
