@@ -1,7 +1,8 @@
 //! `ringmx serve`: the order in which a server comes up, runs and ends.
 //!
-//! Up: descriptor limit, sockets, another user if asked for, ring (created or recovered), control socket, sync thread, loop. Whatever can't
-//! be had ends the start with one sentence and an exit code, and nothing is touched that was there before.
+//! Up: descriptor limit, sockets, another user if asked for, ring (created or recovered), control socket, sync
+//! thread, loop. Whatever can't be had ends the start with one sentence and an exit code, and nothing is touched that
+//! was there before.
 
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
@@ -130,8 +131,16 @@ fn run(given: &Config) -> Result<i32, StartError> {
         },
         sessions_max: config.max_sessions as u64,
     };
+    let find_newest = match &opened {
+        Some(opened) => Some(
+            find_newest(&opened.ring)
+                .map_err(|error| start_error(EXIT_STORAGE, format!("reading the ring: {error}")))?,
+        ),
+        None => None,
+    };
     let http_address = http.as_ref().map(|(_, address)| *address);
     privileges::refuse_core_dumps(config)?;
+    // Nothing of the storage can fail behind this: whoever reads these lines may send.
     print_start(config, &bound, http_address, opened.as_ref());
     if let Some(recovery) = recovery.filter(|recovery| !recovery.clean) {
         log_recovery(&recovery, &mut logger, &clock);
@@ -172,12 +181,7 @@ fn run(given: &Config) -> Result<i32, StartError> {
         smtp,
         signals,
         http: http.map(|(socket, _)| socket),
-        find_newest: match &ring {
-            Some(ring) => Some(find_newest(ring).map_err(|error| {
-                start_error(EXIT_STORAGE, format!("reading the ring: {error}"))
-            })?),
-            None => None,
-        },
+        find_newest,
         ctl,
         ring,
     };
@@ -236,6 +240,8 @@ fn finish(config: &Config, reactor: Reactor<FileBacking, SyncThread>, outcome: O
     }
     if outcome == Outcome::StorageFailed {
         lines += "Storage failed. Nothing that was acknowledged is lost; see the log lines.\n";
+        // Those lines are the only ones that say what failed: the process must not end before they are written.
+        reactor.into_server().shared.logger.close(LOG_WAIT);
     } else if let Err(error) = reactor.close(CLOSE_WAIT).map(|server| {
         let mut shared = server.shared;
         let fields = [
@@ -490,6 +496,7 @@ fn context(config: &Config, listener: Listener) -> Result<Context, StartError> {
         },
         hold_max_s: u32::try_from(config.max_hold.as_secs()).unwrap_or(HOLD_S_MAX),
         lmtp: listener.lmtp,
+        ..ContextOptions::default()
     })
     .map_err(|error| start_error(EXIT_USAGE, format!("server-name: {error}")))
 }

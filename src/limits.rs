@@ -74,6 +74,15 @@ pub const SALT_BYTES_MIN: usize = 8;
 /// Longest salt, bytes.
 pub const SALT_BYTES_MAX: usize = 64;
 
+// Access rules.
+
+/// Entries of one list of recipients.
+pub const RECIPIENT_ENTRIES_MAX: usize = 4_000_000;
+/// Networks of one list.
+pub const NETWORK_ENTRIES_MAX: usize = 1_000_000;
+/// A file of recipients or networks, bytes.
+pub const RULE_FILE_BYTES_MAX: u64 = 256 * MIB;
+
 // Buffers.
 
 /// Small chunk of the pool, bytes: a first chunk, a reply buffer, or input that waits.
@@ -115,6 +124,8 @@ pub const RECORD_PAYLOAD_BYTES_MAX: u64 = MIB;
 pub const LOG_WRITE_BYTES_MAX: u64 = 4 * MIB;
 /// Message numbers that recovery skips after an unclean stop.
 pub const NUMBERS_SKIPPED_BY_RECOVERY: u64 = 65_536;
+/// Damaged ranges, incomplete messages and stretches of numbers that `ringmx log rescue` lists; more are counted.
+pub const RESCUE_LIST_MAX: usize = 10_000;
 /// Named consumers of one ring.
 pub const CONSUMERS_MAX: usize = 32;
 /// Name of a consumer, bytes.

@@ -9,14 +9,17 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::clock::{self, Clock};
+use crate::config::units::parse_size;
 use crate::consume::target::{Maildir, Mbox, Target};
 use crate::limits::{GIB, KIB, MIB};
 use crate::ringlog::consumer::{Step, Walk};
 use crate::ringlog::reader::{Message, MessageId, NewestFirst};
 
+pub mod rescue;
 pub mod text;
 pub mod view;
 
+use rescue::RescueArguments;
 use view::{EXIT_STORAGE, Failure, ShardDir, View, shards};
 
 /// Directory of the rings when none is given.
@@ -38,6 +41,7 @@ Reads what a ring holds: beside a running server, or without one. Changes nothin
   ringmx log info                 identity, fill and consumers of the ring
   ringmx log verify               checks every checksum; exit code 74 when something is damaged
   ringmx log export --maildir DIR | --mbox FILE | --eml DIR
+  ringmx log rescue               saves what is whole from a damaged ring (ringmx log rescue --help)
 
 Options:
   --ring DIR         directory of the ring (default ./ringmx-data)
@@ -67,6 +71,10 @@ pub enum LogCommand {
     Verify,
     /// Writes messages to files.
     Export(ExportTo),
+    /// Saves what is whole from a damaged ring.
+    Rescue(RescueArguments),
+    /// Print [`rescue::HELP`].
+    RescueHelp,
 }
 
 /// Where `export` writes to.
@@ -121,6 +129,7 @@ pub fn parse(args: &[String]) -> Result<LogArguments, String> {
     };
     let mut words: Vec<&str> = Vec::new();
     let mut export = Vec::new();
+    let mut rescue = RescueArguments::default();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let (flag, joined) = match arg.split_once('=') {
@@ -152,6 +161,14 @@ pub fn parse(args: &[String]) -> Result<LogArguments, String> {
             "--maildir" => export.push(ExportTo::Maildir(value()?.into())),
             "--mbox" => export.push(ExportTo::Mbox(value()?.into())),
             "--eml" => export.push(ExportTo::Eml(value()?.into())),
+            "--to-ring" => rescue.to_ring = Some(value()?.into()),
+            "--file" => rescue.file = Some(value()?.into()),
+            "--include-released" => rescue.released = true,
+            "--list" => rescue.list = true,
+            "--ring-size" => {
+                let size = parse_size(&value()?);
+                rescue.ring_size = Some(size.map_err(|reason| format!("--ring-size: {reason}"))?);
+            }
             _ if flag.starts_with('-') => {
                 return Err(format!("ringmx log has no option '{flag}'"));
             }
@@ -159,7 +176,19 @@ pub fn parse(args: &[String]) -> Result<LogArguments, String> {
         }
     }
     if out.command == LogCommand::Help {
+        if words[..] == ["rescue"] {
+            out.command = LogCommand::RescueHelp;
+        }
         return Ok(out);
+    }
+    if words[..] == ["rescue"] {
+        return parse_rescue(out, rescue, export);
+    }
+    if rescue != RescueArguments::default() {
+        return Err(
+            "--to-ring, --file, --ring-size, --include-released and --list belong to ringmx log rescue"
+                .to_owned(),
+        );
     }
     out.command = match words[..] {
         [] => {
@@ -185,7 +214,7 @@ pub fn parse(args: &[String]) -> Result<LogArguments, String> {
         },
         [first, ..] => {
             return Err(format!(
-                "'{first}' is nothing that ringmx log does: info, ls, cat, follow, verify, export"
+                "'{first}' is nothing that ringmx log does: info, ls, cat, follow, verify, export, rescue"
             ));
         }
     };
@@ -195,6 +224,30 @@ pub fn parse(args: &[String]) -> Result<LogArguments, String> {
     if out.raw && (out.json || !matches!(out.command, LogCommand::Cat(_))) {
         return Err("--raw belongs to ringmx log cat, without --json".to_owned());
     }
+    Ok(out)
+}
+
+fn parse_rescue(
+    mut out: LogArguments,
+    mut rescue: RescueArguments,
+    targets: Vec<ExportTo>,
+) -> Result<LogArguments, String> {
+    let filters = [&out.from, &out.to, &out.message_id, &out.since];
+    if out.raw || out.limit.is_some() || filters.iter().any(|filter| filter.is_some()) {
+        return Err("ringmx log rescue saves all messages: it takes no filters".to_owned());
+    }
+    for target in targets {
+        let (place, path) = match target {
+            ExportTo::Maildir(path) => (&mut rescue.maildir, path),
+            ExportTo::Mbox(path) => (&mut rescue.mbox, path),
+            ExportTo::Eml(path) => (&mut rescue.eml, path),
+        };
+        if place.replace(path).is_some() {
+            return Err("ringmx log rescue takes one target of each kind".to_owned());
+        }
+    }
+    rescue::check(&rescue)?;
+    out.command = LogCommand::Rescue(rescue);
     Ok(out)
 }
 
@@ -238,6 +291,16 @@ impl Tool<'_, '_> {
             LogCommand::Cat(id) => self.cat(id.as_deref())?,
             LogCommand::Follow => self.follow()?,
             LogCommand::Verify => return self.verify(),
+            LogCommand::RescueHelp => self.print(rescue::HELP.as_bytes())?,
+            LogCommand::Rescue(rescue) => {
+                return rescue::run(
+                    &self.args.ring,
+                    self.args.json,
+                    rescue,
+                    &mut self.out,
+                    &mut *self.err,
+                );
+            }
             LogCommand::Export(to) => self.export(to)?,
         }
         Ok(0)
@@ -909,7 +972,7 @@ mod tests {
         let fails = |text: &str| parse(&words(text)).unwrap_err();
         assert_eq!(
             fails("show"),
-            "'show' is nothing that ringmx log does: info, ls, cat, follow, verify, export"
+            "'show' is nothing that ringmx log does: info, ls, cat, follow, verify, export, rescue"
         );
         assert_eq!(
             fails("cat"),

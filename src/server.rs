@@ -52,6 +52,7 @@ use crate::smtp::reply::Reply;
 use crate::smtp::session::{Context, Phase, Session};
 use crate::smtp::sink::{Blocked, Verdict};
 use crate::timer_wheel::TimerWheel;
+use crate::users::Users;
 
 /// Bytes one connection may have read in one turn; the rest of the loop is protected by it.
 const TURN_READ_BYTES: usize = 256 * 1024;
@@ -115,6 +116,8 @@ pub struct Shared<B: Backing, C> {
     pub listeners: Vec<Listener>,
     /// Networks whose PROXY headers are believed.
     pub proxy_from: Vec<IpPrefix>,
+    /// Who may authenticate; without them every password is right, where AUTH is offered at all.
+    pub users: Option<Users>,
     /// Decides about what sessions ask, after the checks that the server's own state decides.
     pub policy: Policy,
     /// Counters and histograms.
@@ -404,6 +407,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 pool: Pool::new(options.pool_bytes, reserve),
                 listeners,
                 proxy_from: Vec::new(),
+                users: None,
                 policy: accept_all,
                 metrics,
                 logger,

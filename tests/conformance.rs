@@ -5,8 +5,9 @@
 //! - `set: NAME=VALUE`: an option of the server; `policy: QUESTION = REPLY`: a refusal by policy.
 //! - `C: TEXT`: the client sends a line and CRLF; `C> TEXT`: the same without CRLF.
 //! - `S: TEXT`: the server answers this line; `S* N: TEXT`: N times. `{greeting}`, `{helo}`, `{ehlo}` and
-//!   `{help}` stand for the configured replies.
+//!   `{help}` stand for the configured replies, `{ehlo tls}` and `{help tls}` for those under TLS.
 //! - `CLOSED: quit|refused`: how the session ends; without it, it stays open.
+//! - `TLS:` the handshake that STARTTLS announced succeeds.
 //! - `STORED:` a message was stored: then `helo: from: mail: to: rcpt:` for its envelope, `body:` for each line
 //!   of it (`body>` without CRLF), and if wanted `facts:` and `trace:`. Times of the envelope are written as
 //!   `deliver-by: SECONDS MODE` and `hold-until: SECONDS`, counted from the time of the message.
@@ -26,8 +27,10 @@ use ringmx::envelope::{self, Field};
 use ringmx::smtp::extension;
 use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::{self, Reply};
+use ringmx::smtp::sasl::Mechanisms;
 use ringmx::smtp::session::{Context, ContextOptions, Role};
 use ringmx::smtp::sink::{CloseReason, Verdict};
+use ringmx::users::Users;
 use session_support::{Connection, Cut, Manner, Recorder, Stored, WALL_NS, manners, pieces};
 
 /// A transcript, read.
@@ -38,9 +41,12 @@ struct Transcript {
     envelope_bytes_max: usize,
     has_storage: bool,
     keeps: Offered,
+    is_bound: bool,
     commit: Result<(), Reply>,
     /// What the client sends, and what the server answers to it, turn by turn.
     turns: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The turns before which a handshake succeeds.
+    secured: BTreeSet<usize>,
     closed: Option<CloseReason>,
     stored: Vec<Expected>,
 }
@@ -88,8 +94,10 @@ fn parse(name: String, text: &str) -> Transcript {
         envelope_bytes_max: 1 << 20,
         has_storage: true,
         keeps: Offered::PROMISES,
+        is_bound: false,
         commit: Ok(()),
         turns: vec![(Vec::new(), Vec::new())],
+        secured: BTreeSet::new(),
         closed: None,
         stored: Vec::new(),
     };
@@ -122,6 +130,10 @@ fn parse(name: String, text: &str) -> Transcript {
                 } else {
                     transcript.turns.push((octets, Vec::new()));
                 }
+            }
+            "TLS:" => {
+                transcript.secured.insert(transcript.turns.len());
+                transcript.turns.push((Vec::new(), Vec::new()));
             }
             "CLOSED:" => {
                 transcript.closed = Some(match value {
@@ -219,6 +231,18 @@ fn set(transcript: &mut Transcript, options: &mut ContextOptions, assignment: &s
         "hide" => options.offered = options.offered.without(extensions(value)),
         "keeps" => transcript.keeps = extensions(value),
         "storage" => transcript.has_storage = value == "yes",
+        "starttls" => options.offered = options.offered.with(Offered::STARTTLS),
+        "requiretls" => options.offered = options.offered.with(Offered::REQUIRETLS),
+        "auth" => {
+            options.mechanisms = match value {
+                "any" => Mechanisms::OF_ANYBODY,
+                "users" => Mechanisms::ALL,
+                other => panic!("whose passwords: {other}"),
+            }
+        }
+        "auth_without_tls" => options.auth_without_tls = value == "yes",
+        "binding" => transcript.is_bound = value == "yes",
+        "needs_tls" => options.needs_tls = value == "yes",
         "commit" => transcript.commit = Err(named(value)),
         other => panic!("{}: no option {other}", transcript.name),
     }
@@ -279,13 +303,16 @@ fn unescape(text: &str) -> Vec<u8> {
 /// `octets` with the names of configured replies replaced by them.
 fn configured(octets: &[u8], ctx: &Context) -> Vec<u8> {
     let mut out = Vec::new();
-    let ehlo = ctx.ehlo.compose(ctx.offered, WALL_NS);
+    let ehlo = |tls| ctx.ehlo_reply(ctx.services(tls, Offered::PROMISES, false), WALL_NS);
+    let (plain, tls) = (ehlo(false), ehlo(true));
     for line in octets.split_inclusive(|octet| *octet == b'\n') {
         out.extend_from_slice(match line {
             b"{greeting}\r\n" => &ctx.greeting,
             b"{helo}\r\n" => &ctx.helo_reply,
-            b"{ehlo}\r\n" => ehlo.as_bytes(),
+            b"{ehlo}\r\n" => plain.as_bytes(),
             b"{help}\r\n" => &ctx.help_reply,
+            b"{ehlo tls}\r\n" => tls.as_bytes(),
+            b"{help tls}\r\n" => &ctx.help_reply_tls,
             line => line,
         });
     }
@@ -326,12 +353,23 @@ fn facts_text(stored: &Stored) -> String {
     words.join(" ")
 }
 
+/// The user of RFC 7677 3, `user` with the password `pencil`.
+fn users() -> Users {
+    let file = "user:SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$\
+        WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+    Users::parse(file, &[7; 32]).expect("a file of users")
+}
+
 fn recorder(transcript: &Transcript, manner: Manner) -> Recorder {
     let mut recorder = Recorder::new(manner, 7);
     recorder.policy.clone_from(&transcript.policy);
     recorder.envelope_bytes_max = transcript.envelope_bytes_max;
     recorder.has_storage = transcript.has_storage;
     recorder.keeps = transcript.keeps;
+    recorder.binding = transcript
+        .is_bound
+        .then_some(b"thirty-two octets of an exporter");
+    recorder.users = (transcript.options.mechanisms == Mechanisms::ALL).then(users);
     recorder.commit = transcript.commit;
     recorder
 }
@@ -384,6 +422,9 @@ fn transcripts_give_their_replies_turn_by_turn_whole_and_octet_by_octet() {
                 let how = format!("{manner:?} {cut:?}");
                 let mut connection = Connection::new(&ctx, recorder(&transcript, manner));
                 for (turn, (sent, replied)) in transcript.turns.iter().enumerate() {
+                    if transcript.secured.contains(&turn) {
+                        connection.secure();
+                    }
                     for piece in pieces(sent, cut) {
                         connection.read(piece);
                     }
@@ -405,11 +446,14 @@ fn transcripts_give_their_replies_turn_by_turn_whole_and_octet_by_octet() {
 fn transcripts_give_the_same_when_everything_is_sent_at_once_at_random_cuts() {
     for transcript in transcripts() {
         let ctx = Context::new(transcript.options.clone()).expect("options");
-        let sent: Vec<u8> = transcript
-            .turns
-            .iter()
-            .flat_map(|turn| turn.0.clone())
-            .collect();
+        // Where a handshake lies between, the client has to wait for its end.
+        let mut stages: Vec<Vec<u8>> = vec![Vec::new()];
+        for (turn, (sent, _)) in transcript.turns.iter().enumerate() {
+            if transcript.secured.contains(&turn) {
+                stages.push(Vec::new());
+            }
+            stages.last_mut().expect("a stage").extend_from_slice(sent);
+        }
         let replied: Vec<u8> = transcript
             .turns
             .iter()
@@ -418,8 +462,13 @@ fn transcripts_give_the_same_when_everything_is_sent_at_once_at_random_cuts() {
         for (seed, manner) in manners().chain(manners()).enumerate() {
             let how = format!("{manner:?} seed {seed}");
             let mut connection = Connection::new(&ctx, recorder(&transcript, manner));
-            for piece in pieces(&sent, Cut::Random(seed as u64 * 77 + 5)) {
-                connection.read(piece);
+            for (at, sent) in stages.iter().enumerate() {
+                if at > 0 {
+                    connection.secure();
+                }
+                for piece in pieces(sent, Cut::Random(seed as u64 * 77 + 5)) {
+                    connection.read(piece);
+                }
             }
             assert_eq!(
                 text(&connection.out.wire),
@@ -442,9 +491,15 @@ fn reply_lines_have_a_code_an_enhanced_code_of_its_class_and_at_most_512_octets(
         ..ContextOptions::default()
     })
     .expect("options");
-    let plain = [Reply::Greeting, Reply::Helo, Reply::Ehlo, Reply::DataStart];
+    let plain = [
+        Reply::Greeting,
+        Reply::Helo,
+        Reply::Ehlo,
+        Reply::DataStart,
+        Reply::AuthChallenge,
+    ];
     let fixed = reply::ALL.iter().map(|reply| (*reply, reply.row().wire));
-    let ehlo = ctx.ehlo.compose(ctx.offered, WALL_NS);
+    let ehlo = ctx.ehlo_reply(ctx.services(true, Offered::PROMISES, true), WALL_NS);
     let configured = [
         (Reply::Greeting, &ctx.greeting[..]),
         (Reply::Helo, &ctx.helo_reply[..]),

@@ -6,19 +6,11 @@
 #[allow(dead_code, reason = "other tests use what this one does not")]
 mod process;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::channel;
 
-use process::{Key, PATIENCE, Server, TestDir, key_of, load, output_of, stored};
+use process::{Known, PATIENCE, Server, TestDir, load, verify};
 
 const CLIENTS: u32 = 8;
-
-/// What all rounds so far have to have left in the ring.
-#[derive(Default)]
-struct Known {
-    acknowledged: BTreeSet<Key>,
-    in_doubt: BTreeSet<Key>,
-}
 
 /// Loads the server from several clients, kills it after `acknowledgements`, and notes what is known then.
 fn load_and_kill(server: Server, round: u32, acknowledgements: u32, known: &mut Known) {
@@ -48,27 +40,6 @@ fn load_and_kill(server: Server, round: u32, acknowledgements: u32, known: &mut 
     }
 }
 
-/// Compares the ring with what is known.
-fn check(dir: &TestDir, round: u32, known: &Known) {
-    let mut found: BTreeMap<Key, u32> = BTreeMap::new();
-    for (number, message) in stored(dir) {
-        let head = String::from_utf8_lossy(&message[..message.len().min(80)]).into_owned();
-        let key = key_of(&message).unwrap_or_else(|| panic!("round {round}: {number}: {head}"));
-        *found.entry(key).or_default() += 1;
-    }
-    let twice: Vec<_> = found.iter().filter(|(_, count)| **count > 1).collect();
-    assert!(twice.is_empty(), "round {round}: stored twice: {twice:?}");
-    let found: BTreeSet<Key> = found.into_keys().collect();
-    let lost: Vec<_> = known.acknowledged.difference(&found).collect();
-    assert!(lost.is_empty(), "round {round}: lost: {lost:?}");
-    let allowed = &known.acknowledged | &known.in_doubt;
-    let never_sent: Vec<_> = found.difference(&allowed).collect();
-    assert!(
-        never_sent.is_empty(),
-        "round {round}: stored, but never sent whole: {never_sent:?}"
-    );
-}
-
 fn kills(default: u32) -> u32 {
     match std::env::var("RINGMX_KILLS") {
         Ok(count) => count.parse().expect("RINGMX_KILLS is a number"),
@@ -88,16 +59,14 @@ fn kill_again_and_again(survive: &str, rounds: u32) {
         load_and_kill(server, round, 1 + round * 37, &mut known);
         // Every other time before anything recovers the ring, so that readers alone have to get it right.
         if round % 2 == 0 {
-            check(&dir, round, &known);
+            known.check(&dir, &format!("round {round}"));
         }
         let server = Server::start(&dir, &options);
-        check(&dir, round, &known);
+        known.check(&dir, &format!("round {round}"));
         server.stop();
     }
-    check(&dir, rounds, &known);
-    let verified = output_of(&["log", "verify", "--ring", &dir.ring()]);
-    let verified = String::from_utf8(verified).unwrap();
-    assert!(verified.ends_with("all good\n"), "{verified}");
+    known.check(&dir, "at the end");
+    verify(&dir);
     assert!(known.acknowledged.len() as u32 >= rounds * (rounds - 1) / 2 * 37 + rounds);
 }
 

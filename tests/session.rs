@@ -4,6 +4,7 @@ mod session_support;
 
 use ringmx::clock::Instant;
 use ringmx::smtp::data::{BareNewlines, InPlace};
+use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::{ALL, Reply};
 use ringmx::smtp::session::{Context, ContextError, ContextOptions, Phase, Progress, Session};
 use ringmx::smtp::sink::{Blocked, CloseReason, Verdict};
@@ -35,7 +36,7 @@ fn with(input: &[u8]) -> Vec<u8> {
 #[test]
 fn a_session_is_small_because_the_slab_holds_thousands() {
     assert!(
-        size_of::<Session>() <= 192,
+        size_of::<Session>() <= 208,
         "{} bytes",
         size_of::<Session>()
     );
@@ -353,4 +354,107 @@ fn an_empty_last_chunk_without_room_for_its_end_is_refused_for_now() {
     assert_eq!(connection.out.wire, Reply::NoSpace.row().wire);
     assert!(!connection.out.is_open());
     assert_eq!(connection.session.phase(), Phase::Command);
+}
+
+fn tls_context() -> Context {
+    let offered = ringmx::smtp::extension::ALL.with(Offered::STARTTLS);
+    Context::new(ContextOptions {
+        offered,
+        ..ContextOptions::default()
+    })
+    .expect("options")
+}
+
+/// CVE-2011-0411: what was sent in the clear behind STARTTLS was executed under TLS, as if the client had sent it
+/// there. Octets that came with the line end the session; octets that come later reach the handshake, not the session.
+#[test]
+fn what_stands_behind_starttls_is_never_executed_however_it_is_cut() {
+    const REFUSED: &str = "554 5.5.1 Nothing may follow STARTTLS before its reply; closing\r\n";
+    let ctx = tls_context();
+    let line = b"STARTTLS\r\n".len();
+    let injections: [&[u8]; 4] = [
+        b"EHLO injected.example\r\nMAIL FROM:<a@example.org>\r\n",
+        b"NOOP\r\n",
+        b"\n",
+        b"\x16\x03\x01\x00\x05hello",
+    ];
+    for injection in injections {
+        let sent = [b"STARTTLS\r\n", injection].concat();
+        for at in 1..=sent.len() {
+            let mut connection = after(&ctx, b"EHLO client.example\r\n");
+            connection.read(&sent[..at]);
+            connection.read(&sent[at..]);
+            let wire = String::from_utf8(connection.out.wire.clone()).expect("ASCII");
+            if at == line {
+                assert_eq!(wire, "220 2.0.0 Ready to start TLS\r\n");
+                assert_eq!(connection.unread(), injection.len());
+                assert_eq!(connection.out.closed, None);
+                connection.secure();
+                assert_eq!(connection.session.helo(), b"");
+                assert_eq!(connection.session.phase(), Phase::Command);
+                let wire = String::from_utf8(connection.out.wire).expect("ASCII");
+                assert_eq!(wire, "220 2.0.0 Ready to start TLS\r\n");
+            } else {
+                assert_eq!(wire, REFUSED, "cut at {at}");
+                assert_eq!(connection.out.closed, Some(CloseReason::Refused));
+                assert_eq!(connection.session.phase(), Phase::Closed);
+            }
+            let ehlo = ringmx::smtp::sink::Verb::Ehlo as usize;
+            assert_eq!(connection.out.verbs[ehlo], 1, "cut at {at}");
+        }
+    }
+}
+
+#[test]
+fn starttls_waits_for_the_commits_that_are_pending() {
+    let ctx = tls_context();
+    let mut recorder = Recorder::new(Manner::default(), 1);
+    recorder.commits_pending = 1;
+    let mut session = Session::new("::1".parse().expect("an address"));
+    session.start(&ctx, &mut recorder);
+    recorder.wire.clear();
+    let waits = Progress {
+        consumed: 6,
+        blocked: Some(Blocked::Commits),
+    };
+    let progress = session.receive(
+        &ctx,
+        b"NOOP\r\nSTARTTLS\r\n",
+        Instant(1),
+        WALL_NS,
+        &mut recorder,
+    );
+    assert_eq!(progress, waits);
+    assert_eq!(recorder.wire, b"250 2.0.0 Ok\r\n");
+    recorder.commits_pending = 0;
+    let progress = session.receive(&ctx, b"STARTTLS\r\n", Instant(1), WALL_NS, &mut recorder);
+    assert_eq!(progress.consumed, 10);
+    assert_eq!(progress.blocked, Some(Blocked::Tls));
+    assert_eq!(
+        recorder.wire,
+        b"250 2.0.0 Ok\r\n220 2.0.0 Ready to start TLS\r\n"
+    );
+    assert_eq!(
+        recorder.verbs[ringmx::smtp::sink::Verb::StartTls as usize],
+        1
+    );
+    assert_eq!(session.phase(), Phase::Handshake);
+}
+
+#[test]
+fn starttls_gets_454_while_no_handshake_can_be_taken_and_the_session_goes_on() {
+    let ctx = tls_context();
+    let mut connection = after(&ctx, b"EHLO client.example\r\n");
+    connection.out.takes_tls = false;
+    connection.read(b"STARTTLS\r\nNOOP\r\n");
+    assert_eq!(connection.out.closed, Some(CloseReason::Refused));
+    let mut connection = after(&ctx, b"EHLO client.example\r\n");
+    connection.out.takes_tls = false;
+    connection.read(b"STARTTLS\r\n");
+    connection.read(b"NOOP\r\n");
+    assert_eq!(
+        connection.out.wire,
+        b"454 4.7.0 TLS not available due to temporary reason\r\n250 2.0.0 Ok\r\n"
+    );
+    assert_eq!(connection.out.closed, None);
 }

@@ -7,6 +7,7 @@
 mod session_support;
 
 use ringmx::smtp::data::BareNewlines;
+use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::{self, Reply};
 use ringmx::smtp::session::{Context, ContextOptions};
 use ringmx::smtp::sink::{CloseReason, Verb, Verdict};
@@ -215,7 +216,7 @@ fn check_replies(ctx: &Context, outcome: &Outcome) {
     let mut replies = 0;
     let mut stored = 0;
     let mut started = 0;
-    let ehlo = ctx.ehlo.compose(ctx.offered, WALL_NS);
+    let ehlo = ctx.ehlo_reply(ctx.services(false, Offered::PROMISES, false), WALL_NS);
     let configured = [
         &ctx.greeting[..],
         &ctx.helo_reply,

@@ -14,6 +14,7 @@ use crate::plan::{
 use crate::preflight;
 use crate::probe;
 use crate::profile;
+use crate::raw::{self, RawLog};
 use crate::report::{self, Facts};
 use crate::rng;
 use crate::run;
@@ -25,7 +26,7 @@ use crate::tls::{Security, TlsOptions};
 use crate::verdict::{self, State};
 use crate::verify::{self, Store};
 use crate::wire::{Address, Proxy, Sources, Target};
-use crate::worker::Tuning;
+use crate::worker::{Logs, Tuning};
 use lexopt::prelude::*;
 use serde_json::Value;
 use std::fmt;
@@ -65,6 +66,8 @@ smtp-loadgen: an SMTP load generator that says whether it was you or the target
   smtp-loadgen compare A.json B.json     two reports, difference or none
   smtp-loadgen report FILE [--format text|csv|prometheus|html]
   smtp-loadgen report --schema           the JSON Schema of what --json writes
+  smtp-loadgen raw FILE [--from TIME] [--to TIME]
+                                         counts and percentiles of what --raw wrote, or of a part
   smtp-loadgen profile show [NAME]       the named workloads and where their figures come from
   smtp-loadgen profile learn PATH        sizes of a Maildir, mbox or directory, for --sizes
   smtp-loadgen smtp-source [its options] TARGET
@@ -106,7 +109,7 @@ How
   --chunk SIZE              BDAT in chunks of at most SIZE, 64 or more
   --smtputf8                SMTPUTF8 on MAIL when offered; needed for addresses beyond ASCII
   --dsn WORDS               when offered: NOTIFY from never, or success,failure,delay; RET from
-                            full or hdrs [hdrs]; ENVID from run and message number
+                            full or hdrs [hdrs]; ORCPT with orcpt; ENVID from run and number
   --messages-per-connection N or N-M    [all]
   --helo NAME               [loadgen.example]
   --lmtp                    LHLO, a reply for each recipient
@@ -133,6 +136,7 @@ How
 
 Result
   --ledger FILE             append a line for each 250
+  --raw FILE                a line for each message: its planned start, its steps, what it got
   --json FILE               the report as JSON
   --html FILE               the report as one page with pictures
   --ceiling R               what selftest reached here, to state the share of it that was used
@@ -202,6 +206,7 @@ fn command(argv: Vec<String>) -> Result<u8, Stop> {
             "run" => run_command(parser, argv),
             "verify" => verify_command(parser),
             "report" => report_command(parser),
+            "raw" => raw_command(parser),
             "compare" => compare_command(parser),
             "find-max" => find_max_command(parser, argv),
             "sweep" => sweep_command(parser, argv),
@@ -401,6 +406,7 @@ pub struct Options {
     quiet: bool,
     dry_run: bool,
     ledger: Option<PathBuf>,
+    raw: Option<PathBuf>,
     json: Option<PathBuf>,
     html: Option<PathBuf>,
     tls: TlsOptions,
@@ -582,6 +588,7 @@ impl Options {
             quiet: false,
             dry_run: false,
             ledger: None,
+            raw: None,
             json: None,
             html: None,
             tls: TlsOptions::default(),
@@ -771,6 +778,7 @@ impl Options {
                 self.tuning.cpus = bad(list, flag, text)?;
             }
             "ledger" => self.ledger = Some(text.into()),
+            "raw" => self.raw = Some(text.into()),
             "json" => self.json = Some(text.into()),
             "html" => self.html = Some(text.into()),
             "ceiling" => {
@@ -851,7 +859,7 @@ struct Prepared {
     address: Address,
     greeting: probe::Greeting,
     security: Option<Security>,
-    ledger: Option<Ledger>,
+    logs: Logs,
     argv: Vec<String>,
     /// What the pre-flight found.
     warnings: Vec<String>,
@@ -911,16 +919,23 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
         probe::Greeting::default()
     };
     sys::catch_interrupts();
+    let heading = format!(
+        "run={:016x} seed={} plan={:016x} target={address}",
+        options.plan.run,
+        options.plan.seed,
+        options.plan.hash()
+    );
     let ledger = match &options.ledger {
         Some(path) if !options.dry_run => {
-            let heading = format!(
-                "run={:016x} seed={} plan={:016x} target={address}",
-                options.plan.run,
-                options.plan.seed,
-                options.plan.hash()
-            );
             let made = Ledger::create(path, &heading);
             Some(made.map_err(|error| usage(format!("ledger {}: {error}", path.display())))?)
+        }
+        _ => None,
+    };
+    let raw = match &options.raw {
+        Some(path) if !options.dry_run => {
+            let made = RawLog::create(path, &heading);
+            Some(made.map_err(|error| usage(format!("raw log {}: {error}", path.display())))?)
         }
         _ => None,
     };
@@ -928,7 +943,7 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
         address,
         greeting,
         security,
-        ledger,
+        logs: Logs { ledger, raw },
         argv,
         warnings,
     })
@@ -965,7 +980,7 @@ fn execute(
         target,
         &options.tuning,
         options.threads,
-        prepared.ledger.as_ref(),
+        &prepared.logs,
         |shared, elapsed| display.tick(shared, elapsed),
     );
     display.clear();
@@ -1010,6 +1025,12 @@ fn execute(
     let grown = sys::resident_max().saturating_sub(resident_before);
     report["generator"]["resident_per_session_bytes"] =
         (grown / u64::from(plan.sessions.max(1))).into();
+    if let (Some(path), Some(raw)) = (&options.raw, &prepared.logs.raw) {
+        let (lines, left_out) = raw.counts();
+        report["raw"] = serde_json::json!({
+            "file": path.display().to_string(), "lines": lines, "left_out": left_out,
+        });
+    }
     report["preflight"] = prepared.warnings.clone().into();
     if !tallies.is_empty() {
         report["hostile"] = tallies.iter().map(hostile::Tally::json).collect();
@@ -1085,6 +1106,28 @@ fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         }
     };
     print!("{text}");
+    Ok(OK)
+}
+
+fn raw_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
+    let (mut file, mut from, mut to) = (None, 0, u64::MAX);
+    while let Some(argument) = parser.next()? {
+        let (place, name) = match argument {
+            Value(path) if file.is_none() => {
+                file = Some(PathBuf::from(path));
+                continue;
+            }
+            Long("from") => (&mut from, "from"),
+            Long("to") => (&mut to, "to"),
+            other => return Err(other.unexpected().into()),
+        };
+        let text = parser.value()?.string()?;
+        *place = bad(parse_time(&text), name, &text)?;
+    }
+    let file = file.ok_or_else(|| usage("raw needs a FILE"))?;
+    let summary = raw::summary(&file, from, to)
+        .map_err(|error| usage(format!("{}: {error}", file.display())))?;
+    print!("{}", report::raw_text(&summary));
     Ok(OK)
 }
 
@@ -1177,6 +1220,9 @@ impl SearchOptions {
                 "a" => search.a = Some(text),
                 _ => search.b = Some(text),
             }
+        }
+        if options.raw.is_some() {
+            return Err(usage("--raw describes one run; use it with run"));
         }
         Ok(search)
     }
@@ -1580,7 +1626,8 @@ fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         });
         let tuning = Options::new().tuning;
         let load = Arc::new(Workload::new(plan));
-        let done = run::run(load, target, &tuning, 1, None, |_, _| {}).map_err(failed)?;
+        let done =
+            run::run(load, target, &tuning, 1, &Logs::default(), |_, _| {}).map_err(failed)?;
         sink.stop().map_err(failed)?;
         let totals = &done.recorder.totals;
         let window = done.recorder.window.1 - done.recorder.window.0;

@@ -32,6 +32,8 @@ pub enum Phase {
     Data,
     /// First to last byte of the message written.
     Body,
+    /// BDAT without LAST to its reply; pipelined, from the start of the group.
+    Chunk,
     /// End of data written to the final reply.
     EndOfData,
     /// RSET.
@@ -45,7 +47,7 @@ pub enum Phase {
 }
 
 /// Number of phases.
-pub const PHASES: usize = 15;
+pub const PHASES: usize = 16;
 
 impl Phase {
     /// All phases in order.
@@ -60,6 +62,7 @@ impl Phase {
         Self::Rcpt,
         Self::Data,
         Self::Body,
+        Self::Chunk,
         Self::EndOfData,
         Self::Rset,
         Self::Quit,
@@ -80,6 +83,7 @@ impl Phase {
             Self::Rcpt => "rcpt",
             Self::Data => "data-354",
             Self::Body => "body-written",
+            Self::Chunk => "bdat-chunk",
             Self::EndOfData => "end-of-data",
             Self::Rset => "rset",
             Self::Quit => "quit",
@@ -156,6 +160,19 @@ pub enum Outcome {
     Failed(Phase, Fault),
 }
 
+/// When the steps of one transaction were done, on the clock of `now`; 0 for what never came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Steps {
+    /// MAIL was answered.
+    pub mail_ns: u64,
+    /// The last RCPT was answered.
+    pub rcpt_ns: u64,
+    /// DATA was answered.
+    pub data_ns: u64,
+    /// The last byte of the message was written.
+    pub written_ns: u64,
+}
+
 /// The end of one transaction.
 #[derive(Clone, Copy, Debug)]
 pub struct Finished<'a> {
@@ -175,6 +192,8 @@ pub struct Finished<'a> {
     pub intended_ns: u64,
     /// When it ended.
     pub now_ns: u64,
+    /// When its steps were done.
+    pub steps: Steps,
 }
 
 /// Receives what a session measures.
@@ -282,6 +301,8 @@ struct Transaction {
     chunk_refused: bool,
     /// A body with its terminator was sent or is being sent.
     data_sent: bool,
+    /// When its steps were done.
+    steps: Steps,
 }
 
 /// Scratch for rendering; one for all sessions of a worker.
@@ -484,11 +505,8 @@ impl Client {
             State::Ready | State::Mail => Phase::Mail,
             State::Rcpt => Phase::Rcpt,
             State::Data => Phase::Data,
-            State::Final
-                if self.data_end_ns == 0 || self.transaction.is_some_and(|t| t.chunks > 0) =>
-            {
-                Phase::Body
-            }
+            State::Final if self.transaction.is_some_and(|t| t.chunks > 0) => Phase::Chunk,
+            State::Final if self.data_end_ns == 0 => Phase::Body,
             State::Final => Phase::EndOfData,
             State::Rset => Phase::Rset,
             State::Quit | State::Closing(_) => Phase::Quit,
@@ -520,6 +538,7 @@ impl Client {
             chunks: 0,
             chunk_refused: false,
             data_sent: false,
+            steps: Steps::default(),
         });
         self.sent_ns = now;
         self.state = State::Mail;
@@ -589,8 +608,12 @@ impl Client {
 
     /// Everything in `out` was written at `now`.
     pub fn flushed(&mut self, now: u64, events: &mut impl Events) {
-        if self.data_end_ns == 0 && self.transaction.is_some_and(|t| t.data_sent) {
+        if let Some(transaction) = &mut self.transaction
+            && self.data_end_ns == 0
+            && transaction.data_sent
+        {
             self.data_end_ns = now;
+            transaction.steps.written_ns = now;
             events.latency(Phase::Body, now.saturating_sub(self.body_ns));
         }
     }
@@ -632,6 +655,12 @@ impl Client {
         self.finish(Outcome::Failed(phase, fault), b"", now, events);
         self.out.clear();
         self.close(Close::Fault(fault));
+    }
+
+    fn note(&mut self, set: impl FnOnce(&mut Steps)) {
+        if let Some(transaction) = &mut self.transaction {
+            set(&mut transaction.steps);
+        }
     }
 
     fn close(&mut self, reason: Close) {
@@ -736,14 +765,17 @@ impl Client {
             State::StartTls | State::Xclient => self.close(Close::Fault(Fault::Unusable)),
             State::Mail => {
                 events.latency(Phase::Mail, waited);
+                self.note(|steps| steps.mail_ns = now);
                 self.mail_answer(code, text, now, desk, events);
             }
             State::Rcpt => {
                 events.latency(Phase::Rcpt, waited);
+                self.note(|steps| steps.rcpt_ns = now);
                 self.rcpt_answer(code, text, now, desk, events);
             }
             State::Data => {
                 events.latency(Phase::Data, waited);
+                self.note(|steps| steps.data_ns = now);
                 self.data_answer(code, text, now, desk, events);
             }
             State::Final => self.final_answer(code, text, now, desk, events),
@@ -837,6 +869,9 @@ impl Client {
             // RFC 3461 4.1.
             out.extend_from_slice(b" NOTIFY=");
             out.extend_from_slice(dsn.notify.as_bytes());
+            if dsn.orcpt {
+                push_orcpt(plan, seq, index, out);
+            }
         }
         out.extend_from_slice(b"\r\n");
     }
@@ -982,6 +1017,9 @@ impl Client {
             self.body_ns = now;
             self.data_end_ns = 0;
             self.push_chunk(&load.plan);
+            if !self.is_pipelined(&load.plan) {
+                self.sent_ns = now;
+            }
             while self.is_pipelined(&load.plan) && self.push_chunk(&load.plan) {}
             return;
         }
@@ -1079,13 +1117,15 @@ impl Client {
             return;
         };
         transaction.chunks -= 1;
+        events.latency(Phase::Chunk, now.saturating_sub(self.sent_ns));
         if (200..300).contains(&code) {
             if !pipelined {
                 self.push_chunk(&load.plan);
+                self.sent_ns = now;
             }
             return;
         }
-        let (phase, code) = *transaction.spoilt.get_or_insert((Phase::Body, code));
+        let (phase, code) = *transaction.spoilt.get_or_insert((Phase::Chunk, code));
         transaction.chunk_refused = true;
         if !pipelined {
             // RFC 3030 2: after a refused chunk only RSET makes the state certain.
@@ -1143,12 +1183,6 @@ impl Client {
             return;
         };
         self.data_end_ns = 0;
-        if outcome == Outcome::Accepted {
-            events.latency(
-                Phase::Transaction,
-                now.saturating_sub(transaction.started_ns),
-            );
-        }
         events.finished(Finished {
             spec: transaction.spec,
             stamp: transaction.stamp,
@@ -1158,7 +1192,37 @@ impl Client {
             started_ns: transaction.started_ns,
             intended_ns: transaction.intended_ns,
             now_ns: now,
+            steps: transaction.steps,
         });
+    }
+}
+
+/// Appends ORCPT (RFC 3461 4.2): the recipient as it is, whatever becomes of it on the way.
+fn push_orcpt(plan: &Plan, seq: u64, index: u32, out: &mut Vec<u8>) {
+    out.extend_from_slice(b" ORCPT=");
+    let kind_at = out.len();
+    out.extend_from_slice(b"rfc822;");
+    let from = out.len();
+    plan.recipient(seq, index, out);
+    let plain = |byte: u8| matches!(byte, b'!'..=b'*' | b','..=b'<' | b'>'..=b'~');
+    if out[from..].iter().all(|byte| plain(*byte)) {
+        return;
+    }
+    // Rare: patterns seldom hold `+`, `=` or letters beyond ASCII.
+    let address = out.split_off(from);
+    let wide = !address.is_ascii();
+    if wide {
+        // RFC 6533 3: such an address is sent only where SMTPUTF8 is offered, so it may stand as it is.
+        out.truncate(kind_at);
+        out.extend_from_slice(b"utf-8;");
+    }
+    for byte in address {
+        match byte {
+            128.. => out.push(byte),
+            byte if plain(byte) && !(wide && byte == b'\\') => out.push(byte),
+            byte if wide => out.extend_from_slice(format!("\\x{{{byte:02X}}}").as_bytes()),
+            byte => out.extend_from_slice(format!("+{byte:02X}").as_bytes()),
+        }
     }
 }
 
@@ -1399,7 +1463,7 @@ mod tests {
             ends,
             [
                 Outcome::Accepted,
-                Outcome::Deferred(Phase::Body, 452),
+                Outcome::Deferred(Phase::Chunk, 452),
                 Outcome::Rejected(Phase::Rcpt, 550)
             ]
         );
@@ -1453,7 +1517,7 @@ mod tests {
                 (0, Outcome::Accepted, "stored".into()),
                 (
                     1,
-                    Outcome::Rejected(Phase::Body, 552),
+                    Outcome::Rejected(Phase::Chunk, 552),
                     "5.3.4 too large".into()
                 )
             ]
@@ -1485,6 +1549,38 @@ mod tests {
                 "C: MAIL FROM:<sender@loadgen.example>\r\nRCPT TO:<user@test.example>\r\nDATA\r\n",
             ],
         );
+    }
+
+    #[test]
+    fn orcpt_states_the_recipient_in_the_form_that_its_letters_need() {
+        for (to, orcpt) in [
+            ("user@test.example", "rfc822;user@test.example"),
+            ("a+b=c@test.example", "rfc822;a+2Bb+3Dc@test.example"),
+            // RFC 6533 3: unitext where SMTPUTF8 is offered.
+            (
+                "us\u{e9}r+x=y\\z@test.example",
+                "utf-8;us\u{e9}r\\x{2B}x\\x{3D}y\\x{5C}z@test.example",
+            ),
+        ] {
+            let mut plan = fixed();
+            plan.smtputf8 = !to.is_ascii();
+            plan.to = Addresses::parse(to).unwrap();
+            plan.dsn = Some(Dsn::parse("failure,orcpt").unwrap());
+            let word = if plan.smtputf8 { " SMTPUTF8" } else { "" };
+            let sent = format!(
+                "C: MAIL FROM:<sender@loadgen.example>{word} RET=HDRS ENVID=0000000000000abc.0\r\n\
+                 RCPT TO:<{to}> NOTIFY=FAILURE ORCPT={orcpt}\r\nDATA\r\n"
+            );
+            every_way(
+                &plan,
+                &[
+                    "S: 220 hi\r\n",
+                    "C: EHLO loadgen.example\r\n",
+                    "S: 250-hi\r\n250-PIPELINING\r\n250-SMTPUTF8\r\n250 DSN\r\n",
+                    &sent,
+                ],
+            );
+        }
     }
 
     #[test]

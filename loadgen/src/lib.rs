@@ -20,6 +20,7 @@ pub mod plan;
 pub mod preflight;
 pub mod probe;
 pub mod profile;
+pub mod raw;
 pub mod recorder;
 pub mod reply;
 pub mod report;

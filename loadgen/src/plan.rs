@@ -307,21 +307,24 @@ pub struct Dsn {
     pub notify: String,
     /// Value of RET (section 4.3), `FULL` or `HDRS`.
     pub ret: &'static str,
+    /// Whether RCPT states the original recipient (section 4.2).
+    pub orcpt: bool,
 }
 
 impl Dsn {
     /// Reads `never` or a list of `success`, `failure`, `delay`; `full` or `hdrs` may stand with
-    /// either and says what a notification should return, `hdrs` by default.
+    /// either and says what a notification should return, `hdrs` by default; `orcpt` adds ORCPT.
     ///
     /// **Errors**, in words: an unknown or repeated word, `never` with others, or none at all.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let (mut notify, mut ret) = (Vec::new(), None);
+        let (mut notify, mut ret, mut orcpt) = (Vec::new(), None, false);
         for word in text.split(',') {
             let word = word.trim().to_ascii_uppercase();
             let fresh = match word.as_str() {
                 // RFC 3461 4.3: one RET.
                 "FULL" => ret.replace("FULL").is_none(),
                 "HDRS" => ret.replace("HDRS").is_none(),
+                "ORCPT" => !std::mem::replace(&mut orcpt, true),
                 "NEVER" | "SUCCESS" | "FAILURE" | "DELAY" => {
                     let fresh = !notify.contains(&word);
                     notify.push(word);
@@ -332,7 +335,7 @@ impl Dsn {
             if !fresh {
                 return Err(format!(
                     "--dsn `{text}`: write never, or success, failure and delay with commas \
-                     between, and full or hdrs behind them"
+                     between, and full or hdrs and orcpt behind them"
                 ));
             }
         }
@@ -345,13 +348,16 @@ impl Dsn {
         Ok(Self {
             notify: notify.join(","),
             ret: ret.unwrap_or("HDRS"),
+            orcpt,
         })
     }
 }
 
 impl fmt::Display for Dsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.notify, self.ret)
+        // What is off by default is named only when it is on: hashes of older reports stay valid.
+        let orcpt = if self.orcpt { ":ORCPT" } else { "" };
+        write!(f, "{}:{}{orcpt}", self.notify, self.ret)
     }
 }
 
@@ -713,6 +719,8 @@ pub(crate) mod tests {
             Some("SUCCESS,FAILURE:HDRS".to_owned())
         );
         assert_eq!(dsn("full,delay"), Some("DELAY:FULL".to_owned()));
+        assert_eq!(dsn("never,orcpt"), Some("NEVER:HDRS:ORCPT".to_owned()));
+        assert_eq!(dsn("never,orcpt,orcpt"), None);
         assert_eq!(dsn("NEVER"), Some("NEVER:HDRS".to_owned()));
         for wrong in [
             "",

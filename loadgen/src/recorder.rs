@@ -1,10 +1,11 @@
 //! What one worker measured: histograms, exact counts, one row a second.
 //!
-//! Promises: recording allocates nothing except for the first reply of each kind; latencies
-//! outside the measured window are left out, counts never are; `merge` loses nothing.
+//! Promises: recording allocates nothing except for the first reply of each kind; latencies of what
+//! began outside the measured window are left out, counts never are; `merge` loses nothing.
 
 use crate::client::{Fault, Finished, Outcome, PHASES, Phase};
 use crate::reply;
+use crate::wire::Agreed;
 use hdrhistogram::Histogram;
 
 /// Bounds of every histogram, ns: 64 ns to one hour at three digits.
@@ -168,6 +169,8 @@ pub struct Totals {
     pub window_offered: u64,
     /// Latencies above the histogram's range.
     pub above_range: u64,
+    /// TCP segments sent again, as the sockets say when they are closed.
+    pub retransmits: u64,
 }
 
 impl Totals {
@@ -189,6 +192,7 @@ impl Totals {
         self.window_sent += other.window_sent;
         self.window_offered += other.window_offered;
         self.above_range += other.above_range;
+        self.retransmits += other.retransmits;
     }
 }
 
@@ -219,6 +223,8 @@ pub struct Recorder {
     pub kinds: Vec<Kind>,
     /// Index + 1 into `kinds` for each phase and code, for replies without enhanced code.
     index: Box<[[u16; 600]; PHASES]>,
+    /// What TLS handshakes came to, and how many.
+    pub tls: Vec<(Agreed, u64)>,
     /// One row a second from the start.
     pub rows: Vec<Row>,
     /// CPU use, one entry for each worker.
@@ -241,6 +247,7 @@ impl Recorder {
             totals: Totals::default(),
             kinds: Vec::new(),
             index: Box::new([[0; 600]; PHASES]),
+            tls: Vec::new(),
             rows: Vec::new(),
             loads: Vec::new(),
             window: (from_ns, to_ns),
@@ -311,6 +318,14 @@ impl Recorder {
         }
     }
 
+    /// Counts `count` TLS handshakes that came to `agreed`.
+    pub fn secured(&mut self, agreed: Agreed, count: u64) {
+        match self.tls.iter_mut().find(|(known, _)| *known == agreed) {
+            Some((_, known)) => *known += count,
+            None => self.tls.push((agreed, count)),
+        }
+    }
+
     /// Counts the start of a transaction.
     pub fn begun(&mut self, now: u64) {
         self.totals.attempted += 1;
@@ -322,7 +337,9 @@ impl Recorder {
     pub fn finished(&mut self, done: &Finished<'_>) {
         let now = done.now_ns;
         self.last_ns = self.last_ns.max(now);
-        let measured = self.measures(if self.open { done.intended_ns } else { now });
+        // By its start: a stall that outlasts the window would take its own victims out of the
+        // tables if they were sorted by their end.
+        let measured = self.measures(done.intended_ns);
         let response = now.saturating_sub(done.intended_ns);
         let row = self.row(now);
         match done.outcome {
@@ -338,8 +355,11 @@ impl Recorder {
                     self.totals.window_accepted += 1;
                     self.totals.window_bytes += bytes;
                 }
-                if measured && self.open {
-                    self.latency(Phase::Response, response);
+                if measured {
+                    self.latency(Phase::Transaction, now.saturating_sub(done.started_ns));
+                    if self.open {
+                        self.latency(Phase::Response, response);
+                    }
                 }
             }
             Outcome::Deferred(..) => {
@@ -376,6 +396,9 @@ impl Recorder {
                 .expect("invariant: all histograms have one shape");
         }
         self.totals.merge(&other.totals);
+        for (agreed, count) in &other.tls {
+            self.secured(*agreed, *count);
+        }
         for theirs in &other.kinds {
             let same = self.kinds.iter_mut().find(|mine| {
                 mine.phase == theirs.phase

@@ -6,9 +6,11 @@
 use crate::client::Phase;
 use crate::hdr;
 use crate::plan::{Mode, Plan};
+use crate::raw::Summary;
 use crate::recorder::{Recorder, Row};
 use crate::verdict::{Verdict, busiest};
 use hdrhistogram::Histogram;
+use rustls::ProtocolVersion;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -122,6 +124,15 @@ fn steadiness(recorder: &Recorder) -> Value {
     })
 }
 
+/// As people write it.
+fn tls_version(version: ProtocolVersion) -> String {
+    match version {
+        ProtocolVersion::TLSv1_2 => "TLS 1.2".into(),
+        ProtocolVersion::TLSv1_3 => "TLS 1.3".into(),
+        other => format!("{other:?}"),
+    }
+}
+
 fn environment() -> Value {
     let read = |path: &str| {
         std::fs::read_to_string(path)
@@ -180,7 +191,17 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
         "schema": SCHEMA,
         "tool": { "name": "smtp-loadgen", "version": env!("CARGO_PKG_VERSION") },
         "env": environment(),
-        "target": { "address": facts.target, "banner": facts.banner, "ehlo": facts.ehlo },
+        "target": {
+            "address": facts.target,
+            "banner": facts.banner,
+            "ehlo": facts.ehlo,
+            "tls": recorder.tls.iter().map(|(agreed, count)| json!({
+                "version": tls_version(agreed.version),
+                "cipher": agreed.cipher.as_str(),
+                "resumed": agreed.resumed,
+                "connections": count,
+            })).collect::<Vec<_>>(),
+        },
         "config": {
             "argv": facts.argv,
             "mode": mode,
@@ -215,6 +236,7 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
             "written_bytes": totals.written_bytes,
             "read_bytes": totals.read_bytes,
             "above_range": totals.above_range,
+            "retransmitted_segments": totals.retransmits,
             "window_accepted": totals.window_accepted,
             "window_offered": totals.window_offered,
             "window_sent": totals.window_sent,
@@ -306,6 +328,31 @@ fn line(title: &str, table: &Value) -> String {
         time(table["max_ns"].as_u64().unwrap_or(0)),
         table["n"]
     );
+    text
+}
+
+/// Renders what `raw` found.
+pub fn raw_text(summary: &Summary) -> String {
+    let mut text = format!("Run         {}\nMessages   ", summary.heading);
+    for (result, count) in &summary.results {
+        let _ = write!(text, " {result} {}  ", grouped(*count as f64));
+    }
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    for (title, histogram, from) in [
+        ("Response", &summary.response, "planned start"),
+        ("Service", &summary.service, "first byte sent"),
+        ("End of data", &summary.end_of_data, "last byte written"),
+    ] {
+        let _ = writeln!(
+            text,
+            "{}   (from the {from})",
+            line(title, &latency(histogram))
+        );
+    }
+    if summary.torn > 0 {
+        let _ = writeln!(text, "Unreadable  {} lines", summary.torn);
+    }
     text
 }
 
@@ -436,6 +483,28 @@ pub fn text(report: &Value) -> String {
             code.trim(),
             outcome["count"].as_u64().unwrap_or(0),
             outcome["sample"].as_str().unwrap_or(""),
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\nNetwork     segments sent again {}   connections {}   written {}   read {}",
+        count("retransmitted_segments"),
+        grouped(count("connections") as f64),
+        size(count("written_bytes") as f64),
+        size(count("read_bytes") as f64),
+    );
+    for tls in report["target"]["tls"].as_array().into_iter().flatten() {
+        let _ = writeln!(
+            text,
+            "TLS         {} {}{} on {} connections",
+            tls["version"].as_str().unwrap_or(""),
+            tls["cipher"].as_str().unwrap_or(""),
+            if tls["resumed"] == true {
+                ", resumed,"
+            } else {
+                ""
+            },
+            grouped(tls["connections"].as_f64().unwrap_or(0.0)),
         );
     }
     for row in report["hostile"].as_array().into_iter().flatten() {

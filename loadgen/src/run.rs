@@ -1,11 +1,10 @@
 //! One run: starts the workers, shows progress, merges what they measured.
 
-use crate::ledger::Ledger;
 use crate::plan::Workload;
 use crate::recorder::Recorder;
 use crate::sys;
 use crate::wire::Target;
-use crate::worker::{Live, Shared, Tuning, Worker};
+use crate::worker::{Live, Logs, Shared, Tuning, Worker};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -25,13 +24,13 @@ pub struct Done {
 /// Runs a workload to its end. `tick` is called about five times a second with the time since
 /// the start.
 ///
-/// **Errors**: a worker could not start, its poll failed, or the ledger could not be written.
+/// **Errors**: a worker could not start, its poll failed, or a log could not be written.
 pub fn run(
     load: Arc<Workload>,
     target: Arc<Target>,
     tuning: &Tuning,
     threads: usize,
-    ledger: Option<&Ledger>,
+    logs: &Logs,
     mut tick: impl FnMut(&Shared, Duration),
 ) -> io::Result<Done> {
     let threads = threads.clamp(1, load.plan.sessions.max(1) as usize);
@@ -51,7 +50,7 @@ pub fn run(
             tuning.clone(),
             index,
             threads,
-            ledger.map(Ledger::share),
+            logs.share(),
         )?;
         let send = send.clone();
         let name = format!("worker-{index}");

@@ -6,7 +6,7 @@ use crate::tls::Security;
 use mio::net::{TcpStream, UnixStream};
 pub use mio::{Events, Poll, Token};
 use mio::{Interest, Registry};
-use rustls::ClientConnection;
+use rustls::{CipherSuite, ClientConnection, HandshakeKind, ProtocolVersion};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
@@ -128,6 +128,17 @@ enum Stream {
     Unix(UnixStream),
 }
 
+/// What a TLS handshake came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// TLS 1.2 or 1.3.
+    pub version: ProtocolVersion,
+    /// The cipher suite.
+    pub cipher: CipherSuite,
+    /// An earlier session was taken up again.
+    pub resumed: bool,
+}
+
 /// One connection.
 pub struct Wire {
     stream: Stream,
@@ -231,6 +242,24 @@ impl Wire {
             .ok_or_else(|| io::Error::other("TLS is off"))?;
         self.tls = Some(Box::new(security.connection()?));
         Ok(false)
+    }
+
+    /// Returns what TLS agreed on, once its handshake is done.
+    pub fn agreed(&self) -> Option<Agreed> {
+        let tls = self.tls.as_ref()?;
+        Some(Agreed {
+            version: tls.protocol_version()?,
+            cipher: tls.negotiated_cipher_suite()?.suite(),
+            resumed: tls.handshake_kind()? == HandshakeKind::Resumed,
+        })
+    }
+
+    /// Returns how many segments were sent again; 0 for a UNIX socket.
+    pub fn retransmits(&self) -> u64 {
+        match &self.stream {
+            Stream::Tcp(stream) => sys::retransmits(stream).unwrap_or(0),
+            Stream::Unix(_) => 0,
+        }
     }
 
     /// Whether bytes may wait that no event will announce: rustls holds whole records.

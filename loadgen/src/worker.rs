@@ -8,6 +8,7 @@
 use crate::client::{Client, Close, Desk, Events, Fault, Finished, Outcome, Phase, Want};
 use crate::ledger::Ledger;
 use crate::plan::{Mode, Quit, Schedule, Spec, Workload};
+use crate::raw::RawLog;
 use crate::recorder::{Load, Recorder};
 use crate::sys::{self, RunQueue, Timer};
 use crate::wire::{Target, Wire};
@@ -70,6 +71,38 @@ pub struct Shared {
     pub live: Vec<Live>,
 }
 
+/// The files that get a line for each message.
+#[derive(Default)]
+pub struct Logs {
+    /// What was accepted.
+    pub ledger: Option<Ledger>,
+    /// What became of every message.
+    pub raw: Option<RawLog>,
+}
+
+impl Logs {
+    /// Makes other writers of the same files.
+    pub fn share(&self) -> Self {
+        Self {
+            ledger: self.ledger.as_ref().map(Ledger::share),
+            raw: self.raw.as_ref().map(RawLog::share),
+        }
+    }
+
+    /// Hands all lines to the kernel.
+    ///
+    /// **Errors**: a file can't take them.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.flush()?;
+        }
+        match &mut self.raw {
+            Some(raw) => raw.flush(),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Settings of the machine side: they change how, not what.
 #[derive(Clone, Debug)]
 pub struct Tuning {
@@ -123,16 +156,17 @@ struct Slot {
     pending: Option<(Spec, u64)>,
 }
 
-/// Recorder and ledger, as the receiver of what sessions measure.
+/// Recorder and logs, as the receiver of what sessions measure.
 struct Book {
     recorder: Recorder,
-    ledger: Option<Ledger>,
+    logs: Logs,
     now: u64,
 }
 
 impl Events for Book {
     fn latency(&mut self, phase: Phase, ns: u64) {
-        if self.recorder.measures(self.now) {
+        // By its start, as whole messages are.
+        if self.recorder.measures(self.now.saturating_sub(ns)) {
             self.recorder.latency(phase, ns);
         }
     }
@@ -143,9 +177,12 @@ impl Events for Book {
 
     fn finished(&mut self, done: Finished<'_>) {
         if done.outcome == Outcome::Accepted
-            && let (Some(ledger), Some(stamp)) = (&mut self.ledger, &done.stamp)
+            && let (Some(ledger), Some(stamp)) = (&mut self.logs.ledger, &done.stamp)
         {
             ledger.accepted(stamp, done.now_ns, done.text);
+        }
+        if let Some(raw) = &mut self.logs.raw {
+            raw.finished(&done, false);
         }
         self.recorder.finished(&done);
     }
@@ -201,7 +238,7 @@ pub struct Worker {
     active: usize,
     draining: bool,
     stop_ns: u64,
-    ledger_error: Option<io::Error>,
+    logs_error: Option<io::Error>,
     /// Time spent in polls that found nothing, when spinning.
     idle_ns: u64,
 }
@@ -215,7 +252,7 @@ impl Worker {
         tuning: Tuning,
         index: usize,
         workers: usize,
-        ledger: Option<Ledger>,
+        logs: Logs,
     ) -> io::Result<Self> {
         let plan = &load.plan;
         let poll = Poll::new()?;
@@ -269,7 +306,7 @@ impl Worker {
         let open = arrivals.is_some();
         let book = Book {
             recorder: Recorder::new(plan.warmup_ns, stop_ns, open),
-            ledger,
+            logs,
             now: 0,
         };
         Ok(Self {
@@ -298,7 +335,7 @@ impl Worker {
             active: 0,
             draining: false,
             stop_ns,
-            ledger_error: None,
+            logs_error: None,
             idle_ns: 0,
         })
     }
@@ -380,10 +417,8 @@ impl Worker {
                 }
                 self.ready(event);
             }
-            if let Some(ledger) = &mut self.book.ledger
-                && let Err(error) = ledger.flush()
-            {
-                self.ledger_error = Some(error);
+            if let Err(error) = self.book.logs.flush() {
+                self.logs_error = Some(error);
                 break;
             }
             let lag = self.clock().saturating_sub(woke);
@@ -409,9 +444,15 @@ impl Worker {
             self.book.recorder.totals.unfinished += 1;
             let mut last = LastLook {
                 intended_ns: slot.pending.map(|(_, at)| at),
+                raw: self.book.logs.raw.as_mut(),
             };
+            if let (Some((spec, at)), Some(raw)) = (slot.pending, &mut last.raw) {
+                raw.unsent(spec.seq, at, now);
+            }
             slot.client.lost(Fault::Timeout, now, &mut last);
-            if let (true, Some(at)) = (open, last.intended_ns) {
+            if let (true, Some(at)) = (open, last.intended_ns)
+                && self.book.recorder.measures(at)
+            {
                 self.book
                     .recorder
                     .latency(Phase::Response, now.saturating_sub(at));
@@ -427,8 +468,11 @@ impl Worker {
             self.book.recorder.totals.unsent += arrivals.backlog;
             for _ in 0..arrivals.backlog {
                 // Right-censored: it waited at least this long.
-                let (_, at) = arrivals.serve.next();
+                let (seq, at) = arrivals.serve.next();
                 arrivals.serve.advance();
+                if let Some(raw) = &mut self.book.logs.raw {
+                    raw.unsent(seq, at, now);
+                }
                 if self.book.recorder.measures(at) {
                     self.book
                         .recorder
@@ -448,14 +492,15 @@ impl Worker {
                 .sum();
             self.book.recorder.totals.unsent += share - self.book.recorder.totals.attempted;
         }
-        if let Some(ledger) = &mut self.book.ledger
-            && self.ledger_error.is_none()
-        {
-            ledger.flush()?;
+        for slot in &self.slots {
+            if let Some(wire) = &slot.wire {
+                self.book.recorder.totals.retransmits += wire.retransmits();
+            }
         }
-        if let Some(error) = self.ledger_error {
+        if let Some(error) = self.logs_error {
             return Err(error);
         }
+        self.book.logs.flush()?;
         let mut recorder = self.book.recorder;
         let (from, to) = (at_start.unwrap_or_default(), at_end.unwrap_or_default());
         recorder.loads.push(Load {
@@ -808,6 +853,9 @@ impl Worker {
                         && matches!(wire.handshake(&self.target), Ok(true))
                     {
                         // The first words behind the handshake came with its last record.
+                        if let Some(agreed) = wire.agreed() {
+                            self.book.recorder.secured(agreed, 1);
+                        }
                         slot.client.tls_established(now, &self.desk, &mut self.book);
                     }
                     if slot.stage != Stage::Lingering {
@@ -864,6 +912,9 @@ impl Worker {
                     let wire = slot.wire.as_mut().expect("invariant: checked above");
                     match wire.handshake(&self.target) {
                         Ok(true) => {
+                            if let Some(agreed) = wire.agreed() {
+                                self.book.recorder.secured(agreed, 1);
+                            }
                             slot.client.tls_established(now, &self.desk, &mut self.book);
                         }
                         Ok(false) => break,
@@ -1032,7 +1083,9 @@ impl Worker {
         if slot.stage == Stage::Parked {
             self.free.retain(|free| *free != index as u32);
         }
-        slot.wire = None;
+        if let Some(wire) = slot.wire.take() {
+            self.book.recorder.totals.retransmits += wire.retransmits();
+        }
         let head = &mut slot.client.out.head;
         if head.capacity() > 0 {
             let mut head = std::mem::take(head);
@@ -1146,15 +1199,19 @@ impl Worker {
 }
 
 /// Takes the intended start from a transaction that is cut off at the end of the run.
-struct LastLook {
+struct LastLook<'a> {
     intended_ns: Option<u64>,
+    raw: Option<&'a mut RawLog>,
 }
 
-impl Events for LastLook {
+impl Events for LastLook<'_> {
     fn latency(&mut self, _phase: Phase, _ns: u64) {}
     fn reply(&mut self, _phase: Phase, _code: u16, _text: &[u8]) {}
     fn finished(&mut self, finished: Finished<'_>) {
         self.intended_ns = Some(finished.intended_ns);
+        if let Some(raw) = &mut self.raw {
+            raw.finished(&finished, true);
+        }
     }
 }
 

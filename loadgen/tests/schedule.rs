@@ -1,7 +1,7 @@
 //! The method on a simulated clock: a target that freezes for a second, and percentiles that can
 //! be worked out on paper.
 
-use smtp_loadgen::client::{Finished, Outcome, Phase};
+use smtp_loadgen::client::{Finished, Outcome, Phase, Steps};
 use smtp_loadgen::plan::{Schedule, Spec};
 use smtp_loadgen::recorder::Recorder;
 
@@ -24,7 +24,6 @@ fn play() -> Recorder {
         let now_ns = if frozen { 6000 * MS } else { started_ns } + MS / 10;
         free_at = now_ns;
         recorder.begun(started_ns);
-        recorder.latency(Phase::Transaction, now_ns - started_ns);
         recorder.finished(&Finished {
             spec: Spec {
                 seq,
@@ -38,6 +37,7 @@ fn play() -> Recorder {
             started_ns,
             intended_ns,
             now_ns,
+            steps: Steps::default(),
         });
     }
 }

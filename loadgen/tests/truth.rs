@@ -313,6 +313,42 @@ fn a_frozen_target_shows_in_the_response_and_not_in_the_service_median() {
 }
 
 #[test]
+fn a_stall_that_outlasts_the_run_is_in_its_latencies() {
+    // Symptom: messages that were in flight when the window closed, and were answered in the drain,
+    // were missing from the service time: of a stall at the end nothing was seen. They belong to
+    // the window they began in.
+    let freeze = Some((Duration::from_millis(500), Duration::from_secs(4)));
+    for more in [&["--sessions", "4"][..], &["--rate", "100"]] {
+        let place = Place::new("late-freeze");
+        let faults = Faults {
+            freeze,
+            ..Faults::default()
+        };
+        let sink = Running::start(faults, None).unwrap();
+        let (target, report) = (sink.address.to_string(), place.at("run.json"));
+        let fixed = ["run", &target, "--duration", "2s", "--json", &report];
+        program(&[&fixed[..], &["--quiet"], more].concat());
+        let report = json(&report);
+        let [attempted, accepted, ..] = totals(&report);
+        assert_eq!(attempted, accepted);
+        let begun = if more[0] == "--rate" {
+            "window_offered"
+        } else {
+            "window_sent"
+        };
+        assert_eq!(
+            report["latency"]["service"]["n"], report["totals"][begun],
+            "{more:?}"
+        );
+        for table in ["service", "end_of_data"] {
+            let table = &report["latency"][table];
+            assert!(table["max_ns"].as_u64().unwrap() > 2_000_000_000, "{table}");
+        }
+        sink.stop().unwrap();
+    }
+}
+
+#[test]
 fn odd_servers_are_served_or_named() {
     let plain = Faults {
         plain: true,
@@ -917,4 +953,92 @@ fn compare_refuses_runs_that_differ_in_their_hostile_company() {
     let said = String::from_utf8_lossy(&compared.stderr).into_owned();
     assert!(said.contains("plan"), "{said}");
     sink.stop().unwrap();
+}
+
+/// The line of `text` that starts with `title`, up to the remark in brackets.
+fn line_of<'a>(text: &'a str, title: &str) -> &'a str {
+    let line = text.lines().find(|line| line.starts_with(title));
+    line.and_then(|line| line.split("   (").next())
+        .unwrap_or("")
+}
+
+#[test]
+fn the_raw_log_gives_the_counts_and_percentiles_of_the_report_again() {
+    let place = Place::new("raw");
+    for (name, faults, more) in [
+        ("closed", Faults::default(), &["--messages", "300"][..]),
+        (
+            "open",
+            Faults::default(),
+            &["--rate", "500", "--duration", "1s"],
+        ),
+        (
+            "refused",
+            Faults {
+                defer: 4,
+                reset: 50,
+                ..Faults::default()
+            },
+            &["--messages", "300", "--sessions", "3", "--threads", "2"],
+        ),
+    ] {
+        let sink = Running::start(faults, None).unwrap();
+        let (target, report) = (sink.address.to_string(), place.at("run.json"));
+        let raw = place.at(name);
+        let fixed = ["run", &target, "--raw", &raw, "--json", &report, "--quiet"];
+        let run = program(&[&fixed[..], more].concat());
+        let run = String::from_utf8(run.stdout).unwrap();
+        let report = json(&report);
+        let [attempted, accepted, deferred, _, failed, _] = totals(&report);
+        assert_eq!(
+            report["raw"],
+            serde_json::json!({ "file": raw, "lines": attempted, "left_out": 0 })
+        );
+        let again = program(&["raw", &raw]);
+        assert_eq!(again.status.code(), Some(0), "{again:?}");
+        let again = String::from_utf8(again.stdout).unwrap();
+        // One shape of histogram and one set of values: equal to the last digit.
+        let titles = match name {
+            "closed" => &["Service", "End of data"][..],
+            "open" => &["Service", "Response"],
+            // The report times every reply to the end of data; the log's summary, what was accepted.
+            _ => &["Service"],
+        };
+        for title in titles {
+            assert_eq!(line_of(&again, title), line_of(&run, title), "{name}");
+        }
+        let count = |word: &str| {
+            let messages = line_of(&again, "Messages").split_whitespace();
+            let mut words = messages.skip_while(|known| *known != word);
+            words
+                .nth(1)
+                .map_or(0, |count| count.parse::<u64>().unwrap())
+        };
+        assert_eq!(
+            [
+                count("ok"),
+                count("451"),
+                count("reset") + count("closed-by-target")
+            ],
+            [accepted, deferred, failed],
+            "{name}: {again}"
+        );
+        let text = std::fs::read_to_string(&raw).unwrap();
+        let mut seen: Vec<u64> = text
+            .lines()
+            .skip(1)
+            .map(|line| line.split(' ').next().unwrap().parse().unwrap())
+            .collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..attempted).collect::<Vec<_>>(), "{name}");
+        sink.stop().unwrap();
+    }
+    // A part of the run, and what is no raw log.
+    let part = program(&["raw", &place.at("open"), "--from", "200ms", "--to", "300ms"]);
+    let part = String::from_utf8(part.stdout).unwrap();
+    assert_eq!(line_of(&part, "Messages"), "Messages    ok 50", "{part}");
+    assert_eq!(
+        program(&["raw", &place.at("run.json")]).status.code(),
+        Some(2)
+    );
 }

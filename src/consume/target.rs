@@ -127,7 +127,7 @@ impl TargetName {
 }
 
 /// Name of a message's file: the same at every delivery, and the same nowhere else.
-fn unique_name(message: &Message) -> String {
+pub(crate) fn unique_name(message: &Message) -> String {
     format!(
         "{}.{}-{}.ringmx",
         message.received_ns / 1_000_000_000,

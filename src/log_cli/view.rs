@@ -38,6 +38,14 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// A failure with a code of its own.
+    pub fn new(code: i32, text: impl Into<String>) -> Failure {
+        Failure {
+            code,
+            text: text.into(),
+        }
+    }
+
     /// A failure of the kind "anything else".
     pub fn other(text: impl Into<String>) -> Failure {
         Failure {

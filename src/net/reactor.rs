@@ -332,6 +332,11 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         Ok(self.server)
     }
 
+    /// The server, its log as it is: for storage that failed, to which nothing may be written any more.
+    pub fn into_server(self) -> Server<MioStream, B, C> {
+        self.server
+    }
+
     fn work_is_due(&self, now: Instant) -> bool {
         self.server.next_turn().is_some_and(|due| due <= now)
             || now.since_ns(self.idle_at) >= nanos(IDLE_TICK)

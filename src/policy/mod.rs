@@ -2,6 +2,10 @@
 //!
 //! A loopback listener is a sink and takes everything; the rules of the edge go here.
 
+pub mod networks;
+pub mod recipients;
+pub mod rules;
+
 use crate::smtp::sink::{Question, Verdict};
 
 /// Answers a question at once, or `None` when the answer comes later, through `Server::answer`.

@@ -4,7 +4,7 @@
 
 use std::io;
 
-use super::format::{Header, Kind, RECORD_ALIGN, WHOLE_BYTES, Whole};
+use super::format::{Header, Kind, RECORD_ALIGN, RECORD_LOST, WHOLE_BYTES, Whole};
 use super::reader::{BadRecord, Message, Reader, Source, Window, assemble, follows};
 
 /// What [`Walk::step`] came upon.
@@ -40,9 +40,14 @@ struct Open {
     bytes: Vec<u8>,
     crc: u32,
     fragments: u32,
+    /// Damage stood behind FIRST: a record of it may be missing. LAST tells.
+    broken: bool,
 }
 
 /// A walk along the records, oldest first, that puts large messages together.
+///
+/// A large message outlives damage among other records between its own. One of which a record is
+/// missing is dropped at its LAST, or a quarter of the ring behind its FIRST.
 ///
 /// Bounds: holds one large message at most, no longer than the window.
 #[derive(Debug)]
@@ -129,7 +134,10 @@ impl Walk {
     ) -> io::Result<(u64, u64)> {
         let from = self.position;
         let next = reader.resynchronise(from + RECORD_ALIGN, end)?;
-        self.forget();
+        self.previous = None;
+        if let Some(open) = &mut self.open {
+            open.broken = true;
+        }
         self.position = next.map_or(end, |header| header.position);
         Ok((from, self.position))
     }
@@ -150,14 +158,13 @@ impl Walk {
         {
             return Ok(Err(BadRecord::Order));
         }
-        if self
-            .open
-            .as_ref()
-            .is_some_and(|open| open.first.epoch < header.epoch)
-        {
-            // A crash stands between the two: what its writer left open stays incomplete.
-            self.open = None;
-        }
+        let patience = reader.data_size() / 4;
+        self.open.take_if(|open| {
+            // A crash stands between the two: what its writer left open stays incomplete. And where
+            // LAST may be lost, nobody waits for ever: a consumer would hold the ring.
+            open.first.epoch < header.epoch
+                || open.broken && header.position - open.first.position > patience
+        });
         let delivered = header.position < self.done;
         let result = match header.kind {
             Kind::Message if delivered => Ok(Step::Other),
@@ -170,7 +177,12 @@ impl Walk {
             Kind::First => self.first(reader, header)?,
             Kind::Middle => self.middle(reader, header)?,
             Kind::Last => self.last(reader, header, delivered)?,
-            Kind::Pad | Kind::Epoch | Kind::Reserved(_) => Ok(Step::Other),
+            Kind::Pad | Kind::Epoch | Kind::Reserved(_) => {
+                if let Some(open) = &mut self.open {
+                    open.broken |= header.kind == Kind::Pad && header.flags & RECORD_LOST != 0;
+                }
+                Ok(Step::Other)
+            }
         };
         if result.is_ok() {
             self.previous = Some(*header);
@@ -178,6 +190,15 @@ impl Walk {
             self.records += 1;
         }
         Ok(result)
+    }
+
+    /// The parts of the open message do not make a whole. Behind damage, which has been reported,
+    /// that is to be expected: the message is dropped.
+    fn misfit(&mut self) -> Result<Step, BadRecord> {
+        match self.open.take_if(|open| open.broken) {
+            Some(_) => Ok(Step::Other),
+            None => Err(BadRecord::Whole),
+        }
     }
 
     fn first<S: Source>(
@@ -193,6 +214,7 @@ impl Walk {
                 bytes,
                 crc: header.payload_crc,
                 fragments: 1,
+                broken: false,
             });
             Step::Other
         }))
@@ -208,7 +230,7 @@ impl Walk {
             return Ok(Ok(Step::Other));
         };
         if (open.bytes.len() as u64).saturating_add(u64::from(header.len)) > reader.data_size() {
-            return Ok(Err(BadRecord::Whole));
+            return Ok(self.misfit());
         }
         Ok(reader.payload(header, &mut open.bytes)?.map(|()| {
             open.crc = crc32c::crc32c_combine(open.crc, header.payload_crc, header.len as usize);
@@ -232,7 +254,7 @@ impl Walk {
         }
         let Some(whole) = Whole::decode(&open.bytes[start..]) else {
             open.bytes.truncate(start);
-            return Ok(Err(BadRecord::Whole));
+            return Ok(self.misfit());
         };
         if whole.first_position < open.first.position {
             // It completes a message whose beginning was not seen.
@@ -248,7 +270,7 @@ impl Walk {
             && whole.crc == crc32c::crc32c_combine(open.crc, end_crc, end_len);
         if !fits {
             open.bytes.truncate(start);
-            return Ok(Err(BadRecord::Whole));
+            return Ok(self.misfit());
         }
         let Some(mut open) = self.open.take().filter(|_| !delivered) else {
             return Ok(Ok(Step::Other));

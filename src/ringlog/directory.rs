@@ -14,10 +14,11 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::backing::{self, FileBacking, WriteMethod};
-use super::format::DATA_OFFSET;
+use super::copy::{CopyError, RingCopy};
+use super::format::{Consumer, DATA_OFFSET};
 use super::recover::{self, LostRange, NewRing, OpenError, OpenOptions, Recovery};
 use super::writer::Log;
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::sys;
 use crate::sys::file::{FileSystem, Lock};
 
@@ -59,6 +60,91 @@ pub fn create_ring(
     options: &CreateOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), OpenError> {
+    let file = new_file(dir, options, false)?;
+    let made = fill_new(&file, options, progress).and_then(|mut storage| {
+        recover::format(&mut storage, &new_ring(options.data_size, options.wall_ns)?)?;
+        publish(dir, &file)
+    });
+    made.map_err(|error| abandoned(dir, error))
+}
+
+/// What [`copy_ring`] puts into the new ring.
+#[derive(Debug)]
+pub struct CopyPlan<'a> {
+    /// Size, mode and time of creation of the new ring.
+    pub create: CreateOptions,
+    /// Identity that it keeps; `None`: a new one.
+    pub ring_id: Option<[u8; 16]>,
+    /// Last epoch of the old ring.
+    pub epoch: u32,
+    /// Consumers that go with it.
+    pub consumers: &'a [Consumer],
+    /// The ring that it replaces, held open with the exclusive lock; `None`: there must be none.
+    pub replaces: Option<&'a File>,
+}
+
+/// Makes a ring in `dir` that holds what `fill` appends; `fill` returns the next number. The ring is
+/// complete and durable when it gets its name, by the one rename that also replaces the old one. The
+/// result of `fill` is handed on.
+///
+/// # Errors
+/// Those of `fill`, of [`RingCopy`], and as [`create_ring`]; the old ring is then untouched.
+pub fn copy_ring<E: From<OpenError> + From<CopyError>>(
+    dir: &Path,
+    plan: &CopyPlan<'_>,
+    fill: &mut dyn FnMut(&mut RingCopy<FileBacking>) -> Result<u64, E>,
+) -> Result<(), E> {
+    let file = new_file(dir, &plan.create, plan.replaces.is_some())?;
+    let made = copy_into(&file, dir, plan, fill);
+    if made.is_err() {
+        let _ = std::fs::remove_file(dir.join(RING_NEW_FILE));
+    }
+    made
+}
+
+fn copy_into<E: From<OpenError> + From<CopyError>>(
+    file: &File,
+    dir: &Path,
+    plan: &CopyPlan<'_>,
+    fill: &mut dyn FnMut(&mut RingCopy<FileBacking>) -> Result<u64, E>,
+) -> Result<(), E> {
+    let failed = |error| failed("creating")(error);
+    let storage = fill_new(file, &plan.create, &mut |_, _| {}).map_err(failed)?;
+    let mut new = new_ring(plan.create.data_size, plan.create.wall_ns).map_err(failed)?;
+    new.ring_id = plan.ring_id.unwrap_or(new.ring_id);
+    if let Some(old) = plan.replaces {
+        adopt_owner(file, old).map_err(failed)?;
+    }
+    let mut copy = RingCopy::new(storage, &new, plan.epoch, plan.consumers)?;
+    let next_number = fill(&mut copy)?;
+    copy.finish(next_number, Clock::new().now())?;
+    Ok(publish(dir, file).map_err(failed)?)
+}
+
+/// Gives `file` mode, owner and group of `old`.
+fn adopt_owner(file: &File, old: &File) -> io::Result<()> {
+    let about = old.metadata()?;
+    let own = file.metadata()?;
+    if (own.uid(), own.gid()) != (about.uid(), about.gid()) {
+        std::os::unix::fs::fchown(file, Some(about.uid()), Some(about.gid()))?;
+    }
+    file.set_permissions(about.permissions())
+}
+
+/// Syncs the finished ring and gives it its name.
+fn publish(dir: &Path, file: &File) -> io::Result<()> {
+    file.sync_all()?;
+    std::fs::rename(dir.join(RING_NEW_FILE), dir.join(RING_FILE))?;
+    File::open(dir)?.sync_all()
+}
+
+fn abandoned(dir: &Path, error: io::Error) -> OpenError {
+    let _ = std::fs::remove_file(dir.join(RING_NEW_FILE));
+    failed("creating")(error)
+}
+
+/// Makes the directory and, in it, the locked file that is going to be a ring.
+fn new_file(dir: &Path, options: &CreateOptions, replaces: bool) -> Result<File, OpenError> {
     let (dir_mode, file_mode) = if options.group {
         (0o750, 0o640)
     } else {
@@ -70,6 +156,8 @@ pub fn create_ring(
         .create(dir)
         .map_err(failed("creating the directory of"))?;
     check_directory(dir)?;
+    // Before the ring gets its name: a ring that is found by a later start has all its directories.
+    sync_parents(dir).map_err(failed("syncing the directories of"))?;
     let new_path = dir.join(RING_NEW_FILE);
     let file = FileOptions::new()
         .read(true)
@@ -82,28 +170,26 @@ pub fn create_ring(
         .map_err(failed("creating"))?;
     lock(&file, Lock::Exclusive)?;
     // Looked at under the lock: whoever created the ring in the meantime has given it its name.
-    if dir.join(RING_FILE).symlink_metadata().is_ok() {
+    let taken = match dir.join(RING_FILE).symlink_metadata() {
+        Ok(_) if replaces => None,
+        Ok(_) => Some(OpenError::Exists),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        // It may be there, and the rename below would replace it.
+        Err(error) => Some(failed("examining")(error)),
+    };
+    if let Some(error) = taken {
         let _ = std::fs::remove_file(&new_path);
-        return Err(OpenError::Exists);
+        return Err(error);
     }
-    let made = fill(&file, options, progress).and_then(|()| {
-        std::fs::rename(&new_path, dir.join(RING_FILE))?;
-        sync_directories(dir)
-    });
-    made.map_err(|error| {
-        let _ = std::fs::remove_file(&new_path);
-        OpenError::Io {
-            operation: "creating",
-            error,
-        }
-    })
+    Ok(file)
 }
 
-fn fill(
+/// Fills the file with zeros, all of them written.
+fn fill_new(
     file: &File,
     options: &CreateOptions,
     progress: &mut dyn FnMut(u64, u64),
-) -> io::Result<()> {
+) -> io::Result<FileBacking> {
     let len = options
         .data_size
         .checked_add(DATA_OFFSET)
@@ -111,9 +197,7 @@ fn fill(
     // What an interrupted creation left is not trusted.
     file.set_len(0)?;
     backing::fill_with_zeros(file, len, &mut |written| progress(written, len))?;
-    let mut storage = FileBacking::new(file.try_clone()?, WriteMethod::Pwrite)?;
-    recover::format(&mut storage, &new_ring(options.data_size, options.wall_ns)?)?;
-    file.sync_all()
+    FileBacking::new(file.try_clone()?, WriteMethod::Pwrite)
 }
 
 fn new_ring(data_size: u64, wall_ns: u64) -> io::Result<NewRing> {
@@ -129,13 +213,26 @@ fn new_ring(data_size: u64, wall_ns: u64) -> io::Result<NewRing> {
     })
 }
 
-/// Syncs the directory, and its parent, in which it may be new.
-fn sync_directories(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()?;
-    match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
+/// Makes the entry of `dir` durable in the directory that holds it, and so on upwards within its file
+/// system: any of them may be new, made by this start or by one that was killed. A directory that may
+/// not be read is passed over.
+///
+/// Bounds: one fsync for each directory of the path.
+fn sync_parents(dir: &Path) -> io::Result<()> {
+    let dir = dir.canonicalize()?;
+    let device = dir.metadata()?.dev();
+    for parent in dir.ancestors().skip(1) {
+        let parent = match File::open(parent) {
+            Ok(parent) => parent,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
+            Err(error) => return Err(error),
+        };
+        if parent.metadata()?.dev() != device {
+            return Ok(());
+        }
+        parent.sync_all()?;
     }
+    Ok(())
 }
 
 /// Opens the ring in `dir` for writing, with the exclusive lock, and recovers it. `method` `None`
@@ -151,6 +248,11 @@ pub fn open_ring(
 ) -> Result<(Log<FileBacking>, Recovery), OpenError> {
     let file = open_file(dir, true)?;
     lock(&file, Lock::Exclusive)?;
+    still_named(dir, &file)?;
+    // Whoever created the ring may have been killed before its name was durable.
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed("syncing the directory of"))?;
     let method = match method {
         Some(method) => method,
         None => write_method(&file).map_err(failed("examining"))?,
@@ -171,7 +273,18 @@ pub fn open_ring(
 pub fn open_ring_read_only(dir: &Path) -> Result<(File, bool), OpenError> {
     let file = open_file(dir, false)?;
     let alone = sys::file::try_lock(&file, Lock::Shared).map_err(failed("locking"))?;
+    still_named(dir, &file)?;
     Ok((file, alone))
+}
+
+/// A ring of another size may have taken the name between opening and locking.
+fn still_named(dir: &Path, file: &File) -> Result<(), OpenError> {
+    let identity = |about: &std::fs::Metadata| (about.dev(), about.ino());
+    let opened = file.metadata().map_err(failed("examining"))?;
+    match dir.join(RING_FILE).symlink_metadata() {
+        Ok(named) if identity(&named) == identity(&opened) => Ok(()),
+        _ => Err(OpenError::InUse),
+    }
 }
 
 /// A new ring in anonymous memory, for `--survive nothing`. It ends with the process.

@@ -2,13 +2,16 @@
 //!
 //! `format` is the byte layout, `backing` the storage, `writer` the appending side, `commit` the
 //! group commit and its thread, `recover` what opening does, `directory` the files, `reader` and
-//! `consumer` the reading side. `docs/ring-log.md` is normative.
+//! `consumer` the reading side, `rescue` reading what is damaged, `copy` writing another ring from it.
+//! `docs/ring-log.md` is normative.
 
 pub mod backing;
 pub mod commit;
 pub mod consumer;
+pub mod copy;
 pub mod directory;
 pub mod format;
 pub mod reader;
 pub mod recover;
+pub mod rescue;
 pub mod writer;

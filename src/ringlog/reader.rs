@@ -541,6 +541,10 @@ impl<S: Source> Reader<S> {
                 }
                 // Smaller messages stand between the parts of a large one.
                 Step::Message(_) | Step::Other if walk.open_at() == Some(position) => {}
+                // And damage to one of those does not touch it.
+                Step::Damaged { .. } if walk.open_at() == Some(position) => {
+                    walk.skip_damage(self, window.end)?;
+                }
                 _ => return Ok(None),
             }
         }

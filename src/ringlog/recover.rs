@@ -268,6 +268,15 @@ pub const DATA_BYTES_MIN: u64 = 64 * 1024;
 /// What the storage reports; `InvalidInput` when `data_size` is no multiple of 4,096, below
 /// [`DATA_BYTES_MIN`], or does not fit the storage.
 pub fn format<B: Backing>(backing: &mut B, new: &NewRing) -> io::Result<()> {
+    format_in_epoch(backing, new, 0)
+}
+
+/// As [`format()`], for the copy of a ring whose last epoch was `epoch`.
+pub(super) fn format_in_epoch<B: Backing>(
+    backing: &mut B,
+    new: &NewRing,
+    epoch: u32,
+) -> io::Result<()> {
     if new.data_size < DATA_BYTES_MIN
         || !new.data_size.is_multiple_of(crate::limits::PAGE_BYTES)
         || backing.len().checked_sub(DATA_OFFSET) < Some(new.data_size)
@@ -279,7 +288,7 @@ pub fn format<B: Backing>(backing: &mut B, new: &NewRing) -> io::Result<()> {
         features_read_only: 0,
         features_compatible: 0,
         format_minor: FORMAT_MINOR,
-        epoch: 0,
+        epoch,
         ring_id: new.ring_id,
         ring_key: new.ring_key,
         generation: 0,

@@ -79,7 +79,8 @@ impl Failed {
     fn new(operation: &'static str, error: &io::Error) -> Failed {
         Failed {
             operation,
-            errno: error.raw_os_error().unwrap_or(0),
+            // A write that takes nothing has no number of its own.
+            errno: error.raw_os_error().unwrap_or(libc::EIO),
         }
     }
 }
@@ -757,6 +758,16 @@ impl<B: Backing> Log<B> {
             self.large_bytes = 0;
         }
         Ok(slot)
+    }
+
+    /// Leaves out the numbers up to `number`, which the next message takes. For copies of a ring.
+    ///
+    /// # Panics
+    /// When something is reserved and not written.
+    pub(super) fn skip_numbers_to(&mut self, number: u64) {
+        assert_eq!(self.head, self.written);
+        self.head.number = self.head.number.max(number);
+        self.written = self.head;
     }
 
     /// Gives up a large message; what was written of it never becomes a message.

@@ -11,7 +11,11 @@ use crate::metrics::{CloseCause, Phase};
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::ReserveError;
 use crate::smtp::reply::Reply;
-use crate::smtp::sink::{CloseReason, Completion, MessageFacts, Question, Sink, Verb, Verdict};
+use crate::smtp::sasl::{Binding, BindingData};
+use crate::smtp::sink::{
+    CloseReason, Completion, MessageFacts, PasswordVerdict, Question, Sink, Verb, Verdict,
+};
+use crate::users::Verifier;
 
 /// The 250 of a server that throws messages away: it promises nothing.
 const DISCARDED: &[u8] = b"250 2.0.0 Ok: discarded\r\n";
@@ -156,6 +160,34 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             Question::Etrn { .. } => Verdict::Refuse(Reply::EtrnUnable),
             _ => return (self.shared.policy)(&question),
         })
+    }
+
+    fn verifier(&mut self, user: &str) -> Option<Verifier> {
+        self.shared.users.as_ref().map(|users| users.verifier(user))
+    }
+
+    fn check_password(&mut self, user: &str, password: &[u8]) -> Option<PasswordVerdict> {
+        let Some(users) = &self.shared.users else {
+            // Without a file of users AUTH is only offered where every password is right.
+            return Some(PasswordVerdict::Right);
+        };
+        Some(if users.verifier(user).matches(password) {
+            PasswordVerdict::Right
+        } else {
+            PasswordVerdict::Wrong
+        })
+    }
+
+    fn channel_binding(&mut self, _binding: Binding) -> Option<BindingData> {
+        None
+    }
+
+    fn nonce(&mut self) -> Vec<u8> {
+        let mut octets = [0; 18];
+        // Without random octets nothing is offered in the first place: the process does not start.
+        let filled = crate::sys::file::random(&mut octets);
+        debug_assert!(filled.is_ok());
+        crate::base64::text(&octets).into_bytes()
     }
 
     fn stored_again(&mut self) {

@@ -4,6 +4,7 @@
 //! rows. What is not in the table is not offered, and its parameters are refused.
 
 use super::parameter::Offered;
+use super::sasl::Mechanisms;
 use crate::clock::calendar;
 use crate::limits::CONFIGURED_REPLY_BYTES_MAX;
 
@@ -18,6 +19,8 @@ pub enum Argument {
     MessageBytesMax,
     /// `RCPTMAX=` and `MAILMAX=` (RFC 9422).
     Limits,
+    /// The names of the mechanisms that are offered on this channel (RFC 4954 3).
+    Mechanisms,
     /// Longest hold in seconds and the latest date of release (RFC 4865 3), which moves with the clock.
     Hold,
 }
@@ -148,6 +151,30 @@ pub static EXTENSIONS: &[Extension] = &[
         meaning: "ETRN is checked and answered by policy",
     },
     Extension {
+        keyword: "STARTTLS",
+        argument: Argument::None,
+        bit: Offered::STARTTLS,
+        needs: Offered::NONE,
+        rfc: "RFC 3207",
+        meaning: "the session goes on under TLS and forgets what came before; not offered under TLS",
+    },
+    Extension {
+        keyword: "REQUIRETLS",
+        argument: Argument::None,
+        bit: Offered::REQUIRETLS,
+        needs: Offered::NONE,
+        rfc: "RFC 8689",
+        meaning: "the wish is stored with the envelope; offered under TLS alone",
+    },
+    Extension {
+        keyword: "AUTH",
+        argument: Argument::Mechanisms,
+        bit: Offered::AUTH,
+        needs: Offered::NONE,
+        rfc: "RFC 4954",
+        meaning: "users prove who they are; AUTH= of MAIL is checked and stored",
+    },
+    Extension {
         keyword: "XCLIENT",
         argument: Argument::Words("NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT"),
         bit: Offered::XCLIENT,
@@ -234,6 +261,8 @@ struct EhloLine {
     text: Vec<u8>,
     /// Where in `text` the date of the latest release is filled in.
     date_at: Option<usize>,
+    /// The names of mechanisms follow.
+    names_mechanisms: bool,
 }
 
 /// A complete reply of several lines.
@@ -270,7 +299,7 @@ impl EhloLines {
             let keyword = row.keyword;
             let mut date_at = None;
             let text = match row.argument {
-                Argument::None => keyword.to_owned(),
+                Argument::None | Argument::Mechanisms => keyword.to_owned(),
                 Argument::Words(words) => format!("{keyword} {words}"),
                 Argument::MessageBytesMax => format!("{keyword} {}", numbers.message_bytes_max),
                 Argument::Limits => format!(
@@ -288,6 +317,7 @@ impl EhloLines {
                 needs: row.bit.with(row.needs),
                 text: text.into_bytes(),
                 date_at,
+                names_mechanisms: row.argument == Argument::Mechanisms,
             }
         });
         EhloLines {
@@ -300,11 +330,13 @@ impl EhloLines {
     /// Length of the reply when everything is offered, octets.
     pub fn bytes_max(&self) -> usize {
         let line = |text: &Vec<u8>| "250-".len() + text.len() + "\r\n".len();
-        line(&self.first) + self.lines.iter().map(|l| line(&l.text)).sum::<usize>()
+        let names = Mechanisms::ALL.iter().map(|m| " ".len() + m.name().len());
+        let lines = self.lines.iter().map(|l| line(&l.text));
+        line(&self.first) + lines.sum::<usize>() + names.sum::<usize>()
     }
 
-    /// The complete reply to an EHLO that is offered this, at this time.
-    pub fn compose(&self, offered: Offered, wall_ns: u64) -> Composed {
+    /// The complete reply to an EHLO that is offered this, with these mechanisms of AUTH, at this time.
+    pub fn compose(&self, offered: Offered, mechanisms: Mechanisms, wall_ns: u64) -> Composed {
         let mut reply = Composed {
             bytes: [0; CONFIGURED_REPLY_BYTES_MAX],
             len: 0,
@@ -322,6 +354,12 @@ impl EhloLines {
                     reply.push(&self.latest_release(wall_ns));
                 }
                 None => reply.push(&line.text),
+            }
+            if line.names_mechanisms {
+                for mechanism in mechanisms.iter() {
+                    reply.push(b" ");
+                    reply.push(mechanism.name().as_bytes());
+                }
             }
             reply.push(b"\r\n");
         }
@@ -397,7 +435,8 @@ mod tests {
     const WALL_NS: u64 = 1_795_395_723_000_000_000;
 
     fn text(lines: &EhloLines, offered: Offered) -> String {
-        String::from_utf8_lossy(lines.compose(offered, WALL_NS).as_bytes()).into_owned()
+        String::from_utf8_lossy(lines.compose(offered, Mechanisms::ALL, WALL_NS).as_bytes())
+            .into_owned()
     }
 
     #[test]
@@ -420,6 +459,9 @@ mod tests {
              250-MT-PRIORITY\r\n\
              250-RRVS\r\n\
              250-ETRN\r\n\
+             250-STARTTLS\r\n\
+             250-REQUIRETLS\r\n\
+             250-AUTH SCRAM-SHA-256-PLUS SCRAM-SHA-256 PLAIN LOGIN\r\n\
              250-XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT\r\n\
              250-XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE\r\n\
              250 LIMITS RCPTMAX=1000 MAILMAX=999999\r\n"
@@ -455,7 +497,7 @@ mod tests {
             hold_max_s: u32::MAX,
         };
         let lines = EhloLines::new(&"a".repeat(255), numbers);
-        let wire = lines.compose(Offered::from_bits(u32::MAX), u64::MAX);
+        let wire = lines.compose(Offered::from_bits(u32::MAX), Mechanisms::ALL, u64::MAX);
         assert_eq!(wire.as_bytes().len(), lines.bytes_max());
         assert!(lines.bytes_max() <= CONFIGURED_REPLY_BYTES_MAX);
     }

@@ -160,6 +160,8 @@ pub struct MailParameters<'a> {
     pub body: Option<Body>,
     /// SMTPUTF8 was given.
     pub smtputf8: bool,
+    /// REQUIRETLS was given: the message must not travel without TLS (RFC 8689 2).
+    pub requiretls: bool,
     /// What a delivery report shall return.
     pub ret: Option<Ret>,
     /// Envelope identifier, xtext as given.
@@ -212,14 +214,11 @@ pub fn parse_mail(parameters: &[u8], offered: Offered) -> Result<MailParameters<
                 value.and_then(|value| body(value, offered)),
             )?;
         } else if is(keyword, b"SMTPUTF8") && offered.has(Offered::SMTPUTF8) {
-            if found.smtputf8 {
-                return Err(Reply::ParameterTwice);
-            }
             // RFC 6531 3.4: no value.
-            if value.is_some() {
-                return Err(Reply::ParameterMalformed);
-            }
-            found.smtputf8 = true;
+            raise(&mut found.smtputf8, value)?;
+        } else if is(keyword, b"REQUIRETLS") && offered.has(Offered::REQUIRETLS) {
+            // RFC 8689 2: no value.
+            raise(&mut found.requiretls, value)?;
         } else if is(keyword, b"RET") && offered.has(Offered::DSN) {
             set(&mut found.ret, value.and_then(ret))?;
         } else if is(keyword, b"ENVID") && offered.has(Offered::DSN) {
@@ -290,6 +289,18 @@ fn set<T>(slot: &mut Option<T>, value: Option<T>) -> Result<(), Reply> {
         return Err(Reply::ParameterTwice);
     }
     *slot = Some(value.ok_or(Reply::ParameterMalformed)?);
+    Ok(())
+}
+
+/// Notes a parameter that may be given once and has no value.
+fn raise(flag: &mut bool, value: Option<&[u8]>) -> Result<(), Reply> {
+    if *flag {
+        return Err(Reply::ParameterTwice);
+    }
+    if value.is_some() {
+        return Err(Reply::ParameterMalformed);
+    }
+    *flag = true;
     Ok(())
 }
 

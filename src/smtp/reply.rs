@@ -54,6 +54,16 @@ replies! {
     Rset = "rset" 250 "2.0.0 " "Ok";
     /// QUIT.
     Quit = "quit" 221 "2.0.0 " "Bye";
+    /// STARTTLS: the handshake may begin (RFC 3207 4).
+    StartTls = "starttls" 220 "2.0.0 " "Ready to start TLS";
+    /// STARTTLS under TLS (RFC 3207 4.2).
+    TlsActive = "tls_active" 503 "5.5.1 " "TLS is active already";
+    /// STARTTLS while no further handshake is taken (RFC 3207 4).
+    TlsUnavailable = "tls_unavailable" 454 "4.7.0 " "TLS not available due to temporary reason";
+    /// Octets behind STARTTLS that did not wait for its reply (RFC 3207 4, RFC 2920 3.1).
+    StartTlsPipelined = "starttls_pipelined" 554 "5.5.1 " "Nothing may follow STARTTLS before its reply; closing";
+    /// A command that the listener takes under TLS alone (RFC 3207 4).
+    NeedTls = "need_tls" 530 "5.7.0 " "Must issue a STARTTLS command first";
     /// MAIL accepted.
     MailOk = "mail_ok" 250 "2.1.0 " "Ok";
     /// RCPT accepted.
@@ -80,6 +90,32 @@ replies! {
     ChunkOk = "chunk_ok" 250 "2.0.0 " "Chunk ok";
     /// Message accepted; the connection appends the message's id.
     Stored = "stored" 250 "2.0.0 " "Ok: stored";
+    /// AUTH: a challenge follows the code.
+    AuthChallenge = "auth_challenge" 334 "" "";
+    /// AUTH succeeded.
+    AuthOk = "auth_ok" 235 "2.7.0 " "Authentication successful";
+    /// AUTH failed: wrong name, wrong password, or not allowed to act as that name.
+    AuthFailed = "auth_failed" 535 "5.7.8 " "Authentication credentials invalid";
+    /// AUTH failed too often in one session.
+    TooManyAuthFailures = "too_many_auth_failures" 421 "4.7.0 " "Too many failed authentications; closing";
+    /// AUTH: too many passwords wait to be checked.
+    AuthBusy = "auth_busy" 454 "4.7.0 " "Temporary authentication failure; try again later";
+    /// AUTH was cancelled by the client.
+    AuthCancelled = "auth_cancelled" 501 "5.7.0 " "Authentication cancelled";
+    /// AUTH: not base64, or not the syntax of the mechanism.
+    AuthMalformed = "auth_malformed" 501 "5.5.2 " "Bad authentication exchange: base64 of the mechanism's message expected";
+    /// AUTH with more than a mechanism and an initial response.
+    AuthSyntax = "auth_syntax" 501 "5.5.4 " "Syntax: AUTH mechanism [initial-response]";
+    /// AUTH: a line longer than the buffer for it (RFC 4954 4).
+    AuthLineTooLong = "auth_line_too_long" 500 "5.5.6 " "Authentication exchange line is too long";
+    /// AUTH with a mechanism that is not offered.
+    MechanismUnknown = "mechanism_unknown" 504 "5.5.4 " "Authentication mechanism not supported";
+    /// AUTH after it succeeded.
+    AlreadyAuthenticated = "already_authenticated" 503 "5.5.1 " "Already authenticated";
+    /// AUTH without TLS (RFC 4954 4).
+    EncryptionRequired = "encryption_required" 538 "5.7.11 " "Encryption required for authentication; use STARTTLS first";
+    /// MAIL before AUTH where it is demanded (RFC 6409 4.3).
+    AuthRequired = "auth_required" 530 "5.7.0 " "Authentication required";
     /// No command of this name.
     CommandUnknown = "command_unknown" 500 "5.5.1 " "Command not recognized";
     /// A command line that ends in LF alone.
@@ -164,6 +200,12 @@ replies! {
     TooManyErrors = "too_many_errors" 421 "4.7.0 " "Too many errors; closing";
     /// Something that is not SMTP at all, such as an HTTP request line.
     NotSmtp = "not_smtp" 554 "5.5.0 " "This is an SMTP server";
+    /// The client's network may not connect (`--deny-from`, `--allow-from`).
+    AccessDenied = "access_denied" 554 "5.7.1 " "Access denied";
+    /// The recipient is not one of ours, and the client may not relay (RFC 5321 3.6.2).
+    RelayDenied = "relay_denied" 550 "5.7.1 " "Relaying denied";
+    /// The domain is ours, the mailbox is not (RFC 5321 4.1.1.3).
+    UserUnknown = "user_unknown" 550 "5.1.1 " "No such user here";
     /// Mail from this sender is refused by policy.
     SenderRefused = "sender_refused" 550 "5.7.1 " "Sender refused";
     /// Mail for this recipient is refused by policy.

@@ -14,14 +14,20 @@ use memchr::memchr;
 
 use super::command::{self, Command};
 use super::data::{BareNewlines, Checker, ContentFacts, Decoder, InPlace, Piece};
-use super::extension::{self, EhloLines, EhloNumbers};
+use super::extension::{self, Composed, EhloLines, EhloNumbers};
 use super::parameter::{self, Body, Hold, MailParameters, Offered};
 use super::path::{ForwardPath, ReversePath};
 use super::reply::Reply;
+use super::sasl::{
+    Binding, BindingData, Exchange, Failure, Mechanism, Mechanisms, Next, ROOM_BYTES, Room,
+    Surroundings,
+};
 use super::sink::{
-    Blocked, CloseReason, Completion, Field, MessageFacts, Question, Sink, Verb, Verdict,
+    Blocked, CloseReason, Completion, Field, MessageFacts, PasswordVerdict, Question, Sink, Verb,
+    Verdict,
 };
 use super::trace::{self, Protocol, ProtocolFacts, TraceArguments};
+use crate::base64;
 use crate::choice::choices;
 use crate::clock::Instant;
 use crate::envelope::{
@@ -29,10 +35,12 @@ use crate::envelope::{
     FLAG_BDAT, FLAG_ESMTP, FLAG_NORMALIZED, FLAG_SMTPUTF8,
 };
 use crate::limits::{
-    COMMAND_LINE_BYTES_MAX, CONFIGURED_REPLY_BYTES_MAX, DOMAIN_BYTES_MAX, HOLD_S_DEFAULT,
-    MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, RECIPIENTS_MAX_DEFAULT,
-    SESSION_ERRORS_MAX,
+    AUTH_FAILURES_MAX, AUTH_LINE_BYTES_MAX, COMMAND_LINE_BYTES_MAX, CONFIGURED_REPLY_BYTES_MAX,
+    DOMAIN_BYTES_MAX, HOLD_S_DEFAULT, MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT,
+    RECIPIENTS_MAX_DEFAULT, SESSION_ERRORS_MAX,
 };
+use crate::users::Verifier;
+use zeroize::Zeroizing;
 
 choices! {
     /// What a listener is for; the name is stored with each message.
@@ -63,12 +71,19 @@ pub struct ContextOptions {
     pub messages_max: u32,
     /// What is done about bare LF, bare CR and NUL in content.
     pub bare_newlines: BareNewlines,
-    /// Extensions to offer, as far as the state of the session allows each.
+    /// Extensions to offer, as far as the state of the session allows each: STARTTLS is left out under TLS (RFC 3207
+    /// 4.2), REQUIRETLS without it (RFC 8689 2).
     pub offered: Offered,
+    /// Without TLS, everything but NOOP, EHLO, STARTTLS and QUIT gets 530 (RFC 3207 4).
+    pub needs_tls: bool,
     /// Longest time that a message may be held, seconds (RFC 4865).
     pub hold_max_s: u32,
     /// Speaks LMTP (RFC 2033) instead of SMTP.
     pub lmtp: bool,
+    /// Mechanisms of AUTH; none: AUTH is not known.
+    pub mechanisms: Mechanisms,
+    /// AUTH is offered without TLS too.
+    pub auth_without_tls: bool,
 }
 
 impl Default for ContextOptions {
@@ -81,8 +96,11 @@ impl Default for ContextOptions {
             messages_max: MESSAGES_PER_SESSION_MAX_DEFAULT,
             bare_newlines: BareNewlines::Reject,
             offered: extension::ALL,
+            needs_tls: false,
             hold_max_s: HOLD_S_DEFAULT,
             lmtp: false,
+            mechanisms: Mechanisms::NONE,
+            auth_without_tls: false,
         }
     }
 }
@@ -126,8 +144,10 @@ pub struct Context {
     pub helo_reply: Vec<u8>,
     /// The lines of the 250 to EHLO.
     pub ehlo: EhloLines,
-    /// The 214 to HELP, CRLF included.
+    /// The 214 to HELP without TLS, CRLF included.
     pub help_reply: Vec<u8>,
+    /// The 214 to HELP under TLS, CRLF included.
+    pub help_reply_tls: Vec<u8>,
     /// Largest message, octets.
     pub message_bytes_max: u64,
     /// Most recipients of one message.
@@ -136,12 +156,18 @@ pub struct Context {
     pub messages_max: u32,
     /// What is done about bare LF, bare CR and NUL in content.
     pub bare_newlines: BareNewlines,
-    /// Extensions that may be offered after EHLO.
+    /// Extensions that may be offered after EHLO, see [`Context::services`].
     pub offered: Offered,
+    /// Without TLS, everything but NOOP, EHLO, STARTTLS and QUIT gets 530 (RFC 3207 4).
+    pub needs_tls: bool,
     /// Longest time that a message may be held, seconds.
     pub hold_max_s: u32,
     /// Speaks LMTP (RFC 2033) instead of SMTP.
     pub lmtp: bool,
+    /// Mechanisms of AUTH; none: AUTH is not known.
+    pub mechanisms: Mechanisms,
+    /// AUTH is offered without TLS too.
+    pub auth_without_tls: bool,
 }
 
 impl Context {
@@ -158,8 +184,11 @@ impl Context {
             messages_max,
             bare_newlines,
             offered,
+            needs_tls,
             hold_max_s,
             lmtp,
+            mechanisms,
+            auth_without_tls,
         } = options;
         let offered = extension::consistent(offered);
         let name_fits = (1..=DOMAIN_BYTES_MAX).contains(&server_name.len());
@@ -185,7 +214,8 @@ impl Context {
                     hold_max_s,
                 },
             ),
-            help_reply: extension::help_reply(offered, lmtp),
+            help_reply: Vec::new(),
+            help_reply_tls: Vec::new(),
             server_name,
             role,
             message_bytes_max,
@@ -193,34 +223,95 @@ impl Context {
             messages_max,
             bare_newlines,
             offered,
+            needs_tls,
             hold_max_s,
             lmtp,
+            mechanisms,
+            auth_without_tls,
+        };
+        let commands = |tls| {
+            let services = context.services(tls, Offered::PROMISES, true);
+            extension::help_reply(services.offered, lmtp)
+        };
+        let (help_reply, help_reply_tls) = (commands(false), commands(true));
+        let context = Context {
+            help_reply,
+            help_reply_tls,
+            ..context
         };
         debug_assert!(context.ehlo.bytes_max() <= CONFIGURED_REPLY_BYTES_MAX);
-        for reply in [&context.greeting, &context.helo_reply, &context.help_reply] {
+        for reply in [
+            &context.greeting,
+            &context.helo_reply,
+            &context.help_reply,
+            &context.help_reply_tls,
+        ] {
             debug_assert!(reply.len() <= CONFIGURED_REPLY_BYTES_MAX);
         }
         Ok(context)
     }
 
-    /// What is offered to a client that said EHLO. Sinks promise nothing, so they offer everything; elsewhere `keeps`
-    /// is what those who take the messages on have said that they keep.
-    fn offered_now(&self, keeps: Offered) -> Offered {
-        match self.role {
-            Role::Sink => self.offered,
-            Role::Mx | Role::Submission => self
-                .offered
+    /// What is offered to a client that says EHLO now. Sinks promise nothing, so they offer everything; elsewhere
+    /// `keeps` is what those who take the messages on have said that they keep. `is_bound`: the TLS channel has
+    /// something to bind SCRAM to.
+    pub fn services(&self, tls: bool, keeps: Offered, is_bound: bool) -> Services {
+        let mut offered = self.offered.without(match tls {
+            true => Offered::STARTTLS,
+            false => Offered::REQUIRETLS,
+        });
+        if self.role != Role::Sink {
+            offered = offered
                 .without(Offered::PROMISES.without(keeps))
-                .without(Offered::ETRN),
+                .without(Offered::ETRN);
+        }
+        let mut mechanisms = Mechanisms::NONE;
+        if tls || self.auth_without_tls {
+            mechanisms = self.mechanisms;
+        }
+        if !is_bound {
+            mechanisms = mechanisms.without(Mechanism::ScramSha256Plus);
+        }
+        if !mechanisms.is_empty() {
+            offered = offered.with(Offered::AUTH);
+        }
+        Services {
+            offered,
+            mechanisms,
         }
     }
+
+    /// The 250 to EHLO that offers this, CRLF included.
+    pub fn ehlo_reply(&self, services: Services, wall_ns: u64) -> Composed {
+        let Services {
+            offered,
+            mechanisms,
+        } = services;
+        self.ehlo.compose(offered, mechanisms, wall_ns)
+    }
+}
+
+/// What a session offers after EHLO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Services {
+    /// Extensions.
+    pub offered: Offered,
+    /// Mechanisms of AUTH.
+    pub mechanisms: Mechanisms,
+}
+
+impl Services {
+    /// Nothing: the client said HELO, or nothing yet.
+    const NONE: Services = Services {
+        offered: Offered::NONE,
+        mechanisms: Mechanisms::NONE,
+    };
 }
 
 /// What [`Session::receive`] did with its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Octets that are done with. Fewer than given and `blocked` `None`: the rest is the beginning of a command
-    /// line, shorter than [`COMMAND_LINE_BYTES_MAX`], and has to be presented again with what follows it.
+    /// line, shorter than [`COMMAND_LINE_BYTES_MAX`], or than [`AUTH_LINE_BYTES_MAX`] in AUTH, and has to be presented again with what follows it.
     pub consumed: usize,
     /// Why the session takes no more input for now, even when all of this one was consumed: call again when
     /// the reason is gone, with what was not consumed, though that be nothing.
@@ -244,14 +335,23 @@ pub enum Phase {
     Waiting,
     /// Nothing; the session is over.
     Closed,
+    /// The TLS handshake that STARTTLS announced.
+    Handshake,
 }
 
 impl Phase {
     /// Number of variants.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 8;
     /// Names in the order of the variants.
     pub const NAMES: [&'static str; Phase::COUNT] = [
-        "greeting", "command", "envelope", "data", "bdat", "waiting", "closed",
+        "greeting",
+        "command",
+        "envelope",
+        "data",
+        "bdat",
+        "waiting",
+        "closed",
+        "handshake",
     ];
 }
 
@@ -263,8 +363,15 @@ pub struct Session {
     helo: HeloName,
     /// EHLO or LHLO rather than HELO was last.
     esmtp: bool,
+    /// The session runs under TLS.
+    tls: bool,
     /// What the last EHLO offered.
-    offered: Offered,
+    services: Services,
+    auth: Option<Box<Auth>>,
+    /// Authentications that failed; at most [`AUTH_FAILURES_MAX`].
+    auth_failures: u8,
+    /// A part of an authentication exchange was consumed.
+    took_secret: bool,
     /// The answer to what the command line at the front of the input asked.
     verdict: Option<Verdict>,
     /// Commands that got a 5xx of the session's own.
@@ -285,6 +392,17 @@ struct Answers {
     reply: Option<Reply>,
 }
 
+/// Who the client is. Boxed, because few clients say it.
+#[derive(Debug)]
+enum Auth {
+    /// AUTH is under way.
+    Exchange(Exchange),
+    /// The password of this user is being checked.
+    Checking(Box<str>),
+    /// This user.
+    User(Box<str>),
+}
+
 /// A HELO name up to this long is kept without an allocation, bytes.
 pub const HELO_INLINE_BYTES: usize = 30;
 
@@ -299,6 +417,12 @@ enum State {
     CommandVerdict,
     /// The end of a command line that is too long.
     LongLine,
+    /// The client's part of an authentication exchange.
+    AuthResponse,
+    /// The end of a line of such an exchange that is too long.
+    LongAuthLine,
+    /// Whether a password is right.
+    PasswordVerdict,
     /// Content after DATA, up to CRLF "." CRLF.
     Data,
     /// The rest of a BDAT chunk, or its end when nothing is left of it.
@@ -309,6 +433,8 @@ enum State {
     Commit,
     /// Room for the replies that the end of a message owes its other recipients.
     Answers,
+    /// The end of the TLS handshake.
+    Handshake,
     /// Nothing.
     Closed,
 }
@@ -445,6 +571,8 @@ enum Outcome {
     Refused(Reply),
     /// With the reply of a verdict, and the session with it.
     RefusedAndClosed(Reply),
+    /// With the 220 of STARTTLS; the handshake follows.
+    Handshake,
     /// The reply has been sent, or follows the content.
     Done,
     /// Not yet: a verdict comes first, and the line is presented again.
@@ -466,7 +594,11 @@ impl Session {
             state: State::Greeting,
             helo: HeloName::None,
             esmtp: false,
-            offered: Offered::NONE,
+            tls: false,
+            services: Services::NONE,
+            auth: None,
+            auth_failures: 0,
+            took_secret: false,
             answers: Answers {
                 left: 0,
                 reply: None,
@@ -508,10 +640,12 @@ impl Session {
         loop {
             let rest = &input[consumed..];
             let step = match self.state {
-                State::Greeting | State::CommandVerdict | State::MessageVerdict => {
-                    Step::Blocked(Blocked::Verdict)
-                }
+                State::Greeting
+                | State::CommandVerdict
+                | State::MessageVerdict
+                | State::PasswordVerdict => Step::Blocked(Blocked::Verdict),
                 State::Commit => Step::Blocked(Blocked::Commit),
+                State::Handshake => Step::Blocked(Blocked::Tls),
                 State::Closed => Step::Blocked(Blocked::Closed),
                 State::Chunk if self.chunk.left == 0 => self.finish_chunk(ctx, out),
                 State::Answers => self.answer_next(out),
@@ -519,7 +653,8 @@ impl Session {
                 // Content is covered too: its end takes a reply.
                 _ if !out.has_room() => Step::Blocked(Blocked::Replies),
                 State::Command => self.receive_line(ctx, rest, now, wall_ns, out),
-                State::LongLine => self.receive_long_line(rest, out),
+                State::LongLine | State::LongAuthLine => self.receive_long_line(rest, out),
+                State::AuthResponse => self.receive_auth_line(rest, out),
                 State::Data => self.receive_data(ctx, rest, out),
                 State::Chunk => self.receive_chunk(ctx, rest, out),
             };
@@ -632,18 +767,65 @@ impl Session {
         }
     }
 
+    /// The TLS handshake succeeded. What the client said before it is forgotten (RFC 3207 4.2), but not how many
+    /// errors it made. Where TLS comes before the greeting (RFC 8314 3), call [`Session::start`] next; otherwise
+    /// [`Session::receive`], with octets that came under TLS alone.
+    pub fn secured(&mut self) {
+        self.tls = true;
+        self.helo = HeloName::None;
+        self.esmtp = false;
+        self.services = Services::NONE;
+        self.auth = None;
+        self.verdict = None;
+        if self.state == State::Handshake {
+            self.state = State::Command;
+        }
+    }
+
+    /// Whether the session runs under TLS.
+    pub fn is_secured(&self) -> bool {
+        self.tls
+    }
+
+    /// Takes the answer to [`Sink::check_password`]. Call [`Session::receive`] next.
+    pub fn password_checked(&mut self, verdict: PasswordVerdict, out: &mut impl Sink) {
+        if self.state == State::PasswordVerdict {
+            self.state = State::Command;
+            self.conclude_password(verdict, out);
+        }
+    }
+
+    /// Whether input that was consumed since the last call held secrets: its buffers are to be wiped.
+    pub fn took_secret(&mut self) -> bool {
+        core::mem::take(&mut self.took_secret)
+    }
+
+    /// The user that the client has authenticated as.
+    pub fn user(&self) -> Option<&str> {
+        match self.auth.as_deref() {
+            Some(Auth::User(user)) => Some(user),
+            _ => None,
+        }
+    }
+
     /// What the session waits for.
     pub fn phase(&self) -> Phase {
         match self.state {
             State::Greeting => Phase::Greeting,
-            State::Command | State::LongLine => match self.transaction.stage {
-                Stage::None => Phase::Command,
-                _ => Phase::Envelope,
-            },
+            State::Command | State::LongLine | State::AuthResponse | State::LongAuthLine => {
+                match self.transaction.stage {
+                    Stage::None => Phase::Command,
+                    _ => Phase::Envelope,
+                }
+            }
             State::Data => Phase::Data,
             State::Chunk => Phase::Bdat,
-            State::CommandVerdict | State::MessageVerdict | State::Commit => Phase::Waiting,
+            State::CommandVerdict
+            | State::MessageVerdict
+            | State::PasswordVerdict
+            | State::Commit => Phase::Waiting,
             State::Answers => Phase::Command,
+            State::Handshake => Phase::Handshake,
             State::Closed => Phase::Closed,
         }
     }
@@ -679,6 +861,7 @@ impl Session {
     /// The client is gone: drops the open message. Nothing is sent.
     pub fn connection_lost(&mut self, out: &mut impl Sink) {
         self.clear_transaction(out);
+        self.auth = None;
         self.state = State::Closed;
     }
 
@@ -705,11 +888,22 @@ impl Session {
         out: &mut impl Sink,
     ) -> Step {
         let window = &rest[..rest.len().min(COMMAND_LINE_BYTES_MAX)];
+        let is_auth = self.is_auth_line(rest);
+        let window = if is_auth {
+            &rest[..rest.len().min(AUTH_LINE_BYTES_MAX)]
+        } else {
+            window
+        };
         let Some(at) = memchr(b'\n', window) else {
-            if window.len() < COMMAND_LINE_BYTES_MAX {
+            let (bytes_max, long) = if is_auth {
+                (AUTH_LINE_BYTES_MAX, State::LongAuthLine)
+            } else {
+                (COMMAND_LINE_BYTES_MAX, State::LongLine)
+            };
+            if window.len() < bytes_max {
                 return Step::Partial;
             }
-            self.state = State::LongLine;
+            self.state = long;
             return Step::Took(window.len());
         };
         // RFC 5321 2.3.8: LF alone ends no command. The line is refused at once all the same, so that someone
@@ -720,11 +914,23 @@ impl Session {
             return Step::Took(at + 1);
         };
         let parsed = command::parse(line);
+        // TLS replaces the octet stream: no reply may be due in the old one when it begins.
+        if matches!(parsed.command, Ok(Command::StartTls))
+            && !self.tls
+            && ctx.offered.has(Offered::STARTTLS)
+            && out.commits_pending() > 0
+        {
+            return Step::Blocked(Blocked::Commits);
+        }
         let prior = self.verdict.take();
         if prior.is_none() {
             out.command(parsed.verb);
         }
         let outcome = match parsed.command {
+            Ok(command) if ctx.needs_tls && !self.tls && !is_allowed_before_tls(&command) => {
+                self.refuse_without_tls(&command)
+            }
+            Ok(Command::StartTls) => self.start_tls(ctx, rest.len() > at + 1, out),
             Ok(command) => self.execute(ctx, command, prior, (now, wall_ns), out),
             Err(reply) => self.refuse_line(parsed.verb, reply),
         };
@@ -732,6 +938,11 @@ impl Session {
             Outcome::Reply(reply) => self.reply(reply, out),
             Outcome::Refused(reply) => out.reply(reply),
             Outcome::RefusedAndClosed(reply) => self.close(reply, CloseReason::Refused, out),
+            Outcome::Handshake => {
+                self.clear_transaction(out);
+                out.reply(Reply::StartTls);
+                self.state = State::Handshake;
+            }
             Outcome::Done => {}
             Outcome::Awaits => {
                 self.state = State::CommandVerdict;
@@ -746,10 +957,159 @@ impl Session {
         let Some(at) = memchr(b'\n', rest) else {
             return Step::Took(rest.len());
         };
+        let reply = match self.state {
+            State::LongAuthLine => Reply::AuthLineTooLong,
+            _ => Reply::LineTooLong,
+        };
         self.state = State::Command;
-        out.command(Verb::Other);
-        self.reply(Reply::LineTooLong, out);
+        if matches!(self.auth.as_deref(), Some(Auth::Exchange(_))) {
+            self.auth = None;
+        } else {
+            out.command(Verb::Other);
+        }
+        self.reply(reply, out);
         Step::Took(at + 1)
+    }
+
+    /// Whether `rest` begins as an AUTH command that may be longer than any other.
+    fn is_auth_line(&self, rest: &[u8]) -> bool {
+        self.services.offered.has(Offered::AUTH)
+            && rest
+                .get(..5)
+                .is_some_and(|verb| verb.eq_ignore_ascii_case(b"AUTH "))
+    }
+
+    /// Takes one line of an authentication exchange, if all of it is there.
+    fn receive_auth_line(&mut self, rest: &[u8], out: &mut impl Sink) -> Step {
+        let window = &rest[..rest.len().min(AUTH_LINE_BYTES_MAX)];
+        let Some(at) = memchr(b'\n', window) else {
+            if window.len() < AUTH_LINE_BYTES_MAX {
+                return Step::Partial;
+            }
+            self.state = State::LongAuthLine;
+            return Step::Took(window.len());
+        };
+        self.took_secret = true;
+        self.state = State::Command;
+        match window[..at].strip_suffix(b"\r") {
+            None => self.end_exchange(Reply::LineEndsInLf, out),
+            // RFC 4954 4: the client gives up.
+            Some(b"*") => self.end_exchange(Reply::AuthCancelled, out),
+            Some(line) => self.auth_message(line, out),
+        }
+        Step::Took(at + 1)
+    }
+
+    /// AUTH (RFC 4954 4).
+    fn auth(&mut self, ctx: &Context, arguments: &[u8], out: &mut impl Sink) -> Outcome {
+        self.took_secret = true;
+        if ctx.mechanisms.is_empty() {
+            return Outcome::Reply(Reply::NotImplemented);
+        }
+        if self.user().is_some() {
+            return Outcome::Reply(Reply::AlreadyAuthenticated);
+        }
+        if self.transaction.stage != Stage::None {
+            return Outcome::Reply(Reply::NotInTransaction);
+        }
+        if !self.tls && !ctx.auth_without_tls {
+            return Outcome::Reply(Reply::EncryptionRequired);
+        }
+        if !self.services.offered.has(Offered::AUTH) {
+            // AUTH is an extension: it has to be offered first.
+            return Outcome::Reply(if matches!(self.helo, HeloName::None) {
+                Reply::NeedHelo
+            } else {
+                Reply::NotImplemented
+            });
+        }
+        let mut words = arguments
+            .split(|octet| matches!(octet, b' ' | b'\t'))
+            .filter(|word| !word.is_empty());
+        let (name, initial) = (words.next().unwrap_or_default(), words.next());
+        if words.next().is_some() {
+            return Outcome::Reply(Reply::AuthSyntax);
+        }
+        let offered = Mechanism::named(name).filter(|name| self.services.mechanisms.has(*name));
+        let Some(mechanism) = offered else {
+            return Outcome::Reply(Reply::MechanismUnknown);
+        };
+        let plus_offered = self.services.mechanisms.has(Mechanism::ScramSha256Plus);
+        let exchange = Exchange::new(mechanism, plus_offered);
+        match initial {
+            None => {
+                challenge(exchange.first_challenge(), out);
+                self.auth = Some(Box::new(Auth::Exchange(exchange)));
+                self.state = State::AuthResponse;
+            }
+            Some(initial) => {
+                self.auth = Some(Box::new(Auth::Exchange(exchange)));
+                // RFC 4954 4: a single "=" is an initial response without octets.
+                self.auth_message(if initial == b"=" { b"" } else { initial }, out);
+            }
+        }
+        Outcome::Done
+    }
+
+    /// Takes a message of the exchange, in base64.
+    fn auth_message(&mut self, text: &[u8], out: &mut impl Sink) {
+        let Some(Auth::Exchange(exchange)) = self.auth.as_deref_mut() else {
+            return;
+        };
+        let mut room: Room = Zeroizing::new([0; ROOM_BYTES]);
+        let Some(len) = base64::decode(text, &mut *room) else {
+            return self.end_exchange(Reply::AuthMalformed, out);
+        };
+        let message = &room[..len];
+        match exchange.step(message, &mut Around(out)) {
+            Next::Challenge(bytes) => {
+                challenge(&bytes, out);
+                self.state = State::AuthResponse;
+            }
+            Next::Password { user, from } => {
+                let verdict = out.check_password(&user, &message[from..]);
+                self.auth = Some(Box::new(Auth::Checking(user)));
+                match verdict {
+                    Some(verdict) => self.conclude_password(verdict, out),
+                    None => self.state = State::PasswordVerdict,
+                }
+            }
+            Next::Success(user) => self.authenticated(user, out),
+            Next::Failure(Failure::Malformed) => self.end_exchange(Reply::AuthMalformed, out),
+            Next::Failure(Failure::Refused) => self.auth_failed(out),
+        }
+    }
+
+    fn conclude_password(&mut self, verdict: PasswordVerdict, out: &mut impl Sink) {
+        let user = match self.auth.take().map(|auth| *auth) {
+            Some(Auth::Checking(user)) => Some(user),
+            _ => None,
+        };
+        match (verdict, user) {
+            (PasswordVerdict::Right, Some(user)) => self.authenticated(user, out),
+            (PasswordVerdict::Busy, _) => out.reply(Reply::AuthBusy),
+            _ => self.auth_failed(out),
+        }
+    }
+
+    fn authenticated(&mut self, user: Box<str>, out: &mut impl Sink) {
+        self.auth = Some(Box::new(Auth::User(user)));
+        out.reply(Reply::AuthOk);
+    }
+
+    /// Ends an exchange that said nothing about the password.
+    fn end_exchange(&mut self, reply: Reply, out: &mut impl Sink) {
+        self.auth = None;
+        self.reply(reply, out);
+    }
+
+    fn auth_failed(&mut self, out: &mut impl Sink) {
+        self.auth = None;
+        self.auth_failures = self.auth_failures.saturating_add(1);
+        if u32::from(self.auth_failures) >= AUTH_FAILURES_MAX {
+            return self.close(Reply::TooManyAuthFailures, CloseReason::Refused, out);
+        }
+        self.reply(Reply::AuthFailed, out);
     }
 
     /// Decides about a line that is no command.
@@ -763,6 +1123,46 @@ impl Session {
             self.fail_transaction();
         }
         Outcome::Reply(reply)
+    }
+
+    /// Decides about a command that this listener takes under TLS alone (RFC 3207 4).
+    fn refuse_without_tls(&mut self, command: &Command<'_>) -> Outcome {
+        let Command::Bdat { size, last } = *command else {
+            return Outcome::Reply(Reply::NeedTls);
+        };
+        // RFC 3030 2: the octets of a chunk that is refused are read all the same.
+        self.chunk = Chunk {
+            left: size,
+            is_last: last,
+            is_kept: true,
+            refusal: Some(Reply::NeedTls),
+        };
+        self.state = State::Chunk;
+        Outcome::Done
+    }
+
+    /// Decides about STARTTLS. `has_more`: octets stand behind its line.
+    fn start_tls(&mut self, ctx: &Context, has_more: bool, out: &mut impl Sink) -> Outcome {
+        if self.tls {
+            return Outcome::Reply(Reply::TlsActive);
+        }
+        if !ctx.offered.has(Offered::STARTTLS) {
+            return Outcome::Reply(Reply::NotImplemented);
+        }
+        if self.transaction.stage == Stage::Chunks {
+            return Outcome::Reply(Reply::BdatOpen);
+        }
+        // RFC 3207 4: STARTTLS is the last command of a group, and the handshake begins behind the 220. What stands
+        // here was sent in the clear, by the client or by someone between: executed under TLS it would be taken for
+        // the client's (CVE-2011-0411). Dropping it in silence would hide an attack from both sides and leave a client
+        // that pipelines waiting, so that the session ends.
+        if has_more {
+            return Outcome::RefusedAndClosed(Reply::StartTlsPipelined);
+        }
+        if !out.may_start_tls() {
+            return Outcome::Refused(Reply::TlsUnavailable);
+        }
+        Outcome::Handshake
     }
 
     fn execute(
@@ -793,15 +1193,21 @@ impl Session {
             Command::Noop => Outcome::Reply(Reply::Noop),
             Command::Vrfy(_) => Outcome::Reply(Reply::VrfyUnverified),
             Command::Help(_) => {
-                out.reply_configured(Reply::Help, &ctx.help_reply);
+                let commands = if self.tls {
+                    &ctx.help_reply_tls
+                } else {
+                    &ctx.help_reply
+                };
+                out.reply_configured(Reply::Help, commands);
                 Outcome::Done
             }
             Command::Quit => {
                 self.close(Reply::Quit, CloseReason::Quit, out);
                 Outcome::Done
             }
-            // STARTTLS and AUTH are not offered. Where they are, they act only when no commit is pending.
-            Command::StartTls | Command::Auth(_) => Outcome::Reply(Reply::NotImplemented),
+            Command::Auth(arguments) => self.auth(ctx, arguments, out),
+            // STARTTLS is decided about by `start_tls`.
+            Command::StartTls => Outcome::Reply(Reply::NotImplemented),
             Command::Etrn(node) => self.etrn(node, prior, out),
             Command::Xclient(_) | Command::Xforward(_) => Outcome::Reply(Reply::NotImplemented),
             Command::Expn(_) | Command::NotImplemented => Outcome::Reply(Reply::NotImplemented),
@@ -828,11 +1234,12 @@ impl Session {
         self.helo = HeloName::new(name);
         self.esmtp = esmtp;
         if esmtp {
-            self.offered = ctx.offered_now(out.keeps());
-            let reply = ctx.ehlo.compose(self.offered, wall_ns);
+            let is_bound = !ctx.mechanisms.is_empty() && is_bound(out);
+            self.services = ctx.services(self.tls, out.keeps(), is_bound);
+            let reply = ctx.ehlo_reply(self.services, wall_ns);
             out.reply_configured(Reply::Ehlo, reply.as_bytes());
         } else {
-            self.offered = Offered::NONE;
+            self.services = Services::NONE;
             out.reply_configured(Reply::Helo, &ctx.helo_reply);
         }
         Outcome::Done
@@ -840,7 +1247,7 @@ impl Session {
 
     /// RFC 1985 5.
     fn etrn(&mut self, node: &[u8], prior: Option<Verdict>, out: &mut impl Sink) -> Outcome {
-        if !self.offered.has(Offered::ETRN) {
+        if !self.services.offered.has(Offered::ETRN) {
             return Outcome::Reply(Reply::NotImplemented);
         }
         if self.transaction.stage != Stage::None {
@@ -866,13 +1273,16 @@ impl Session {
         if matches!(self.helo, HeloName::None) {
             return Outcome::Reply(Reply::NeedHelo);
         }
+        if ctx.role == Role::Submission && !self.user().is_some() {
+            return Outcome::Reply(Reply::AuthRequired);
+        }
         match self.transaction.stage {
             Stage::None => {}
             Stage::Envelope => return Outcome::Reply(Reply::NestedMail),
             Stage::Chunks => return Outcome::Reply(Reply::BdatOpen),
             Stage::Failed(reply) => return Outcome::Reply(reply),
         }
-        let given = match parameter::parse_mail(parameters, self.offered) {
+        let given = match parameter::parse_mail(parameters, self.services.offered) {
             Ok(given) => given,
             Err(reply) => return Outcome::Reply(reply),
         };
@@ -907,6 +1317,9 @@ impl Session {
             return Outcome::Reply(Reply::NoSpace);
         }
         let complete = out.envelope_field(Field::Helo, &[self.helo.as_bytes()])
+            && self
+                .user()
+                .is_none_or(|user| out.envelope_field(Field::User, &[user.as_bytes()]))
             && out.envelope_field(Field::ReversePath, &[path.mailbox])
             && (parameters.is_empty()
                 || out.envelope_field(
@@ -958,7 +1371,7 @@ impl Session {
             Stage::Chunks => return Outcome::Reply(Reply::BdatOpen),
             Stage::Failed(reply) => return Outcome::Reply(reply),
         }
-        if let Err(reply) = parameter::parse_rcpt(parameters, self.offered) {
+        if let Err(reply) = parameter::parse_rcpt(parameters, self.services.offered) {
             return Outcome::Reply(reply);
         }
         if !path.ascii && !self.transaction.smtputf8 {
@@ -1099,8 +1512,8 @@ impl Session {
             esmtp: self.esmtp,
             lmtp: ctx.lmtp,
             smtputf8: self.transaction.smtputf8,
-            tls: false,
-            authenticated: false,
+            tls: self.tls,
+            authenticated: self.user().is_some(),
         });
         let trace = trace::build(&TraceArguments {
             helo: self.helo.as_bytes(),
@@ -1252,7 +1665,9 @@ impl Session {
                 return;
             }
             return match reply {
-                Reply::NeedMail | Reply::NeedRcpt | Reply::BdatFailed => self.reply(reply, out),
+                Reply::NeedMail | Reply::NeedRcpt | Reply::BdatFailed | Reply::NeedTls => {
+                    self.reply(reply, out);
+                }
                 _ => out.reply(reply),
             };
         }
@@ -1419,6 +1834,14 @@ impl Session {
     }
 }
 
+/// RFC 3207 4: what is answered without TLS where TLS is required.
+fn is_allowed_before_tls(command: &Command<'_>) -> bool {
+    matches!(
+        command,
+        Command::Noop | Command::Ehlo(_) | Command::Lhlo(_) | Command::StartTls | Command::Quit
+    )
+}
+
 /// The times that MAIL asks for, counted from 1970.
 #[derive(Clone, Copy, Debug)]
 struct Times {
@@ -1468,6 +1891,37 @@ impl Times {
 
 /// Octets that a decoder may have withheld from earlier input: a CR and a dot.
 const WITHHELD_BYTES_MAX: usize = 4;
+
+/// Lets an exchange ask the sink.
+struct Around<'a, S>(&'a mut S);
+
+impl<S: Sink> Surroundings for Around<'_, S> {
+    fn verifier(&mut self, user: &str) -> Option<Verifier> {
+        self.0.verifier(user)
+    }
+
+    fn binding(&mut self, binding: Binding) -> Option<BindingData> {
+        self.0.channel_binding(binding)
+    }
+
+    fn nonce(&mut self) -> Vec<u8> {
+        self.0.nonce()
+    }
+}
+
+/// Whether the channel can be bound by anything.
+fn is_bound(out: &mut impl Sink) -> bool {
+    out.channel_binding(Binding::Exporter).is_some()
+        || out.channel_binding(Binding::ServerEndPoint).is_some()
+}
+
+/// Sends a 334 with these octets (RFC 4954 4).
+fn challenge(octets: &[u8], out: &mut impl Sink) {
+    let mut wire = b"334 ".to_vec();
+    base64::encode(octets, &mut wire);
+    wire.extend_from_slice(b"\r\n");
+    out.reply_configured(Reply::AuthChallenge, &wire);
+}
 
 /// Hands a piece of content to the sink.
 fn emit(piece: Piece, input: &[u8], out: &mut impl Sink) {

@@ -2,7 +2,9 @@
 
 use super::parameter::Offered;
 use super::reply::Reply;
+use super::sasl::{Binding, BindingData};
 use crate::clock::Instant;
+use crate::users::Verifier;
 
 /// A question the session can't answer from its own state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,17 +53,33 @@ pub enum Verdict {
     RefuseAndClose(Reply),
 }
 
+/// What became of a password that was to be checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PasswordVerdict {
+    /// It is the user's.
+    Right,
+    /// It is not, or there is no such user.
+    Wrong,
+    /// It could not be checked now.
+    Busy,
+}
+
 /// Why a session stopped taking input although there is some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blocked {
     /// The reply buffer has no room, or too many commits are pending.
     Replies,
-    /// A verdict has to come first: call `Session::answer`.
+    /// A verdict has to come first: call `Session::answer`, or `Session::password_checked`.
     Verdict,
     /// The message that ended has to be committed first: call `Session::completed`.
     Commit,
     /// The chunk pool has no room for message bytes.
     Pool,
+    /// A command that acts only when no commit is pending: call `Session::receive` again then, with the input that
+    /// was not consumed.
+    Commits,
+    /// STARTTLS got its 220: what comes now is a TLS handshake. Call `Session::secured` when it succeeded.
+    Tls,
     /// The session is over; nothing more is read.
     Closed,
 }
@@ -202,9 +220,22 @@ pub trait Sink {
     fn keeps(&self) -> Offered {
         Offered::PROMISES
     }
+    /// The verifier of this user, or a decoy for a name that nobody has; `None` where no users are known.
+    fn verifier(&mut self, user: &str) -> Option<Verifier>;
+    /// Checks the password of this user; `None` means that the answer comes later through
+    /// `Session::password_checked`. The password is to be wiped wherever it was copied to.
+    fn check_password(&mut self, user: &str, password: &[u8]) -> Option<PasswordVerdict>;
+    /// What binds the TLS channel; `None` where there is none, or it has no such binding.
+    fn channel_binding(&mut self, binding: Binding) -> Option<BindingData>;
+    /// Fresh random text for SCRAM: graphic ASCII without commas, at most `SERVER_NONCE_BYTES_MAX` octets.
+    fn nonce(&mut self) -> Vec<u8>;
     /// Sends the 250 of the last message of this session once more, for its next recipient (LMTP).
     fn stored_again(&mut self) {
         self.reply(Reply::Stored);
+    }
+    /// STARTTLS is about to be accepted. False when no further handshake can be taken now: it gets 454.
+    fn may_start_tls(&mut self) -> bool {
+        true
     }
     /// Asks; `None` means that the answer comes later through `Session::answer`.
     fn ask(&mut self, question: Question<'_>) -> Option<Verdict>;

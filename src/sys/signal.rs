@@ -35,7 +35,8 @@ pub enum Request {
 }
 
 impl Signals {
-    /// Routes SIGTERM, SIGINT and SIGHUP into a pipe. Once per process.
+    /// Routes SIGTERM, SIGINT and SIGHUP into a pipe, and ignores SIGXFSZ: a write beyond the limit of a file's
+    /// size (`ulimit -f`) fails like any other, instead of ending the process without a word. Once per process.
     ///
     /// # Errors
     /// Whatever pipe or sigaction says.
@@ -59,6 +60,10 @@ impl Signals {
             if done != 0 {
                 return Err(io::Error::last_os_error());
             }
+        }
+        // SAFETY: SIG_IGN is a valid disposition for SIGXFSZ, and no handler is involved.
+        if unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
         }
         Ok(Signals {
             pipe: std::fs::File::from(read_end),

@@ -2,7 +2,7 @@
 //!
 //! The client shares no code with the server: what it expects is written here. Every wait has a deadline.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -73,7 +73,7 @@ impl Process {
         Process::spawn(command)
     }
 
-    /// Starts a program that becomes ringmx.
+    /// Starts a command whose process is, or becomes, the program under test.
     pub fn spawn(mut command: Command) -> Process {
         let mut child = command
             .stdin(Stdio::null())
@@ -165,6 +165,19 @@ pub struct Server {
 impl Server {
     /// Starts with a small ring below `dir`; `options` come last and so count most.
     pub fn start(dir: &TestDir, options: &[&str]) -> Server {
+        match Server::start_by(Command::new(RINGMX), dir, options) {
+            Ok(server) => server,
+            Err(process) => panic!("{options:?}: {:?}", process.wait()),
+        }
+    }
+
+    /// As [`Server::start`], by a command that runs the program under another one, and is given its arguments. A
+    /// process that ends before it takes mail is given back.
+    pub fn start_by(
+        mut command: Command,
+        dir: &TestDir,
+        options: &[&str],
+    ) -> Result<Server, Process> {
         let ring = dir.ring();
         let mut arguments = vec!["serve", "--listen", "127.0.0.1:0", "--ring", &ring];
         if !options.contains(&"--http") {
@@ -174,11 +187,12 @@ impl Server {
             arguments.extend(["--ring-size", "32MiB"]);
         }
         arguments.extend(options);
-        let process = Process::start(&arguments);
+        command.args(arguments);
+        let process = Process::spawn(command);
         let mut first_lines = Vec::new();
         loop {
             let Some(line) = process.line() else {
-                panic!("{options:?}: {:?} {first_lines:?}", process.wait());
+                return Err(process);
             };
             let done = line.starts_with("Try:");
             first_lines.push(line);
@@ -194,12 +208,12 @@ impl Server {
                 let url = url.trim().strip_prefix("http://").unwrap();
                 url.trim_end_matches('/').parse().unwrap()
             });
-        Server {
+        Ok(Server {
             address: address.parse().unwrap(),
             http,
             process,
             first_lines,
-        }
+        })
     }
 
     /// SIGTERM, and the exit code 0 with standard output and standard error. Clients that were told goodbye and
@@ -432,6 +446,46 @@ pub fn key_of(message: &[u8]) -> Option<Key> {
     let (client, sequence) = value.split_once('-')?;
     let key = (client.parse().ok()?, sequence.parse().ok()?);
     (content(key) == message).then_some(key)
+}
+
+/// What the clients of a ring know about it.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Messages that got a 250 after their end.
+    pub acknowledged: BTreeSet<Key>,
+    /// Messages that were sent whole and not answered, or refused because their commit failed: there or not.
+    pub in_doubt: BTreeSet<Key>,
+}
+
+impl Known {
+    /// Compares a ring with what is known: what was acknowledged is there once, octet for octet, and nothing else
+    /// is there but what is in doubt.
+    pub fn check(&self, dir: &TestDir, when: &str) {
+        let mut found: BTreeMap<Key, u32> = BTreeMap::new();
+        for (number, message) in stored(dir) {
+            let head = String::from_utf8_lossy(&message[..message.len().min(80)]).into_owned();
+            let key = key_of(&message).unwrap_or_else(|| panic!("{when}: {number}: {head}"));
+            *found.entry(key).or_default() += 1;
+        }
+        let twice: Vec<_> = found.iter().filter(|(_, count)| **count > 1).collect();
+        assert!(twice.is_empty(), "{when}: stored twice: {twice:?}");
+        let found: BTreeSet<Key> = found.into_keys().collect();
+        let lost: Vec<_> = self.acknowledged.difference(&found).collect();
+        assert!(lost.is_empty(), "{when}: lost: {lost:?}");
+        let allowed = &self.acknowledged | &self.in_doubt;
+        let never_sent: Vec<_> = found.difference(&allowed).collect();
+        assert!(
+            never_sent.is_empty(),
+            "{when}: stored, but never sent whole: {never_sent:?}"
+        );
+    }
+}
+
+/// Runs `ringmx log verify`, which has to find nothing.
+pub fn verify(dir: &TestDir) {
+    let verified = output_of(&["log", "verify", "--ring", &dir.ring()]);
+    let verified = String::from_utf8(verified).unwrap();
+    assert!(verified.ends_with("all good\n"), "{verified}");
 }
 
 /// Waits until `ready` holds.

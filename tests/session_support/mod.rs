@@ -8,10 +8,13 @@
 use ringmx::clock::Instant;
 use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::Reply;
-use ringmx::smtp::session::{Context, Session};
+use ringmx::smtp::sasl::{Binding, BindingData};
+use ringmx::smtp::session::{Context, Phase, Session};
 use ringmx::smtp::sink::{
-    Blocked, CloseReason, Completion, Field, MessageFacts, Question, Sink, Verb, Verdict,
+    Blocked, CloseReason, Completion, Field, MessageFacts, PasswordVerdict, Question, Sink, Verb,
+    Verdict,
 };
+use ringmx::users::{Users, Verifier};
 
 /// Seconds since 1970 at which all messages arrive, in nanoseconds: 2026-11-23 01:02:03 UTC.
 pub const WALL_NS: u64 = 1_795_395_723_000_000_000;
@@ -75,8 +78,17 @@ pub struct Recorder {
     pub fields_max: usize,
     /// Whether there is a chunk for the trace field.
     pub has_body_storage: bool,
+    /// Commits that are pending until the session waits for them.
+    pub commits_pending: u32,
+    /// Whether a handshake can be taken now.
+    pub takes_tls: bool,
     /// What is answered to each commit.
     pub commit: Result<(), Reply>,
+    /// Users; without them every password is right, but for the user `busy`.
+    pub users: Option<Users>,
+    /// What the channel is bound by.
+    pub binding: Option<&'static [u8]>,
+    password: Option<PasswordVerdict>,
     open: Option<Stored>,
     asked: Option<Verdict>,
     manner: Manner,
@@ -98,7 +110,12 @@ impl Recorder {
             keeps: Offered::PROMISES,
             fields_max: usize::MAX,
             has_body_storage: true,
+            commits_pending: 0,
+            takes_tls: true,
             commit: Ok(()),
+            users: None,
+            binding: None,
+            password: None,
             open: None,
             asked: None,
             manner,
@@ -136,7 +153,11 @@ impl Sink for Recorder {
     }
 
     fn commits_pending(&self) -> u32 {
-        0
+        self.commits_pending
+    }
+
+    fn may_start_tls(&mut self) -> bool {
+        self.takes_tls
     }
 
     fn command(&mut self, verb: Verb) {
@@ -157,6 +178,34 @@ impl Sink for Recorder {
 
     fn keeps(&self) -> Offered {
         self.keeps
+    }
+
+    fn verifier(&mut self, user: &str) -> Option<Verifier> {
+        self.users.as_ref().map(|users| users.verifier(user))
+    }
+
+    fn check_password(&mut self, user: &str, password: &[u8]) -> Option<PasswordVerdict> {
+        assert_eq!(self.password, None, "one password at a time");
+        let verdict = match &self.users {
+            _ if user == "busy" => PasswordVerdict::Busy,
+            Some(users) if users.verifier(user).matches(password) => PasswordVerdict::Right,
+            Some(_) => PasswordVerdict::Wrong,
+            None => PasswordVerdict::Right,
+        };
+        if self.manner.late {
+            self.password = Some(verdict);
+            return None;
+        }
+        Some(verdict)
+    }
+
+    fn channel_binding(&mut self, binding: Binding) -> Option<BindingData> {
+        let data = self.binding.filter(|_| binding == Binding::Exporter)?;
+        BindingData::new(data)
+    }
+
+    fn nonce(&mut self) -> Vec<u8> {
+        b"%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0".to_vec()
     }
 
     fn ask(&mut self, question: Question<'_>) -> Option<Verdict> {
@@ -311,6 +360,18 @@ impl<'a> Connection<'a> {
         self.run();
     }
 
+    /// The handshake that STARTTLS announced succeeds. What was not consumed before it was no part of the session.
+    pub fn secure(&mut self) {
+        assert_eq!(
+            self.session.phase(),
+            Phase::Handshake,
+            "STARTTLS was accepted"
+        );
+        self.input.clear();
+        self.session.secured();
+        self.run();
+    }
+
     /// Octets that the session has not consumed.
     pub fn unread(&self) -> usize {
         self.input.len()
@@ -324,8 +385,14 @@ impl<'a> Connection<'a> {
             self.input.drain(..progress.consumed);
             match progress.blocked {
                 None | Some(Blocked::Closed) => return,
+                Some(Blocked::Tls) => return,
                 Some(Blocked::Replies | Blocked::Pool) => self.out.widen(),
+                Some(Blocked::Commits) => self.out.commits_pending = 0,
                 Some(Blocked::Verdict) => {
+                    if let Some(verdict) = self.out.password.take() {
+                        self.session.password_checked(verdict, &mut self.out);
+                        continue;
+                    }
                     let verdict = self.out.asked.take().expect("a question was asked");
                     self.session.answer(self.ctx, verdict, &mut self.out);
                 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use ringmx::conn::Token;
 use ringmx::smtp::data::BareNewlines;
+use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::Reply;
 use ringmx::smtp::session::Context;
 
@@ -1165,7 +1166,7 @@ const TEXT: &[u8; 192] = b"abcdefghijklmnopqrstuvwxyz0123456789.-ABCDEFGHIJKLMNO
 
 /// Whether this is the reply to EHLO, whenever it was sent: one line names a time.
 fn is_ehlo(wire: &[u8], context: &Context) -> bool {
-    let expected = context.ehlo.compose(context.offered, 0);
+    let expected = context.ehlo_reply(context.services(false, Offered::PROMISES, false), 0);
     let lines = |text: &[u8]| -> Vec<Vec<u8>> {
         let all = text.split_inclusive(|octet| *octet == b'\n');
         all.filter(|line| !line.starts_with(b"250-FUTURERELEASE "))

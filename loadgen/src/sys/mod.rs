@@ -150,6 +150,24 @@ pub fn bind_without_port(socket: &impl AsFd) {
     }
 }
 
+/// Returns how many segments a TCP socket has sent again, its SYN included; nothing for others.
+pub fn retransmits(socket: &impl AsFd) -> Option<u64> {
+    // SAFETY: tcp_info is plain data for which all zeroes are valid.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the descriptor is open while borrowed; `info` is a valid place of `len` bytes.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &mut len,
+        )
+    };
+    (done == 0).then(|| u64::from(info.tcpi_total_retrans))
+}
+
 /// A timer that a poll can wait for, finer than poll's milliseconds.
 pub struct Timer {
     fd: OwnedFd,

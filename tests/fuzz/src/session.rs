@@ -6,6 +6,7 @@
 
 use super::session_support::{Connection, Cut, Manner, Random, Recorder, Stored, WALL_NS, pieces};
 use ringmx::smtp::data::BareNewlines;
+use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::{self, Reply};
 use ringmx::smtp::session::{Context, ContextOptions};
 use ringmx::smtp::sink::{CloseReason, Verb, Verdict};
@@ -198,7 +199,7 @@ fn play(ctx: &Context, faults: u8, input: &[u8], manner: Manner, cut: Cut, seed:
 fn check_replies(ctx: &Context, outcome: &Outcome, input: &[u8]) {
     let mut rest = &outcome.wire[..];
     let (mut replies, mut stored, mut started) = (0, 0, 0);
-    let ehlo = ctx.ehlo.compose(ctx.offered, WALL_NS);
+    let ehlo = ctx.ehlo_reply(ctx.services(false, Offered::PROMISES, false), WALL_NS);
     let configured = [
         &ctx.greeting[..],
         &ctx.helo_reply,

@@ -1,0 +1,755 @@
+//! Media faults: whatever a disk does to the bytes of a ring, no reader shows a wrong message, no
+//! acknowledged one disappears without a word, and `ringmx log rescue` saves all that is whole.
+//!
+//! Every fault is applied to rings of several kinds; a ledger of what was appended is the oracle.
+//! The short form takes a sample of the long lists. `RINGMX_MEDIA=long` runs all of them,
+//! `RINGMX_MEDIA_SEED=n` takes another sample.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice};
+
+use ringmx::clock::Instant;
+use ringmx::ringlog::backing::MemoryBacking;
+use ringmx::ringlog::consumer::{Step, Walk};
+use ringmx::ringlog::format::{
+    ConsumerName, DATA_OFFSET, Header, Kind, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock,
+};
+use ringmx::ringlog::reader::{Message, Reader, Source, Window};
+use ringmx::ringlog::recover::{self, LostRange, NewRing, OpenError, OpenOptions};
+use ringmx::ringlog::rescue::{Report, Rescue, RescueError, RescueOptions, State};
+use ringmx::ringlog::writer::{Log, ReserveError, Slot, StartAt, Survive};
+
+const SIZE: u64 = 65_536;
+const SECTOR: usize = 512;
+const KEY: u64 = 0x1357_9bdf_0246_8ace;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+/// A message as it was appended.
+#[derive(Clone, Debug)]
+struct Entry {
+    number: u64,
+    payload: Vec<u8>,
+    /// Position and checked bytes (header and payload) of each of its records.
+    records: Vec<(u64, u64)>,
+    end: u64,
+}
+
+/// A ring and what is in it.
+struct Image {
+    name: &'static str,
+    survive: Survive,
+    bytes: Vec<u8>,
+    /// The same ring some time earlier: what a write that never reached the disk leaves.
+    older: Vec<u8>,
+    ledger: BTreeMap<u64, Entry>,
+    tail: u64,
+    /// Where the proofs stand that something is durable (file range), and up to which position.
+    proofs: Vec<(usize, usize, u64)>,
+}
+
+/// A ring that is being written.
+struct Writing {
+    log: Option<Log<MemoryBacking>>,
+    survive: Survive,
+    now: u64,
+    random: Random,
+    ledger: BTreeMap<u64, Entry>,
+}
+
+impl Writing {
+    fn new(survive: Survive, seed: u64) -> Writing {
+        let mut backing = MemoryBacking {
+            bytes: vec![0; (DATA_OFFSET + SIZE) as usize],
+        };
+        let new = NewRing {
+            ring_id: *b"media fault ring",
+            ring_key: KEY,
+            data_size: SIZE,
+            created_ns: 1,
+        };
+        recover::format(&mut backing, &new).unwrap();
+        let mut writing = Writing {
+            log: None,
+            survive,
+            now: 100,
+            random: Random(seed),
+            ledger: BTreeMap::new(),
+        };
+        writing.open(backing);
+        writing
+    }
+
+    fn open(&mut self, backing: MemoryBacking) {
+        let options = OpenOptions::new(self.survive, self.now);
+        self.log = Some(Log::open(backing, &options).unwrap().0);
+    }
+
+    fn log(&mut self) -> &mut Log<MemoryBacking> {
+        self.log.as_mut().unwrap()
+    }
+
+    fn write(&mut self, slot: &Slot, payload: &[u8]) {
+        let header = self.log().header(slot, 0, crc32c::crc32c(payload));
+        let padding = &[0; 64][..slot.padding];
+        let parts = [&header[..], payload, padding].map(IoSlice::new);
+        self.log().write(&parts).unwrap();
+    }
+
+    fn sync(&mut self) {
+        self.now += 10;
+        let now = Instant(self.now);
+        self.log().sync_inline(now).unwrap();
+    }
+
+    fn payload(&mut self, len: u64) -> Vec<u8> {
+        let salt = self.random.next();
+        (0..len)
+            .map(|at| (salt.wrapping_mul(at | 1) >> 24) as u8)
+            .collect()
+    }
+
+    fn small(&mut self) {
+        self.now += 1;
+        let now = self.now;
+        self.log().begin_turn(now);
+        let len = 1 + self.random.below(900);
+        let payload = self.payload(len);
+        let slot = loop {
+            match self.log().reserve(len) {
+                Ok(slot) => break slot,
+                Err(ReserveError::Full { freeing: true }) => self.sync(),
+                Err(error) => panic!("{error:?}"),
+            }
+        };
+        self.write(&slot, &payload);
+        let entry = Entry {
+            number: slot.number,
+            payload,
+            records: vec![(slot.position, 64 + len)],
+            end: slot.end,
+        };
+        self.ledger.insert(slot.number, entry);
+    }
+
+    /// A message in three records, with small ones between them.
+    fn large(&mut self) {
+        self.now += 1;
+        let now = self.now;
+        self.log().begin_turn(now);
+        let payload = self.payload(4_000);
+        let mut large = loop {
+            match self.log().begin_large(4_000) {
+                Ok(large) => break large,
+                Err(ReserveError::Full { freeing: true }) => self.sync(),
+                Err(error) => panic!("{error:?}"),
+            }
+        };
+        let mut records = Vec::new();
+        let mut end = 0;
+        for piece in payload.chunks(1_500) {
+            let slot = self.log().reserve_fragment(&mut large, piece.len() as u64);
+            let slot = slot.unwrap();
+            let mut bytes = Vec::new();
+            if slot.kind == Kind::Last {
+                bytes.extend(large.whole(crc32c::crc32c(&payload)).encode());
+            }
+            bytes.extend(piece);
+            self.write(&slot, &bytes);
+            records.push((slot.position, 64 + bytes.len() as u64));
+            end = slot.end;
+            if slot.kind != Kind::Last {
+                self.small();
+                self.sync();
+            }
+        }
+        let number = large.number().unwrap();
+        let entry = Entry {
+            number,
+            payload,
+            records,
+            end,
+        };
+        self.ledger.insert(number, entry);
+    }
+
+    /// So many rounds of messages, each synced.
+    fn rounds(&mut self, rounds: u32, large: bool) {
+        for round in 0..rounds {
+            for _ in 0..1 + self.random.below(3) {
+                self.small();
+            }
+            if large && round % 6 == 3 {
+                self.large();
+            }
+            self.sync();
+        }
+    }
+
+    fn bytes(&mut self) -> Vec<u8> {
+        self.log().backing().bytes.clone()
+    }
+
+    /// Power is lost amid an unsynced batch of which some sectors stay away; then recovery.
+    fn crash(&mut self) {
+        let before = self.bytes();
+        for _ in 0..4 {
+            self.small();
+        }
+        let mut after = self.bytes();
+        let changed: Vec<usize> = (0..after.len() / SECTOR)
+            .map(|sector| sector * SECTOR)
+            .filter(|at| after[*at..*at + SECTOR] != before[*at..*at + SECTOR])
+            .collect();
+        let dropped = changed[changed.len() / 2];
+        after[dropped..dropped + SECTOR].copy_from_slice(&before[dropped..dropped + SECTOR]);
+        self.log = None;
+        self.open(MemoryBacking { bytes: after });
+        let kept = self.log().written();
+        self.ledger.retain(|_, entry| entry.end <= kept);
+    }
+
+    fn finish(mut self, name: &'static str, close: bool, older: Vec<u8>) -> Image {
+        let bytes = match close {
+            true => self.log.take().unwrap().close().unwrap().bytes,
+            false => self.bytes(),
+        };
+        let mut image = Image {
+            name,
+            survive: self.survive,
+            bytes,
+            older,
+            ledger: self.ledger,
+            tail: 0,
+            proofs: Vec::new(),
+        };
+        let (report, found) = rescue(&image.bytes, RescueOptions::default()).unwrap();
+        image.tail = report.tail.unwrap();
+        image.prove(report.end);
+        assert_eq!(image.hint(&image.bytes), report.hint, "{name}");
+        let tail = image.tail;
+        image.ledger.retain(|_, entry| entry.records[0].0 >= tail);
+        // Of the pristine ring nothing may be missing.
+        assert!(report.is_whole(), "{name}: {report:?}");
+        assert_eq!(found.len(), image.ledger.len(), "{name}");
+        assert!(found.len() > 5, "{name}");
+        image
+    }
+}
+
+fn images() -> Vec<Image> {
+    let mut images = Vec::new();
+    let mut add = |name, survive, seed, laps: u32, large, crashes, close, consumer| {
+        let mut writing = Writing::new(survive, seed);
+        let mut older = Vec::new();
+        // About 1,100 bytes a round.
+        for _ in 0..laps {
+            older = writing.bytes();
+            writing.rounds(40, large);
+            if crashes {
+                writing.crash();
+            }
+        }
+        if consumer {
+            let name = ConsumerName::new("reader").unwrap();
+            writing.log().register(name, StartAt::Newest).unwrap();
+            writing.rounds(3, large);
+        }
+        images.push(writing.finish(name, close, older));
+    };
+    let power = Survive::Power;
+    add("fresh, closed", power, 11, 1, false, false, true, false);
+    add("fresh, not closed", power, 12, 1, true, false, false, true);
+    add("wrapped, closed", power, 13, 5, false, false, true, true);
+    add("wrapped, large", power, 14, 4, true, false, false, false);
+    add("epochs", power, 15, 4, true, true, false, false);
+    add("epochs, closed", power, 16, 3, true, true, true, false);
+    images
+}
+
+/// Everything that a rescue gives out.
+fn rescue(
+    bytes: &[u8],
+    options: RescueOptions,
+) -> Result<(Report, BTreeMap<u64, (Message, State)>), RescueError> {
+    let backing = MemoryBacking {
+        bytes: bytes.to_vec(),
+    };
+    let mut rescue = Rescue::look(&backing, options)?;
+    let mut found = BTreeMap::new();
+    let walked: Result<(), ()> = rescue.walk(&mut |message, state| {
+        let twice = found.insert(message.number, (message, state));
+        assert!(twice.is_none(), "a message is given out twice");
+        Ok(())
+    });
+    walked.unwrap();
+    Ok((rescue.report().clone(), found))
+}
+
+/// The ring of an open log, for [`Walk`].
+struct Area<'a>(&'a [u8]);
+
+impl Source for Area<'_> {
+    fn read(&self, position: u64, out: &mut [u8]) -> io::Result<()> {
+        for (index, byte) in out.iter_mut().enumerate() {
+            let place = (position + index as u64) % SIZE;
+            *byte = self.0[(DATA_OFFSET + place) as usize];
+        }
+        Ok(())
+    }
+}
+
+/// Messages that readers show, and ranges they call damaged.
+type Shown = (BTreeMap<u64, Message>, Vec<(u64, u64)>);
+
+fn read(log: &Log<MemoryBacking>) -> Shown {
+    let mut reader = Reader::new(Area(&log.backing().bytes), log.superblock(), 0);
+    let window = Window {
+        tail: log.tail(),
+        end: log.written(),
+    };
+    let mut walk = Walk::new(window.tail);
+    let (mut messages, mut damage) = (BTreeMap::new(), Vec::new());
+    loop {
+        match walk.step(&reader, window).unwrap() {
+            Step::Message(message) => {
+                let twice = messages.insert(message.number, message);
+                assert!(twice.is_none(), "a message is shown twice");
+            }
+            Step::Damaged { .. } => {
+                damage.push(walk.skip_damage(&mut reader, window.end).unwrap());
+            }
+            Step::Other => {}
+            Step::Lapped { .. } => panic!("nobody writes"),
+            Step::End => return (messages, damage),
+        }
+    }
+}
+
+impl Image {
+    fn place(position: u64) -> usize {
+        (DATA_OFFSET + position % SIZE) as usize
+    }
+
+    /// Finds everything that says how far the ring was durable.
+    fn prove(&mut self, end: u64) {
+        for at in SUPERBLOCK_OFFSETS.map(|at| at as usize) {
+            let superblock = Superblock::decode(self.bytes[at..].first_chunk().unwrap()).unwrap();
+            let to = at + SUPERBLOCK_BYTES;
+            self.proofs.push((at, to, superblock.checkpoint));
+        }
+        for position in (self.tail..end).step_by(64) {
+            let at = Image::place(position);
+            let bytes = self.bytes[at..].first_chunk().unwrap();
+            if let Ok(header) = Header::decode(bytes, KEY)
+                && header.position == position
+                && let Some(hint) = header.durable_hint()
+            {
+                self.proofs.push((at, at + 64, hint));
+            }
+        }
+    }
+
+    /// Everything before it is provably durable, from what a fault has left of the proofs.
+    fn hint(&self, bytes: &[u8]) -> u64 {
+        let left = self
+            .proofs
+            .iter()
+            .filter(|(from, to, _)| bytes.get(*from..*to) == Some(&self.bytes[*from..*to]));
+        left.map(|(_, _, hint)| *hint).max().unwrap_or(0)
+    }
+
+    /// Whether a fault changed a byte of the message that a checksum covers.
+    fn touched(&self, entry: &Entry, bytes: &[u8]) -> bool {
+        entry.records.iter().any(|(position, len)| {
+            (*position..position + len).any(|position| {
+                let at = Image::place(position);
+                bytes.get(at) != Some(&self.bytes[at])
+            })
+        })
+    }
+
+    fn right(&self, message: &Message, what: &str) {
+        let entry = self.ledger.get(&message.number);
+        let Some(entry) = entry else {
+            panic!(
+                "{}: {what}: message {} never was",
+                self.name, message.number
+            );
+        };
+        assert_eq!(
+            message.position, entry.records[0].0,
+            "{}: {what}",
+            self.name
+        );
+        assert!(
+            message.body() == entry.payload,
+            "{}: {what}: message {} is wrong",
+            self.name,
+            message.number
+        );
+    }
+
+    fn check(&self, bytes: &[u8], what: &str) {
+        self.check_rescue(bytes, what);
+        self.check_open(bytes, what);
+    }
+
+    fn check_rescue(&self, bytes: &[u8], what: &str) {
+        let name = self.name;
+        let (report, found) = match rescue(bytes, RescueOptions::default()) {
+            Ok(found) => found,
+            Err(RescueError::TooShort { .. }) => return,
+            Err(error) => panic!("{name}: {what}: {error}"),
+        };
+        for (message, state) in found.values() {
+            // Without a superblock, or with an old one, released mail is not told from kept mail.
+            if message.position < self.tail {
+                assert!(
+                    report.tail.is_none_or(|tail| tail < self.tail),
+                    "{name}: {what}"
+                );
+                continue;
+            }
+            self.right(message, what);
+            assert_ne!(*state, State::Released);
+        }
+        let hint = self.hint(bytes);
+        for entry in self.ledger.values() {
+            if found.contains_key(&entry.number) {
+                continue;
+            }
+            let position = entry.records[0].0;
+            assert!(
+                self.touched(entry, bytes),
+                "{name}: {what}: message {} at {position} is whole and was not saved: {report:?}",
+                entry.number
+            );
+            if entry.end > hint {
+                continue;
+            }
+            assert!(!report.is_whole(), "{name}: {what}: {}", entry.number);
+            let named = report
+                .damage
+                .iter()
+                .any(|damage| damage.from < entry.end && position < damage.to)
+                || report
+                    .incomplete
+                    .iter()
+                    .any(|part| part.number == entry.number);
+            assert!(
+                named || report.tail.is_none(),
+                "{name}: {what}: message {} is missing without a word: {report:?}",
+                entry.number
+            );
+            let numbered = report.damage.iter().any(|damage| {
+                damage
+                    .first_number
+                    .is_none_or(|first| first <= entry.number)
+                    && damage.last_number.is_none_or(|last| entry.number <= last)
+            }) || report
+                .incomplete
+                .iter()
+                .any(|part| part.number == entry.number);
+            assert!(
+                numbered || report.tail.is_none(),
+                "{name}: {what}: number {} is not named: {report:?}",
+                entry.number
+            );
+        }
+    }
+
+    fn check_open(&self, bytes: &[u8], what: &str) {
+        let name = self.name;
+        let mut options = OpenOptions::new(self.survive, 1 << 40);
+        let open = |options: &OpenOptions, bytes: &[u8]| {
+            Log::open(
+                MemoryBacking {
+                    bytes: bytes.to_vec(),
+                },
+                options,
+            )
+        };
+        match open(&options, bytes) {
+            Ok((log, recovery)) => {
+                assert_eq!(recovery.lost, [], "{name}: {what}");
+                self.check_shown(bytes, &read(&log), log.tail(), what);
+            }
+            Err(OpenError::DamagedAcknowledged { lost }) => {
+                options.accept_loss = true;
+                let (log, recovery) = open(&options, bytes).unwrap();
+                assert_eq!(recovery.lost, lost);
+                let mut shown = read(&log);
+                let tail = log.tail();
+                shown
+                    .1
+                    .extend(lost.iter().map(|range: &LostRange| (range.from, range.to)));
+                self.check_shown(bytes, &shown, tail, what);
+                options.accept_loss = false;
+                let again = log.into_backing().bytes;
+                let (log, recovery) = open(&options, &again)
+                    .unwrap_or_else(|error| panic!("{name}: {what}: again: {error}"));
+                assert_eq!(recovery.lost, [], "{name}: {what}");
+                let numbers = |shown: &BTreeMap<u64, Message>| -> Vec<u64> {
+                    shown.keys().copied().collect()
+                };
+                assert_eq!(numbers(&read(&log).0), numbers(&shown.0), "{name}: {what}");
+            }
+            Err(
+                OpenError::NotARing { .. }
+                | OpenError::WrongSize { .. }
+                | OpenError::NewerFormat { .. },
+            ) => {}
+            Err(error) => panic!("{name}: {what}: {error}"),
+        }
+    }
+
+    fn check_shown(&self, bytes: &[u8], shown: &Shown, tail: u64, what: &str) {
+        let name = self.name;
+        let (messages, damage) = shown;
+        for message in messages.values() {
+            if message.position >= self.tail {
+                self.right(message, what);
+            }
+        }
+        let hint = self.hint(bytes);
+        for entry in self.ledger.values() {
+            if messages.contains_key(&entry.number) || entry.end > hint {
+                continue;
+            }
+            let position = entry.records[0].0;
+            assert!(
+                self.touched(entry, bytes),
+                "{name}: {what}: message {} at {position} is whole and not shown, tail {tail}, {damage:?}",
+                entry.number
+            );
+            assert!(
+                entry.records.iter().any(|(position, len)| {
+                    damage
+                        .iter()
+                        .any(|(from, to)| *from < position + len && position < to)
+                }),
+                "{name}: {what}: message {} at {position} is missing without a word, tail {tail}",
+                entry.number
+            );
+        }
+    }
+}
+
+/// What a disk can do.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// A bit is another.
+    Bit(usize, u8),
+    /// A sector reads as zeros.
+    Zero(usize),
+    /// A write of a sector never arrived.
+    Stale(usize),
+    /// Two sectors changed places.
+    Exchange(usize, usize),
+    /// A sector was written to the place of another as well.
+    Misdirected(usize, usize),
+    /// So many bytes, from a record's beginning, stand at another place as well.
+    Record(usize, usize, usize),
+}
+
+impl Fault {
+    fn apply(self, image: &Image, bytes: &mut [u8]) {
+        match self {
+            Fault::Bit(at, bit) => bytes[at] ^= 1 << bit,
+            Fault::Zero(at) => bytes[at..at + SECTOR].fill(0),
+            Fault::Stale(at) => {
+                bytes[at..at + SECTOR].copy_from_slice(&image.older[at..at + SECTOR]);
+            }
+            Fault::Exchange(a, b) => {
+                let first = bytes[a..a + SECTOR].to_vec();
+                bytes.copy_within(b..b + SECTOR, a);
+                bytes[b..b + SECTOR].copy_from_slice(&first);
+            }
+            Fault::Misdirected(from, to) => bytes.copy_within(from..from + SECTOR, to),
+            Fault::Record(from, len, to) => {
+                let len = len.min(bytes.len() - from).min(bytes.len() - to);
+                bytes.copy_within(from..from + len, to);
+            }
+        }
+    }
+}
+
+fn long() -> bool {
+    std::env::var("RINGMX_MEDIA").is_ok_and(|value| value == "long")
+}
+
+/// All of `faults`, or `count` of them.
+fn sample(faults: Vec<Fault>, count: usize, seed: u64) -> Vec<Fault> {
+    if long() || faults.len() <= count {
+        return faults;
+    }
+    let given = std::env::var("RINGMX_MEDIA_SEED").ok();
+    let given: u64 = given.and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let mut random = Random(given.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed | 1);
+    (0..count)
+        .map(|_| faults[random.below(faults.len() as u64) as usize])
+        .collect()
+}
+
+fn run(images: &[Image], faults: impl Fn(&Image) -> Vec<Fault>, count: usize) {
+    for (index, image) in images.iter().enumerate() {
+        let all = faults(image);
+        for fault in sample(all, count, index as u64) {
+            let mut bytes = image.bytes.clone();
+            fault.apply(image, &mut bytes);
+            image.check(&bytes, &format!("{fault:?}"));
+        }
+    }
+}
+
+fn superblock_sectors() -> Vec<usize> {
+    let sectors = |at: u64| (0..SUPERBLOCK_BYTES / SECTOR).map(move |n| at as usize + n * SECTOR);
+    SUPERBLOCK_OFFSETS.into_iter().flat_map(sectors).collect()
+}
+
+fn data_sectors() -> Vec<usize> {
+    (DATA_OFFSET as usize..(DATA_OFFSET + SIZE) as usize)
+        .step_by(SECTOR)
+        .collect()
+}
+
+fn sectors() -> Vec<usize> {
+    [superblock_sectors(), data_sectors()].concat()
+}
+
+/// Byte ranges of the headers of all records that the ledger knows.
+fn headers(image: &Image) -> Vec<usize> {
+    let entries = image.ledger.values();
+    entries
+        .flat_map(|entry| entry.records.iter())
+        .map(|(position, _)| Image::place(*position))
+        .collect()
+}
+
+#[test]
+fn flipped_bit_of_a_superblock_costs_nothing() {
+    let bits = |_: &Image| {
+        let bytes = SUPERBLOCK_OFFSETS
+            .into_iter()
+            .flat_map(|at| at as usize..at as usize + SUPERBLOCK_BYTES);
+        bytes
+            .flat_map(|at| (0..8).map(move |bit| Fault::Bit(at, bit)))
+            .collect()
+    };
+    run(&images(), bits, 40);
+}
+
+#[test]
+fn flipped_bit_of_a_header_costs_that_record_and_is_named() {
+    let bits = |image: &Image| {
+        let bytes = headers(image).into_iter().flat_map(|at| at..at + 64);
+        bytes
+            .flat_map(|at| (0..8).map(move |bit| Fault::Bit(at, bit)))
+            .collect()
+    };
+    run(&images(), bits, 120);
+}
+
+#[test]
+fn every_bit_of_the_first_headers_costs_that_record_and_is_named() {
+    let images = images();
+    let image = &images[1];
+    let mut first = headers(image);
+    first.truncate(if long() { 200 } else { 1 });
+    for at in first.into_iter().flat_map(|at| at..at + 64) {
+        for bit in 0..8 {
+            let mut bytes = image.bytes.clone();
+            bytes[at] ^= 1 << bit;
+            image.check(&bytes, &format!("bit {bit} of byte {at}"));
+        }
+    }
+}
+
+#[test]
+fn flipped_bit_anywhere_in_the_data_never_gives_a_wrong_message() {
+    let bits = |_: &Image| {
+        (DATA_OFFSET as usize..(DATA_OFFSET + SIZE) as usize)
+            .map(|at| Fault::Bit(at, (at % 7) as u8))
+            .collect()
+    };
+    run(&images(), bits, 80);
+}
+
+#[test]
+fn sector_of_zeros_costs_what_it_held_and_is_named() {
+    let faults = |_: &Image| sectors().into_iter().map(Fault::Zero).collect();
+    run(&images(), faults, 60);
+}
+
+#[test]
+fn sector_with_its_content_of_some_time_ago_costs_what_it_held_and_is_named() {
+    let faults = |_: &Image| sectors().into_iter().map(Fault::Stale).collect();
+    run(&images(), faults, 60);
+}
+
+#[test]
+fn exchanged_sectors_cost_what_they_held_and_are_named() {
+    let faults = |_: &Image| {
+        let sectors = sectors();
+        let others = |(index, a): (usize, &usize)| {
+            let a = *a;
+            sectors[..index]
+                .iter()
+                .map(move |b| Fault::Exchange(a, *b))
+                .collect::<Vec<_>>()
+        };
+        sectors.iter().enumerate().flat_map(others).collect()
+    };
+    run(&images(), faults, 60);
+}
+
+#[test]
+fn sector_written_to_the_place_of_another_costs_what_stood_there_and_is_named() {
+    let faults = |_: &Image| {
+        let sectors = sectors();
+        let to = |from: &usize| {
+            let from = *from;
+            sectors
+                .iter()
+                .map(move |to| Fault::Misdirected(from, *to))
+                .collect::<Vec<_>>()
+        };
+        sectors.iter().flat_map(to).collect()
+    };
+    run(&images(), faults, 60);
+}
+
+#[test]
+fn whole_record_in_the_place_of_another_is_not_believed() {
+    let faults = |image: &Image| {
+        let records: Vec<(usize, usize)> = image
+            .ledger
+            .values()
+            .flat_map(|entry| entry.records.iter())
+            .map(|(position, len)| (Image::place(*position), len.next_multiple_of(64) as usize))
+            .collect();
+        let to = |(from, len): &(usize, usize)| {
+            let (from, len) = (*from, *len);
+            records
+                .iter()
+                .map(move |(to, _)| Fault::Record(from, len, *to))
+                .collect::<Vec<_>>()
+        };
+        records.iter().flat_map(to).collect()
+    };
+    run(&images(), faults, 60);
+}
