@@ -311,7 +311,8 @@ impl Services {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Octets that are done with. Fewer than given and `blocked` `None`: the rest is the beginning of a command
-    /// line, shorter than [`COMMAND_LINE_BYTES_MAX`], or than [`AUTH_LINE_BYTES_MAX`] in AUTH, and has to be presented again with what follows it.
+    /// line, shorter than [`COMMAND_LINE_BYTES_MAX`], or than [`AUTH_LINE_BYTES_MAX`] in AUTH, and has to be presented
+    /// again with what follows it.
     pub consumed: usize,
     /// Why the session takes no more input for now, even when all of this one was consumed: call again when
     /// the reason is gone, with what was not consumed, though that be nothing.
