@@ -5,7 +5,7 @@ use std::io::Write;
 use crate::config::options::{Group, Kind, OPTIONS, Opt, units_help};
 use crate::config::units::quoted;
 use crate::config::{Config, Request, nearest};
-use crate::{consume, daemon, demo, log_cli, ring_cli, send};
+use crate::{consume, daemon, demo, log_cli, ring_cli, send, users_cli};
 
 /// Done, or drained with no session cut.
 pub const EXIT_OK: i32 = 0;
@@ -31,7 +31,7 @@ pub const EXIT_CODES: [(i32, &str); 5] = [
 ];
 
 /// Every command with one line about it, in the order of the help text.
-pub const COMMANDS: [(&str, &str); 10] = [
+pub const COMMANDS: [(&str, &str); 11] = [
     ("serve", "take mail and keep it in a ring log"),
     (
         "send",
@@ -46,6 +46,7 @@ pub const COMMANDS: [(&str, &str); 10] = [
         "hand every message on, at least once and in order",
     ),
     ("consumers", "list, drop or seek the consumers of a ring"),
+    ("users", "make and edit the file of users of serve --users"),
     ("ring", "create a ring, or measure the disk under it"),
     (
         "demo",
@@ -79,6 +80,7 @@ pub fn run(args: &[String]) -> i32 {
             consume::parse_consumers(rest),
             consume::run_consumers,
         ),
+        "users" => users_cli::run(rest),
         "ring" => ring_cli::run(rest),
         "demo" => demo::run(rest),
         _ => unknown(command),

@@ -40,3 +40,4 @@ pub mod demo;
 pub mod log_cli;
 pub mod ring_cli;
 pub mod send;
+pub mod users_cli;
