@@ -13,6 +13,7 @@ use crate::message::Message;
 use crate::metrics::CloseCause;
 use crate::smtp::session::Session;
 use crate::smtp::sink::Blocked;
+use crate::tls::Tls;
 
 /// A non-blocking byte stream.
 pub trait Stream {
@@ -96,6 +97,8 @@ pub struct Io {
     pub generation: u32,
     /// The client's address.
     pub peer: SocketAddr,
+    /// TLS, from the STARTTLS or the first octet on.
+    pub tls: Option<Box<Tls>>,
     /// The message that is being collected.
     pub message: Option<Message>,
     /// Input that waits, from the front of its chunk.
@@ -150,6 +153,7 @@ impl Io {
             listener,
             generation,
             peer,
+            tls: None,
             message: None,
             input: None,
             input_len: 0,
@@ -175,6 +179,47 @@ impl Io {
     pub fn has_room(&self) -> bool {
         usize::from(self.output_len) + CONFIGURED_REPLY_BYTES_MAX <= CHUNK_SMALL_BYTES
             && u32::from(self.commits_pending) < COMMITS_PENDING_MAX
+    }
+
+    /// Whether something can be read: the socket may hold octets, or TLS holds plaintext.
+    pub fn may_read(&self) -> bool {
+        self.flags.readable || self.tls.as_ref().is_some_and(|tls| tls.has_waiting())
+    }
+
+    /// Whether something is to be sent, now or when a commit is acknowledged.
+    pub fn has_output(&self) -> bool {
+        match &self.tls {
+            None => self.output_len > 0,
+            // Replies can't leave any more.
+            Some(tls) if tls.is_failed() => tls.has_output(),
+            Some(tls) => self.output_len > 0 || tls.has_output(),
+        }
+    }
+
+    /// Whether messages of this session wait for their commit.
+    pub fn awaits_commit(&self) -> bool {
+        self.commits_pending > 0 || self.flags.large_pending
+    }
+
+    /// Whether the connection has to stay for what it owes its client.
+    pub fn is_outstanding(&self) -> bool {
+        let failed = self.tls.as_ref().is_some_and(|tls| tls.is_failed());
+        self.has_output() || (self.awaits_commit() && !failed)
+    }
+
+    /// Whether close_notify is due when everything else has left.
+    pub fn owes_tls_goodbye(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.owes_goodbye())
+    }
+
+    /// Whether nothing more of the client will be heard: the socket is at its end, or TLS is.
+    pub fn input_is_over(&self) -> bool {
+        self.flags.eof || self.tls.as_ref().is_some_and(|tls| tls.is_ended())
+    }
+
+    /// Whether a TLS handshake is under way, or about to begin.
+    pub fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
     }
 
     /// Reply bytes that have not left yet.
@@ -294,7 +339,10 @@ impl Io {
             return 0;
         };
         let len = self.input_len as usize;
-        scratch[..len].copy_from_slice(&pool.bytes(id)[..len]);
+        let waiting = &mut pool.bytes_mut(id)[..len];
+        scratch[..len].copy_from_slice(waiting);
+        // What waits may be a password.
+        waiting.fill(0);
         pool.free(id);
         self.input_len = 0;
         self.flags.input_is_partial = false;
@@ -311,6 +359,9 @@ impl Io {
         }
         if let Some(message) = self.message.take() {
             message.free(pool);
+        }
+        if let Some(tls) = &mut self.tls {
+            tls.release(pool);
         }
         self.output_len = 0;
         self.input_len = 0;

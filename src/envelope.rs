@@ -35,15 +35,19 @@ pub enum Field {
     MailParameters = 9,
     /// Forward-path without brackets and source route. One field for each recipient, in order.
     ForwardPath = 10,
+    /// Name that the client asked for in its TLS handshake (RFC 6066 3), in lower case.
+    TlsServerName = 12,
+    /// The client's certificate: `sha256:`, 64 hexadecimal digits, a space, `verified` or `unverified`.
+    TlsClient = 13,
     /// Parameters of the RCPT whose `ForwardPath` field stands before this one.
     RcptParameters = 11,
     /// By when the message is to be delivered (RFC 2852): seconds since 1970 as 8 bytes, signed, then `N` or `R`,
     /// then `T` where it was given.
-    DeliverBy = 12,
+    DeliverBy = 14,
     /// What XFORWARD said of the message: `NAME=value` each, separated by single spaces, values as given (xtext).
-    Forwarded = 13,
+    Forwarded = 15,
     /// Name of the client, as XCLIENT gave it.
-    ClientName = 14,
+    ClientName = 16,
     /// Reserved: a verdict, "policy-name result".
     Verdict = 32,
     /// Reserved: authentication results.
@@ -71,9 +75,11 @@ impl Field {
             9 => Field::MailParameters,
             10 => Field::ForwardPath,
             11 => Field::RcptParameters,
-            12 => Field::DeliverBy,
-            13 => Field::Forwarded,
-            14 => Field::ClientName,
+            12 => Field::TlsServerName,
+            13 => Field::TlsClient,
+            14 => Field::DeliverBy,
+            15 => Field::Forwarded,
+            16 => Field::ClientName,
             32 => Field::Verdict,
             33 => Field::AuthenticationResults,
             34 => Field::HoldUntil,

@@ -1,5 +1,7 @@
 //! Every fixed bound and every default, its unit in its name. `docs/operations.md` lists them.
 
+use core::time::Duration;
+
 /// 2^10 bytes.
 pub const KIB: u64 = 1024;
 /// 2^20 bytes.
@@ -55,6 +57,10 @@ pub const SCRAM_FIRST_BYTES_MAX: usize = 1_024;
 pub const SCRAM_NONCE_BYTES_MAX: usize = 200;
 /// Failed authentications of one session; the last of them is answered with 421.
 pub const AUTH_FAILURES_MAX: u32 = 5;
+/// Passwords that may wait to be checked; more get 454. Half a second of work with the default iterations.
+pub const PASSWORD_CHECKS_MAX: usize = 32;
+/// Time a password may wait for its turn; then it gets 454.
+pub const PASSWORD_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Name of a user, bytes (RFC 4616 2: a server takes 255).
 pub const USER_NAME_BYTES_MAX: usize = 255;
 /// Password, bytes.
@@ -105,6 +111,25 @@ pub const PROXY_HEADER_SECONDS_MAX: u64 = 5;
 pub const PROXY_DETECT_MS: u64 = 500;
 /// Networks of one option.
 pub const NETWORKS_MAX: usize = 256;
+
+// TLS.
+
+/// One record with its header (RFC 5246 6.2.3: 2^14 + 2048; RFC 8446 5.2 allows less), bytes.
+pub const TLS_RECORD_BYTES_MAX: usize = 5 + 16_384 + 2_048;
+/// Octets of a client's handshake that wait to be used, bytes: a ClientHello, or its certificates.
+pub const TLS_HANDSHAKE_BYTES_MAX: usize = 20_480;
+/// Certificate chain that is sent, bytes of DER.
+pub const TLS_CHAIN_BYTES_MAX: usize = 16_384;
+/// File of certificates or keys, bytes.
+pub const TLS_FILE_BYTES_MAX: u64 = MIB;
+/// Certificates that one server chooses from.
+pub const TLS_CERTIFICATES_MAX: usize = 256;
+/// Default of `--tls-handshakes`: handshakes under way at the same time.
+pub const TLS_HANDSHAKES_DEFAULT: usize = 1_000;
+/// Steps of handshakes that the loop makes in one turn; each takes up to 200 us.
+pub const TLS_TURN_STEPS: u32 = 16;
+/// Jobs on the helper's queue beside one for each handshake.
+pub const OFFLOAD_JOBS_MAX: usize = 256;
 
 // Ring log.
 

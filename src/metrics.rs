@@ -40,11 +40,13 @@ pub enum CloseCause {
     StorageFailed,
     /// The session panicked.
     Panicked,
+    /// TLS failed, before or after the end of its handshake.
+    TlsFailed,
 }
 
 impl CloseCause {
     /// Number of causes.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 12;
     /// Names in the order of the variants.
     pub const NAMES: [&'static str; CloseCause::COUNT] = [
         "quit",
@@ -58,6 +60,7 @@ impl CloseCause {
         "draining",
         "storage_failed",
         "panicked",
+        "tls_failed",
     ];
 }
 
@@ -185,6 +188,43 @@ impl Distribution {
     }
 }
 
+/// What became of TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsCounters {
+    /// Handshakes that ended with TLS 1.2, and with 1.3.
+    pub completed: [u64; 2],
+    /// How many of them resumed an earlier session.
+    pub resumed: u64,
+    /// How many of them came with a certificate of the client.
+    pub with_client_certificate: u64,
+    /// Handshakes that failed, by index of the reason.
+    pub failed: [u64; TlsCounters::REASONS_MAX],
+    /// Open sessions that failed.
+    pub broken: u64,
+    /// Open sessions whose client ended the connection without close_notify.
+    pub truncated: u64,
+    /// Handshakes not taken because enough were under way.
+    pub refused: u64,
+    /// Handshakes done by the helper.
+    pub offloaded: u64,
+    /// Times that certificates were read again, and that they could not be.
+    pub reloads: [u64; 2],
+    /// Octets of plaintext received and sent under TLS.
+    pub plaintext: [u64; 2],
+}
+
+impl TlsCounters {
+    /// Reasons that can be told apart.
+    pub const REASONS_MAX: usize = 16;
+
+    /// Counts a failed handshake; an index beyond [`TlsCounters::REASONS_MAX`] is not counted.
+    pub fn failed(&mut self, reason: usize) {
+        if let Some(count) = self.failed.get_mut(reason) {
+            *count += 1;
+        }
+    }
+}
+
 /// Everything one loop counts. All counters start at 0 and only rise.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -196,6 +236,8 @@ pub struct Metrics {
     pub sessions_refused: u64,
     /// Connections closed before their session for want of a good header of the PROXY protocol.
     pub proxy_headers_refused: u64,
+    /// What became of TLS.
+    pub tls: TlsCounters,
     /// Times that accepting stopped for want of descriptors or memory.
     pub accept_pauses: u64,
     /// Commands, by index of the verb.
@@ -255,6 +297,7 @@ impl Metrics {
             connections_closed: [0; CloseCause::COUNT],
             sessions_refused: 0,
             proxy_headers_refused: 0,
+            tls: TlsCounters::default(),
             accept_pauses: 0,
             commands: vec![0; verbs],
             replies: vec![0; replies],
@@ -342,7 +385,7 @@ mod tests {
         assert_eq!(metrics.replies, [1]);
         assert_eq!(
             metrics.connections_closed,
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]
         );
     }
 

@@ -32,6 +32,11 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
         "everything else of the receiver runs without sockets",
     ),
     (
+        "rustls::",
+        &["src/tls", "loadgen/", "tests/"],
+        "one place speaks TLS",
+    ),
+    (
         "httparse::",
         &["src/http/"],
         "one place parses what an HTTP client sends",

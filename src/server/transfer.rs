@@ -4,15 +4,18 @@
 use std::io;
 
 use super::out::Out;
+use super::secure::{Target, flush_tls, read_tls};
 use super::storage::Committer;
 use super::{Shared, TURN_READ_BYTES, may_grow, urgency, waits_for};
 use crate::buffer::Urgency;
 use crate::clock::Instant;
 use crate::conn::{Conn, Stream, Token};
+use crate::limits::TLS_RECORD_BYTES_MAX;
 use crate::metrics::{CloseCause, Metrics};
 use crate::ringlog::backing::Backing;
 use crate::smtp::session::Context;
 use crate::smtp::sink::Blocked;
+use zeroize::Zeroize;
 
 /// Reads once and keeps the sticky readiness true. `None`: nothing came.
 fn read_once<S: Stream>(
@@ -72,7 +75,7 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     let needs_more = conn.io.input.is_none() || conn.io.flags.input_is_partial;
     // The last reply of a chunk or of a message may have waited for room behind input that is used up.
     let owes_reply = conn.session.owes_reply() && conn.io.has_room();
-    if needs_more && !conn.io.flags.readable && !owes_reply {
+    if needs_more && !conn.io.may_read() && !owes_reply {
         return false;
     }
     // What is read and not taken has to be kept: without a free chunk nothing is read.
@@ -83,13 +86,25 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     let was_partial = conn.io.flags.input_is_partial;
     let mut len = conn.io.unpark(&mut shared.pool, scratch);
     if needs_more {
-        match read_once(
-            conn,
-            shared.now,
-            &mut shared.metrics,
-            &mut scratch[len..],
-            budget,
-        ) {
+        let read = if conn.io.tls.is_some() {
+            // Behind one record a message's next chunk begins, which is read into without this copy.
+            let message = conn.io.message.as_ref();
+            let end = match message.is_some_and(|message| message.wants_direct_reads()) {
+                true => len + TLS_RECORD_BYTES_MAX,
+                false => scratch.len(),
+            };
+            let target = Target::Buffer(&mut scratch[len..end]);
+            read_tls(conn, shared, token, target, budget)
+        } else {
+            read_once(
+                conn,
+                shared.now,
+                &mut shared.metrics,
+                &mut scratch[len..],
+                budget,
+            )
+        };
+        match read {
             Some(more) => len += more,
             None if owes_reply => {}
             None => {
@@ -109,6 +124,10 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     let progress = conn
         .session
         .receive(context, &scratch[..len], now, wall_ns, &mut out);
+    if conn.session.took_secret() {
+        // The octets of AUTH must not stay behind.
+        scratch[..progress.consumed].zeroize();
+    }
     conn.io.blocked = progress.blocked;
     if progress.consumed < len {
         let partial = progress.blocked.is_none();
@@ -132,7 +151,7 @@ pub(super) fn read_in_place<S: Stream, B: Backing, C: Committer>(
     scratch: &mut [u8],
     budget: &mut usize,
 ) -> bool {
-    if !conn.io.flags.readable {
+    if !conn.io.may_read() {
         return false;
     }
     let urgency = urgency(&conn.io, shared, token);
@@ -154,8 +173,14 @@ pub(super) fn read_in_place<S: Stream, B: Backing, C: Committer>(
         conn.io.blocked = Some(Blocked::Pool);
         return false;
     };
+    let read = if conn.io.tls.is_some() {
+        let target = Target::Chunk(chunk, range.clone());
+        read_tls(conn, shared, token, target, budget)
+    } else {
+        let buf = &mut shared.pool.bytes_mut(chunk)[range.clone()];
+        read_once(conn, shared.now, &mut shared.metrics, buf, budget)
+    };
     let buf = &mut shared.pool.bytes_mut(chunk)[range];
-    let read = read_once(conn, shared.now, &mut shared.metrics, buf, budget);
     let (decoded, rest) = match read {
         Some(len) => {
             let decoded = conn.session.receive_in_place(context, &mut buf[..len]);
@@ -211,6 +236,10 @@ pub(super) fn flush_one<S: Stream, B: Backing, C>(
 ) {
     if conn.io.flags.dead || conn.io.flags.write_blocked {
         return;
+    }
+    // The 220 of STARTTLS, and what stands before it, is the last to leave in the clear.
+    if conn.io.tls.as_ref().is_some_and(|tls| !tls.is_announced()) {
+        return flush_tls(conn, shared, token);
     }
     let bytes = conn.io.sendable(&shared.pool);
     if bytes.is_empty() {

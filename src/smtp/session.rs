@@ -364,8 +364,8 @@ pub struct Session {
     helo: HeloName,
     /// EHLO or LHLO rather than HELO was last.
     esmtp: bool,
-    /// The session runs under TLS.
-    tls: bool,
+    /// The session runs under TLS, with this cipher suite.
+    tls: Option<&'static str>,
     /// What the last EHLO offered.
     services: Services,
     auth: Option<Box<Auth>>,
@@ -595,7 +595,7 @@ impl Session {
             state: State::Greeting,
             helo: HeloName::None,
             esmtp: false,
-            tls: false,
+            tls: None,
             services: Services::NONE,
             auth: None,
             auth_failures: 0,
@@ -771,8 +771,10 @@ impl Session {
     /// The TLS handshake succeeded. What the client said before it is forgotten (RFC 3207 4.2), but not how many
     /// errors it made. Where TLS comes before the greeting (RFC 8314 3), call [`Session::start`] next; otherwise
     /// [`Session::receive`], with octets that came under TLS alone.
-    pub fn secured(&mut self) {
-        self.tls = true;
+    ///
+    /// `cipher` is the suite's registered name; it goes into trace fields (RFC 8314 4.3).
+    pub fn secured(&mut self, cipher: &'static str) {
+        self.tls = Some(cipher);
         self.helo = HeloName::None;
         self.esmtp = false;
         self.services = Services::NONE;
@@ -785,7 +787,7 @@ impl Session {
 
     /// Whether the session runs under TLS.
     pub fn is_secured(&self) -> bool {
-        self.tls
+        self.tls.is_some()
     }
 
     /// Takes the answer to [`Sink::check_password`]. Call [`Session::receive`] next.
@@ -917,7 +919,7 @@ impl Session {
         let parsed = command::parse(line);
         // TLS replaces the octet stream: no reply may be due in the old one when it begins.
         if matches!(parsed.command, Ok(Command::StartTls))
-            && !self.tls
+            && !self.is_secured()
             && ctx.offered.has(Offered::STARTTLS)
             && out.commits_pending() > 0
         {
@@ -928,7 +930,9 @@ impl Session {
             out.command(parsed.verb);
         }
         let outcome = match parsed.command {
-            Ok(command) if ctx.needs_tls && !self.tls && !is_allowed_before_tls(&command) => {
+            Ok(command)
+                if ctx.needs_tls && !self.is_secured() && !is_allowed_before_tls(&command) =>
+            {
                 self.refuse_without_tls(&command)
             }
             Ok(Command::StartTls) => self.start_tls(ctx, rest.len() > at + 1, out),
@@ -1013,7 +1017,7 @@ impl Session {
         if self.transaction.stage != Stage::None {
             return Outcome::Reply(Reply::NotInTransaction);
         }
-        if !self.tls && !ctx.auth_without_tls {
+        if !self.is_secured() && !ctx.auth_without_tls {
             return Outcome::Reply(Reply::EncryptionRequired);
         }
         if !self.services.offered.has(Offered::AUTH) {
@@ -1144,7 +1148,7 @@ impl Session {
 
     /// Decides about STARTTLS. `has_more`: octets stand behind its line.
     fn start_tls(&mut self, ctx: &Context, has_more: bool, out: &mut impl Sink) -> Outcome {
-        if self.tls {
+        if self.is_secured() {
             return Outcome::Reply(Reply::TlsActive);
         }
         if !ctx.offered.has(Offered::STARTTLS) {
@@ -1194,7 +1198,7 @@ impl Session {
             Command::Noop => Outcome::Reply(Reply::Noop),
             Command::Vrfy(_) => Outcome::Reply(Reply::VrfyUnverified),
             Command::Help(_) => {
-                let commands = if self.tls {
+                let commands = if self.is_secured() {
                     &ctx.help_reply_tls
                 } else {
                     &ctx.help_reply
@@ -1236,7 +1240,7 @@ impl Session {
         self.esmtp = esmtp;
         if esmtp {
             let is_bound = !ctx.mechanisms.is_empty() && is_bound(out);
-            self.services = ctx.services(self.tls, out.keeps(), is_bound);
+            self.services = ctx.services(self.is_secured(), out.keeps(), is_bound);
             let reply = ctx.ehlo_reply(self.services, wall_ns);
             out.reply_configured(Reply::Ehlo, reply.as_bytes());
         } else {
@@ -1513,7 +1517,7 @@ impl Session {
             esmtp: self.esmtp,
             lmtp: ctx.lmtp,
             smtputf8: self.transaction.smtputf8,
-            tls: self.tls,
+            tls: self.is_secured(),
             authenticated: self.user().is_some(),
         });
         let trace = trace::build(&TraceArguments {
@@ -1524,6 +1528,7 @@ impl Session {
             // Recipients go to the envelope and are not kept here; the clause is optional.
             recipient: None,
             priority: self.transaction.priority,
+            tls_cipher: self.tls,
             wall_ns,
         });
         self.transaction.data_started = now;

@@ -157,6 +157,7 @@ fn assert_trace(bytes: &[u8]) {
                 protocol,
                 recipient: Some(recipient),
                 priority: None,
+                tls_cipher: None,
                 wall_ns: 0,
             });
             let text = core::str::from_utf8(trace.bytes()).expect("the field is UTF-8");
