@@ -18,34 +18,43 @@ use crate::config::units;
 use crate::config::{Config, Full, OnStorageFailure, RingWrite, Survive};
 use crate::ctl;
 use crate::http::NEWEST_MAX;
-use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB};
+use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB, OFFLOAD_JOBS_MAX};
 use crate::log_cli::view::{RingSource, read_superblock};
 use crate::logger::{Class, Logger, Value};
 use crate::metrics::Metrics;
 use crate::net::reactor::{self, Outcome, Reactor, Side, Wake};
+use crate::offload::Offload;
 use crate::ringlog::backing::{FileBacking, WriteMethod};
 use crate::ringlog::commit::SyncThread;
 use crate::ringlog::directory::{self, CTL_FILE, CreateOptions, RING_FILE};
 use crate::ringlog::reader::{NewestFirst, Reader, Source, Window};
 use crate::ringlog::recover::{OpenError, OpenOptions, Recovery};
 use crate::ringlog::writer::{FullPolicy, Log};
-use crate::server::{self, Listener, Server, Storage};
+use crate::server::listener::TlsMode;
+use crate::server::{self, Accounts, Listener, Security, Server, Storage, UsersSource};
 use crate::smtp::data::BareNewlines;
 use crate::smtp::extension;
+use crate::smtp::parameter::Offered;
 use crate::smtp::reply;
 use crate::smtp::session::{Context, ContextOptions, Role};
 use crate::smtp::sink::Verb;
 use crate::status::{About, Summary};
 use crate::sys::descriptors;
 use crate::sys::signal::Signals;
+use crate::users::Users;
 
 mod privileges;
 mod sockets;
+mod tls;
 
 use self::sockets::Bound;
 
 /// Bytes of one session's entry in the slab and in the timer wheel, a HELO name of its own included.
 const SESSION_BYTES: u64 = 768;
+/// Bytes of TLS for one open session: the state of rustls, what is known of the client.
+const TLS_SESSION_BYTES: u64 = 8 * KIB;
+/// Bytes of a handshake under way, beside those of the session: what came and was not used, our answer to it.
+const TLS_HANDSHAKE_BYTES: u64 = 48 * KIB;
 /// Bytes of everything else: program, histograms, buffers, control and HTTP sessions.
 const BASE_BYTES: u64 = 16 * MIB;
 /// How often, and after what time, a ring in use is tried again.
@@ -97,6 +106,8 @@ fn run(given: &Config) -> Result<i32, StartError> {
     raise_descriptor_limit(config, &mut logger, &clock);
     let bound = sockets::bind_all(config)?;
     let http = sockets::bind_http(config)?;
+    let mut security = tls::load(config)?;
+    let users = load_users(config)?;
     privileges::drop_privileges(config)?;
     let signals = Signals::install()
         .map_err(|error| start_error(EXIT_FAILURE, format!("signal handlers: {error}")))?;
@@ -106,6 +117,9 @@ fn run(given: &Config) -> Result<i32, StartError> {
     } else {
         Some(open_storage(config, &clock, &wake)?)
     };
+    if security.is_none() {
+        security = tls::self_signed(config)?;
+    }
     if let Some(opened) = &opened {
         fit_message_to_ring(config, opened.storage.log.payload_bytes_max());
     }
@@ -141,7 +155,13 @@ fn run(given: &Config) -> Result<i32, StartError> {
     let http_address = http.as_ref().map(|(_, address)| *address);
     privileges::refuse_core_dumps(config)?;
     // Nothing of the storage can fail behind this: whoever reads these lines may send.
-    print_start(config, &bound, http_address, opened.as_ref());
+    print_start(
+        config,
+        &bound,
+        http_address,
+        opened.as_ref(),
+        security.as_ref(),
+    );
     if let Some(recovery) = recovery.filter(|recovery| !recovery.clean) {
         log_recovery(&recovery, &mut logger, &clock);
     }
@@ -171,6 +191,19 @@ fn run(given: &Config) -> Result<i32, StartError> {
         clock.now(),
     );
     server.shared.proxy_from = config.proxy_from.clone();
+    if security.is_some() || users.is_some() {
+        let handshakes = security.as_ref().map_or(0, |s| s.handshakes_max);
+        let helper = Offload::start(handshakes + OFFLOAD_JOBS_MAX, clock, wake.handle())
+            .map_err(|error| start_error(EXIT_FAILURE, format!("the helper thread: {error}")))?;
+        server.set_offload(helper);
+    }
+    if let Some(security) = security {
+        server.secure(security);
+    }
+    if let Some((source, users)) = users {
+        server.shared.accounts = Accounts::Users(users);
+        server.shared.users_source = Some(source);
+    }
     let mut files = Vec::new();
     let mut smtp = Vec::new();
     for bound in bound {
@@ -491,14 +524,47 @@ fn context(config: &Config, listener: Listener) -> Result<Context, StartError> {
             crate::config::BareNewlines::Keep => BareNewlines::Keep,
         },
         offered: match listener.role {
-            Role::Sink => extension::ALL.and(config.sink_offers()),
-            Role::Mx | Role::Submission => extension::ALL,
+            Role::Sink => offered(&listener).and(config.sink_offers()),
+            Role::Mx | Role::Submission => offered(&listener),
         },
+        needs_tls: listener.tls == TlsMode::Required,
         hold_max_s: u32::try_from(config.max_hold.as_secs()).unwrap_or(HOLD_S_MAX),
         lmtp: listener.lmtp,
+        mechanisms: config.mechanisms(&listener),
+        auth_without_tls: config.auth_without_tls,
         ..ContextOptions::default()
     })
     .map_err(|error| start_error(EXIT_USAGE, format!("server-name: {error}")))
+}
+
+/// The extensions of a listener. REQUIRETLS promises what a next hop has to keep, so that only a sink, which has
+/// none, may offer it by itself (RFC 8689 2).
+fn offered(listener: &Listener) -> Offered {
+    let mut offered = extension::ALL;
+    if matches!(listener.tls, TlsMode::Offered | TlsMode::Required) {
+        offered = offered.with(Offered::STARTTLS);
+    }
+    if listener.tls != TlsMode::Off {
+        offered = offered.with(Offered::REQUIRETLS);
+    }
+    offered
+}
+
+/// Reads the file of users, if one is named.
+fn load_users(config: &Config) -> Result<Option<(UsersSource, Users)>, StartError> {
+    let Some(path) = &config.users else {
+        return Ok(None);
+    };
+    let mut source = UsersSource {
+        path: path.clone(),
+        secret: Default::default(),
+    };
+    crate::sys::file::random(&mut source.secret)
+        .map_err(|error| start_error(EXIT_FAILURE, format!("random octets: {error}")))?;
+    let users = source
+        .load()
+        .map_err(|reason| start_error(EXIT_USAGE, format!("users: {reason}")))?;
+    Ok(Some((source, users)))
 }
 
 fn server_options(config: &Config) -> server::Options {
@@ -621,6 +687,7 @@ fn print_start(
     bound: &[Bound],
     http: Option<SocketAddr>,
     opened: Option<&Opened>,
+    security: Option<&Security>,
 ) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     for warning in config.warnings(cores) {
@@ -663,6 +730,10 @@ fn print_start(
         size(config.pool),
         size(config.max_message),
     );
+    if let Some(security) = security {
+        let names = security.credentials.names().join(", ");
+        text += &format!("  tls         certificate for {names}\n");
+    }
     if let Some(http) = http {
         text += &format!("  status      http://{http}/\n");
     }
@@ -739,6 +810,12 @@ fn memory_bound(config: &Config) -> u64 {
     config.pool
         + config.pool / 128
         + config.max_sessions as u64 * SESSION_BYTES
+        + if config.has_certificates() {
+            config.max_sessions as u64 * TLS_SESSION_BYTES
+                + config.tls_handshakes.min(config.max_sessions) as u64 * TLS_HANDSHAKE_BYTES
+        } else {
+            0
+        }
         + BASE_BYTES
         + ring_in_memory
 }

@@ -5,6 +5,8 @@
 
 use hdrhistogram::Histogram;
 
+use crate::choice::choices;
+
 /// Significant decimal digits of the histograms: values are exact to 1 %.
 const DIGITS: u8 = 2;
 /// Longest time a histogram tells from longer ones, nanoseconds (1 hour).
@@ -188,6 +190,36 @@ impl Distribution {
     }
 }
 
+choices! {
+    /// Why TLS failed, for counters and log lines.
+    #[derive(Default)]
+    TlsFailure {
+        /// What came is no TLS.
+        #[default]
+        NotTls = "not_tls",
+        /// The client speaks no version from 1.2 on.
+        Version = "version",
+        /// No cipher suite, group or signature in common.
+        NothingInCommon = "nothing_in_common",
+        /// The client's certificate is missing or not good.
+        ClientCertificate = "client_certificate",
+        /// The client sent an alert: it does not trust the certificate, or gave up for a reason of its own.
+        Alert = "alert",
+        /// The client broke the protocol, or its octets were changed on their way.
+        Misbehaved = "misbehaved",
+        /// A message of the handshake, or of its kind, is longer than is taken.
+        TooLong = "too_long",
+        /// The connection ended amid the handshake.
+        Closed = "closed",
+        /// The handshake took too long.
+        TimedOut = "timed_out",
+        /// No place on the helper's queue.
+        Busy = "busy",
+        /// Ours.
+        Internal = "internal",
+    }
+}
+
 /// What became of TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsCounters {
@@ -197,8 +229,8 @@ pub struct TlsCounters {
     pub resumed: u64,
     /// How many of them came with a certificate of the client.
     pub with_client_certificate: u64,
-    /// Handshakes that failed, by index of the reason.
-    pub failed: [u64; TlsCounters::REASONS_MAX],
+    /// Handshakes that failed, by [`TlsFailure`].
+    pub failed: [u64; TlsFailure::ALL.len()],
     /// Open sessions that failed.
     pub broken: u64,
     /// Open sessions whose client ended the connection without close_notify.
@@ -211,18 +243,6 @@ pub struct TlsCounters {
     pub reloads: [u64; 2],
     /// Octets of plaintext received and sent under TLS.
     pub plaintext: [u64; 2],
-}
-
-impl TlsCounters {
-    /// Reasons that can be told apart.
-    pub const REASONS_MAX: usize = 16;
-
-    /// Counts a failed handshake; an index beyond [`TlsCounters::REASONS_MAX`] is not counted.
-    pub fn failed(&mut self, reason: usize) {
-        if let Some(count) = self.failed.get_mut(reason) {
-            *count += 1;
-        }
-    }
 }
 
 /// Everything one loop counts. All counters start at 0 and only rise.

@@ -11,7 +11,7 @@
 //! Budget of a message on a kept connection, in steady state: no allocation, no system call of its own but the
 //! reads and the writes of its replies (one per round trip), a share of one `pwritev` and of one `fdatasync`.
 
-mod auth;
+pub mod auth;
 pub mod control;
 mod growing;
 pub mod listener;
@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use slab::Slab;
 
-pub use self::auth::Accounts;
+pub use self::auth::{Accounts, UsersSource};
 use self::growing::Growing;
 pub use self::listener::Listener;
 use self::listener::TlsMode;
@@ -124,6 +124,8 @@ pub struct Shared<B: Backing, C> {
     pub proxy_from: Vec<IpPrefix>,
     /// Who may authenticate.
     pub accounts: Accounts,
+    /// Where they are read from again.
+    pub users_source: Option<UsersSource>,
     /// Passwords that the helper has.
     passwords_under_way: usize,
     /// Work that is too slow for the loop, and its answers.
@@ -419,6 +421,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 listeners,
                 proxy_from: Vec::new(),
                 accounts: Accounts::Anybody,
+                users_source: None,
                 passwords_under_way: 0,
                 offload: Offload::here(OFFLOAD_JOBS_MAX),
                 secure: Secure::none(),

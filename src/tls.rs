@@ -10,6 +10,7 @@
 //! one for each record sent. Its buffered interface does the same and keeps 4 KiB more for each idle connection.
 
 pub mod credentials;
+pub mod self_signed;
 
 use core::fmt;
 use std::sync::Arc;
@@ -22,64 +23,31 @@ use rustls::{Error, HandshakeKind, ProtocolVersion};
 
 use self::credentials::{Choice, Credentials};
 use crate::buffer::{ChunkId, Pool, Urgency};
-use crate::choice::choices;
 use crate::limits::{CHUNK_SMALL_BYTES, TLS_HANDSHAKE_BYTES_MAX, TLS_RECORD_BYTES_MAX};
+pub use crate::metrics::TlsFailure as Failure;
 
 /// Small chunks that hold the front of a record.
 const PARKED_CHUNKS: usize = TLS_RECORD_BYTES_MAX.div_ceil(CHUNK_SMALL_BYTES);
 
-choices! {
-    /// Why TLS failed, for counters and log lines.
-    #[derive(Default)]
-    Failure {
-        /// What came is no TLS.
-        #[default]
-        NotTls = "not_tls",
-        /// The client speaks no version from 1.2 on.
-        Version = "version",
-        /// No cipher suite, group or signature in common.
-        NothingInCommon = "nothing_in_common",
-        /// The client's certificate is missing or not good.
-        ClientCertificate = "client_certificate",
-        /// The client sent an alert: it does not trust the certificate, or gave up for a reason of its own.
-        Alert = "alert",
-        /// The client broke the protocol, or its octets were changed on their way.
-        Misbehaved = "misbehaved",
-        /// A message of the handshake, or of its kind, is longer than is taken.
-        TooLong = "too_long",
-        /// The connection ended amid the handshake.
-        Closed = "closed",
-        /// The handshake took too long.
-        TimedOut = "timed_out",
-        /// No place on the helper's queue.
-        Busy = "busy",
-        /// Ours.
-        Internal = "internal",
-    }
-}
-
-impl Failure {
-    fn of(error: &Error) -> Failure {
-        use rustls::PeerIncompatible as Peer;
-        match error {
-            Error::InvalidMessage(_) | Error::InappropriateMessage { .. } => Failure::NotTls,
-            Error::PeerSentOversizedRecord => Failure::TooLong,
-            Error::PeerIncompatible(
-                Peer::Tls12NotOffered
-                | Peer::Tls12NotOfferedOrEnabled
-                | Peer::SupportedVersionsExtensionRequired
-                | Peer::ServerTlsVersionIsDisabledByOurConfig,
-            ) => Failure::Version,
-            Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Failure::NothingInCommon,
-            Error::InvalidCertificate(_) | Error::NoCertificatesPresented => {
-                Failure::ClientCertificate
-            }
-            Error::AlertReceived(_) => Failure::Alert,
-            Error::InappropriateHandshakeMessage { .. }
-            | Error::PeerMisbehaved(_)
-            | Error::DecryptError => Failure::Misbehaved,
-            _ => Failure::Internal,
-        }
+/// What an error of rustls means for the counters.
+fn failure_of(error: &Error) -> Failure {
+    use rustls::PeerIncompatible as Peer;
+    match error {
+        Error::InvalidMessage(_) | Error::InappropriateMessage { .. } => Failure::NotTls,
+        Error::PeerSentOversizedRecord => Failure::TooLong,
+        Error::PeerIncompatible(
+            Peer::Tls12NotOffered
+            | Peer::Tls12NotOfferedOrEnabled
+            | Peer::SupportedVersionsExtensionRequired
+            | Peer::ServerTlsVersionIsDisabledByOurConfig,
+        ) => Failure::Version,
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Failure::NothingInCommon,
+        Error::InvalidCertificate(_) | Error::NoCertificatesPresented => Failure::ClientCertificate,
+        Error::AlertReceived(_) => Failure::Alert,
+        Error::InappropriateHandshakeMessage { .. }
+        | Error::PeerMisbehaved(_)
+        | Error::DecryptError => Failure::Misbehaved,
+        _ => Failure::Internal,
     }
 }
 
@@ -214,7 +182,7 @@ impl Handshake {
                 // Early data is never offered.
                 Ok(_) => Some(Step::Failed(Failure::Internal)),
                 Err(error) => {
-                    let failure = Failure::of(&error);
+                    let failure = failure_of(&error);
                     self.input.clear();
                     drain_alert(&mut self.connection, &mut self.output);
                     return Step::Failed(failure);
@@ -551,7 +519,7 @@ impl Tls {
                 Ok(_) => is_done = true,
                 Err(error) => {
                     drain_alert(connection, &mut self.control);
-                    failure = Some(Failure::of(&error));
+                    failure = Some(failure_of(&error));
                 }
             }
             received.consumed += discard.min(ciphertext.len() - received.consumed);

@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 use crate::cli::{EXIT_FAILURE, EXIT_USAGE, complain, print};
 use crate::limits::{
     PASSWORD_BYTES_MAX, USER_ITERATIONS_DEFAULT, USER_ITERATIONS_MAX, USER_ITERATIONS_MIN,
-    USERS_FILE_BYTES_MAX,
 };
+use crate::server::auth::read;
 use crate::sys::file::{Lock, random, try_lock};
 use crate::users::{KEY_BYTES, SALT_BYTES, Users, Verifier, is_user_name, prepared};
 
@@ -251,21 +251,6 @@ fn replaced(text: &str, name: &str, line: Option<&str>) -> String {
         out.push('\n');
     }
     out
-}
-
-/// The text of a file of users.
-///
-/// # Errors
-/// It can't be read, is longer than [`USERS_FILE_BYTES_MAX`], or is no UTF-8.
-pub fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let file = File::open(path)?;
-    file.take(USERS_FILE_BYTES_MAX + 1)
-        .read_to_string(&mut text)?;
-    if text.len() as u64 > USERS_FILE_BYTES_MAX {
-        return Err(io::Error::other("the file is too long"));
-    }
-    Ok(text)
 }
 
 /// The path with `suffix` behind its name.

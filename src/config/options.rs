@@ -10,10 +10,11 @@ use super::units::{
     DURATION_ALLOWED, SIZE_ALLOWED, duration_text, parse_duration, parse_size, quoted, size_text,
 };
 use super::{
-    BareNewlines, Config, Full, LogFormat, LogLevel, OnStorageFailure, RingWrite, Survive,
+    AuthBy, BareNewlines, Config, Full, LogFormat, LogLevel, OnStorageFailure, RingWrite, Survive,
 };
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB, RING_BYTES_MIN};
+use crate::tls::credentials::ClientCertificates;
 
 /// One option of `ringmx serve`.
 pub struct Opt {
@@ -36,6 +37,8 @@ pub struct Opt {
 pub enum Group {
     /// Addresses and names.
     Addresses,
+    /// TLS.
+    Tls,
     /// Ring log and durability.
     Storage,
     /// What is accepted.
@@ -50,8 +53,9 @@ pub enum Group {
 
 impl Group {
     /// All groups in the order of the help text.
-    pub const ALL: [Group; 6] = [
+    pub const ALL: [Group; 7] = [
         Group::Addresses,
+        Group::Tls,
         Group::Storage,
         Group::Limits,
         Group::Time,
@@ -63,6 +67,7 @@ impl Group {
     pub fn title(self) -> &'static str {
         match self {
             Group::Addresses => "Addresses",
+            Group::Tls => "TLS and authentication",
             Group::Storage => "Storage",
             Group::Limits => "Limits",
             Group::Time => "Time limits",
@@ -85,6 +90,8 @@ pub enum Kind {
     AddressOrOff,
     /// Path of a file or directory.
     Path,
+    /// Path of a file; may be given more than once, an array in the file.
+    Paths,
     /// Text of at most 255 bytes without control characters; the word names it in the help.
     Text(&'static str),
     /// Whole number within bounds.
@@ -140,7 +147,7 @@ pub enum Setting {
 impl Kind {
     /// Whether the option may be given more than once.
     pub fn is_list(self) -> bool {
-        matches!(self, Kind::Listen | Kind::Networks)
+        matches!(self, Kind::Listen | Kind::Networks | Kind::Paths)
     }
 
     /// Word that stands for the value in the help; empty for a flag.
@@ -150,7 +157,7 @@ impl Kind {
             Kind::Listen => "ADDR[,...]".to_owned(),
             Kind::Networks => "CIDR".to_owned(),
             Kind::AddressOrOff => "ADDR|off".to_owned(),
-            Kind::Path => "PATH".to_owned(),
+            Kind::Path | Kind::Paths => "PATH".to_owned(),
             Kind::Text(name) => name.to_owned(),
             Kind::Integer { .. } => "N".to_owned(),
             Kind::Size { .. } => "SIZE".to_owned(),
@@ -167,7 +174,7 @@ impl Kind {
             Kind::Listen => LISTEN_ALLOWED.to_owned(),
             Kind::Networks => NETWORK_ALLOWED.to_owned(),
             Kind::AddressOrOff => format!("off, or {ADDRESS_ALLOWED}"),
-            Kind::Path => "a path".to_owned(),
+            Kind::Path | Kind::Paths => "a path".to_owned(),
             Kind::Text(_) => "text of 1 to 255 bytes without control characters".to_owned(),
             Kind::Integer { min, max } => format!("{min} to {max}"),
             Kind::Size { min, max } => format!("{} to {}", size_text(min), size_text(max)),
@@ -199,10 +206,10 @@ impl Kind {
                 Err(error) => Err(format!("{}: {error}", quoted(text))),
             },
             Kind::AddressOrOff => parse_address(text).map(Setting::Address),
-            Kind::Path if text.is_empty() || text.contains('\0') => {
+            Kind::Path | Kind::Paths if text.is_empty() || text.contains('\0') => {
                 Err(refused(text, &self.allowed()))
             }
-            Kind::Path => Ok(Setting::Text(text.to_owned())),
+            Kind::Path | Kind::Paths => Ok(Setting::Text(text.to_owned())),
             Kind::Text(_) => {
                 if (1..=255).contains(&text.len()) && !text.contains(char::is_control) {
                     Ok(Setting::Text(text.to_owned()))
@@ -274,7 +281,7 @@ impl Opt {
     /// The value in `config` as a line of a configuration file; `None` where there is none to write.
     pub fn toml(&self, config: &Config) -> Option<String> {
         let shown = (self.show)(config);
-        let is_unset = matches!(self.kind, Kind::Text(_)) && shown == [Setting::Off];
+        let is_unset = matches!(self.kind, Kind::Text(_) | Kind::Path) && shown == [Setting::Off];
         if is_unset || shown.is_empty() {
             return None;
         }
@@ -322,17 +329,7 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// Flags that a later version will have. Using one is an error that says so.
-pub const LATER: &[&str] = &[
-    "listen-tls",
-    "listen-submission",
-    "tls-cert",
-    "tls-key",
-    "tls-self-signed",
-    "users",
-    "workers",
-    "takeover",
-    "commit-align",
-];
+pub const LATER: &[&str] = &["workers", "takeover", "commit-align"];
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -411,6 +408,21 @@ fn networks(values: &[Setting]) -> Vec<IpPrefix> {
         .collect()
 }
 
+fn paths(values: &[Setting]) -> Vec<PathBuf> {
+    values
+        .iter()
+        .filter_map(|value| match value {
+            Setting::Text(text) => Some(PathBuf::from(text)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn path_settings(paths: &[PathBuf]) -> Vec<Setting> {
+    let texts = paths.iter().map(|path| path.display().to_string());
+    texts.map(Setting::Text).collect()
+}
+
 fn listen_settings(listens: &[Listen]) -> Vec<Setting> {
     let settings = listens.iter().cloned().map(Box::new);
     settings.map(Setting::Listen).collect()
@@ -441,6 +453,22 @@ pub static OPTIONS: &[Opt] = &[
         help: "address that takes mail; may be given up to 16 times",
         set: |c, v| c.listen = listens(v),
         show: |c| listen_settings(&c.listen),
+    },
+    Opt {
+        name: "listen-tls",
+        group: Group::Addresses,
+        kind: Kind::Listen,
+        help: "address where connections begin with a TLS handshake; as --listen with tls=implicit",
+        set: |c, v| c.listen_tls = listens(v),
+        show: |c| listen_settings(&c.listen_tls),
+    },
+    Opt {
+        name: "listen-submission",
+        group: Group::Addresses,
+        kind: Kind::Listen,
+        help: "address that takes mail from users; as --listen with role=submission,tls=required",
+        set: |c, v| c.listen_submission = listens(v),
+        show: |c| listen_settings(&c.listen_submission),
     },
     Opt {
         name: "http",
@@ -489,6 +517,87 @@ pub static OPTIONS: &[Opt] = &[
         help: "a crash may write memory, with the mail in it, to a core file",
         set: |c, v| c.core_dumps = first_flag(v),
         show: |c| vec![Setting::Flag(c.core_dumps)],
+    },
+    Opt {
+        name: "tls-cert",
+        group: Group::Tls,
+        kind: Kind::Paths,
+        help: "certificate chain in PEM, server's first; may be given up to 256 times, chosen by the name asked for",
+        set: |c, v| c.tls_cert = paths(v),
+        show: |c| path_settings(&c.tls_cert),
+    },
+    Opt {
+        name: "tls-key",
+        group: Group::Tls,
+        kind: Kind::Paths,
+        help: "private key in PEM; one for each --tls-cert, in their order",
+        set: |c, v| c.tls_key = paths(v),
+        show: |c| path_settings(&c.tls_key),
+    },
+    Opt {
+        name: "tls-self-signed",
+        group: Group::Tls,
+        kind: Kind::Flag,
+        help: "use a certificate that the first start makes and keeps in the ring's directory",
+        set: |c, v| c.tls_self_signed = first_flag(v),
+        show: |c| vec![Setting::Flag(c.tls_self_signed)],
+    },
+    Opt {
+        name: "tls-client-ca",
+        group: Group::Tls,
+        kind: Kind::Path,
+        help: "authorities in PEM that clients' certificates are checked against",
+        set: |c, v| c.tls_client_ca = paths(v).into_iter().next(),
+        show: |c| match &c.tls_client_ca {
+            Some(path) => path_settings(std::slice::from_ref(path)),
+            None => vec![Setting::Off],
+        },
+    },
+    Opt {
+        name: "tls-client-cert",
+        group: Group::Tls,
+        kind: Kind::Choice(&ClientCertificates::NAMES),
+        help: "certificate of the client: not asked for, asked for and stored with the mail, or a must",
+        set: |c, v| c.tls_client_cert = first_choice(v, &ClientCertificates::ALL),
+        show: |c| vec![Setting::Choice(c.tls_client_cert as usize)],
+    },
+    Opt {
+        name: "tls-handshakes",
+        group: Group::Tls,
+        kind: Kind::Integer {
+            min: 1,
+            max: 100_000,
+        },
+        help: "TLS handshakes under way at the same time; further ones are refused",
+        set: |c, v| c.tls_handshakes = usize::try_from(first_number(v)).unwrap_or(usize::MAX),
+        show: |c| vec![Setting::Number(c.tls_handshakes as u64)],
+    },
+    Opt {
+        name: "users",
+        group: Group::Tls,
+        kind: Kind::Path,
+        help: "file of users for AUTH, made by `ringmx users add`; read again on SIGHUP",
+        set: |c, v| c.users = paths(v).into_iter().next(),
+        show: |c| match &c.users {
+            Some(path) => path_settings(std::slice::from_ref(path)),
+            None => vec![Setting::Off],
+        },
+    },
+    Opt {
+        name: "auth",
+        group: Group::Tls,
+        kind: Kind::Choice(&AuthBy::NAMES),
+        help: "who may authenticate: the users of --users, or anybody with any password (sinks only)",
+        set: |c, v| c.auth = first_choice(v, &AuthBy::ALL),
+        show: |c| vec![Setting::Choice(c.auth as usize)],
+    },
+    Opt {
+        name: "auth-without-tls",
+        group: Group::Tls,
+        kind: Kind::Flag,
+        help: "offer AUTH in the clear too: whoever listens in reads the passwords",
+        set: |c, v| c.auth_without_tls = first_flag(v),
+        show: |c| vec![Setting::Flag(c.auth_without_tls)],
     },
     Opt {
         name: "ring",
@@ -703,6 +812,14 @@ pub static OPTIONS: &[Opt] = &[
         help: "a client reads none of its replies",
         set: |c, v| c.timeout_reply = time_or_zero(v),
         show: |c| vec![Setting::Time(c.timeout_reply)],
+    },
+    Opt {
+        name: "timeout-tls",
+        group: Group::Time,
+        kind: time_limit(),
+        help: "time for a TLS handshake",
+        set: |c, v| c.timeout_tls = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.timeout_tls)],
     },
     Opt {
         name: "request-deadline",

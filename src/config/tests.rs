@@ -60,12 +60,23 @@ fn every_default_reads_back_as_a_flag_and_as_a_line_of_a_file() {
 fn every_option_changes_its_own_field_and_no_other() {
     let values = [
         ("listen", "127.0.0.1:1"),
+        ("listen-tls", "127.0.0.1:1"),
+        ("listen-submission", "127.0.0.1:1"),
         ("http", "off"),
         ("proxy-from", "10.0.0.0/8"),
         ("server-name", "a.example"),
         ("group", "mail"),
         ("user", "nobody"),
         ("core-dumps", "true"),
+        ("tls-cert", "/x"),
+        ("tls-key", "/x"),
+        ("tls-self-signed", "true"),
+        ("tls-client-ca", "/x"),
+        ("tls-client-cert", "request"),
+        ("tls-handshakes", "1"),
+        ("users", "/x"),
+        ("auth", "any"),
+        ("auth-without-tls", "true"),
         ("ring", "/x"),
         ("ring-size", "2MiB"),
         ("survive", "process"),
@@ -89,6 +100,7 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("timeout-command", "1s"),
         ("timeout-data", "1s"),
         ("timeout-reply", "1s"),
+        ("timeout-tls", "1s"),
         ("request-deadline", "1s"),
         ("min-data-rate", "0B"),
         ("min-data-rate-grace", "1s"),
@@ -133,7 +145,7 @@ fn a_flag_counts_more_than_the_file_and_the_file_more_than_the_default() {
 
 #[test]
 fn what_a_listener_can_not_do_yet_is_said() {
-    for word in ["role=mx", "tls=offered"] {
+    for word in ["role=mx"] {
         let listen = Listen::parse(&format!("127.0.0.1:25,{word}")).unwrap();
         let mut config = Config {
             listen: vec![listen],
@@ -158,6 +170,45 @@ fn lmtp_is_taken_everywhere_but_on_port_25() {
     assert_eq!(on("unix:/run/lmtp"), Ok(()));
     let reason = "--listen: 127.0.0.1:25: LMTP must not be on port 25";
     assert_eq!(on("127.0.0.1:25"), Err(reason.to_owned()));
+}
+
+#[test]
+fn authentication_needs_users_and_tls_unless_said_otherwise() {
+    let with = |args: &[&str]| {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Config::from_args(&args)
+            .map(|_| ())
+            .map_err(|e| e.to_string())
+    };
+    let plain = "--listen=127.0.0.1:1,role=submission";
+    for (args, reason) in [
+        (
+            &["--listen-submission=127.0.0.1:1", "--tls-self-signed"][..],
+            "--listen-submission: 127.0.0.1:1: a listener for submission needs --users",
+        ),
+        (
+            &[plain, "--users=/x"],
+            "--listen: 127.0.0.1:1: submission without TLS needs --auth-without-tls, or nobody could \
+             authenticate",
+        ),
+        (
+            &[plain, "--auth=any"],
+            "--auth: any is for sinks; whoever connects to a listener for submission could send what he \
+             likes",
+        ),
+        (
+            &["--users=/x", "--auth=any"],
+            "--auth: any takes every password, so users has no use beside it; give one",
+        ),
+        (
+            &["--auth-without-tls"],
+            "--auth-without-tls: nobody may authenticate: give --users, or --auth any",
+        ),
+    ] {
+        assert_eq!(with(args), Err(reason.to_owned()), "{args:?}");
+    }
+    assert_eq!(with(&[plain, "--users=/x", "--auth-without-tls"]), Ok(()));
+    assert_eq!(with(&["--auth=any", "--auth-without-tls"]), Ok(()));
 }
 
 #[test]
@@ -356,8 +407,8 @@ fn a_fault_of_the_file_is_named_with_file_line_key_and_what_is_allowed() {
             "r.toml:1: config: is a flag only; a file can't name another",
         ),
         (
-            "# c\n\ntls-cert = \"x\"",
-            "r.toml:3: tls-cert: not available in this version",
+            "# c\n\nusers = \"x\"",
+            "r.toml:3: users: not available in this version",
         ),
         (
             "ring-size = \"1QiB\"",

@@ -1,17 +1,21 @@
 //! Passwords of AUTH: they are checked by the helper, and the sessions that wait for that go on.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
 use super::out::Out;
 use super::secure::Answer;
 use super::storage::Committer;
 use super::{Server, Shared, live, run_later, waits_for};
 use crate::clock::Instant;
 use crate::conn::{Stream, Token};
-use crate::limits::{KIB, PASSWORD_CHECKS_MAX, PASSWORD_WAIT_MAX};
+use crate::limits::{KIB, PASSWORD_CHECKS_MAX, PASSWORD_WAIT_MAX, USERS_FILE_BYTES_MAX};
 use crate::logger::{Class, Value};
 use crate::offload::{Job, Timing};
 use crate::ringlog::backing::Backing;
 use crate::smtp::sink::{Blocked, PasswordVerdict};
-use crate::users::{Users, Verifier};
+use crate::users::{KEY_BYTES, Users, Verifier};
 use zeroize::Zeroizing;
 
 /// Who may authenticate.
@@ -21,6 +25,43 @@ pub enum Accounts {
     Anybody,
     /// These.
     Users(Users),
+}
+
+/// Where users are read from.
+#[derive(Clone)]
+pub struct UsersSource {
+    /// The file.
+    pub path: PathBuf,
+    /// From it come the verifiers of names that nobody has; random, the same for the life of the process.
+    pub secret: [u8; KEY_BYTES],
+}
+
+impl UsersSource {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// What is wrong, with the file and the line.
+    pub fn load(&self) -> Result<Users, String> {
+        let shown = self.path.display();
+        let text = read(&self.path).map_err(|error| format!("{shown}: {error}"))?;
+        Users::parse(&text, &self.secret)
+            .map_err(|error| format!("{shown}:{}: {}", error.line, error.reason))
+    }
+}
+
+/// The text of a file of users.
+///
+/// # Errors
+/// It can't be read, is longer than [`USERS_FILE_BYTES_MAX`], or is no UTF-8.
+pub fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let file = File::open(path)?;
+    file.take(USERS_FILE_BYTES_MAX + 1)
+        .read_to_string(&mut text)?;
+    if text.len() as u64 > USERS_FILE_BYTES_MAX {
+        return Err(io::Error::other("the file is too long"));
+    }
+    Ok(text)
 }
 
 impl<B: Backing, C> Shared<B, C> {
@@ -72,9 +113,12 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         run_later(conn, &mut self.shared, token);
     }
 
-    /// Hands the reading of the file of users to the helper. Sessions that are authenticated stay so.
-    pub fn reload_users(&mut self, load: impl FnOnce() -> Result<Users, String> + Send + 'static) {
-        let job: Job<Answer> = Box::new(move |_| Answer::Users(load().map(Box::new)));
+    /// Has the helper read the file of users again. Sessions that are authenticated stay so.
+    pub(super) fn reload_users(&mut self) {
+        let Some(source) = self.shared.users_source.clone() else {
+            return;
+        };
+        let job: Job<Answer> = Box::new(move |_| Answer::Users(source.load().map(Box::new)));
         if self.shared.offload.submit(Instant(u64::MAX), job).is_err() {
             self.users_loaded(Err("the helper is busy; ask again".to_owned()));
         }

@@ -22,7 +22,7 @@ use crate::ringlog::backing::Backing;
 use crate::server::listener::TlsMode;
 use crate::smtp::session::{Context, Phase};
 use crate::smtp::sink::{Blocked, PasswordVerdict};
-use crate::tls::credentials::{Credentials, LoadError};
+use crate::tls::credentials::{Credentials, LoadError, Sources};
 use crate::tls::{End, Failure, Handshake, Step, Tls};
 use crate::users::Users;
 
@@ -35,6 +35,8 @@ pub(super) const DIRECT_ROOM_MIN: usize = TLS_RECORD_BYTES_MAX;
 pub struct Security {
     /// Certificates and keys. Connections keep those they began with.
     pub credentials: Arc<Credentials>,
+    /// Where they came from, to be read again.
+    pub sources: Sources,
     /// Handshakes under way at the same time.
     pub handshakes_max: usize,
     /// Time for a handshake.
@@ -136,22 +138,25 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         self.shared.offload = offload;
     }
 
-    /// Hands the reading of certificates to the helper; connections that are open or in their handshake keep theirs.
-    pub fn reload_credentials(
-        &mut self,
-        load: impl FnOnce() -> Result<Credentials, LoadError> + Send + 'static,
-    ) {
-        let job: Job<Answer> = Box::new(move |_| Answer::Credentials(load().map(Box::new)));
-        // A full queue is one of handshakes; the operator asks again.
-        if self
-            .shared
-            .offload
-            .submit(crate::clock::Instant(u64::MAX), job)
-            .is_err()
-        {
+    /// Has the helper read users, certificates and keys again. Connections that are open or in their handshake keep
+    /// theirs.
+    pub fn reload(&mut self) {
+        self.reload_users();
+        self.reload_credentials();
+    }
+
+    fn reload_credentials(&mut self) {
+        let Some(security) = &self.shared.secure.security else {
+            return;
+        };
+        let sources = security.sources.clone();
+        let job: Job<Answer> = Box::new(move |_| Answer::Credentials(sources.load().map(Box::new)));
+        let whenever = crate::clock::Instant(u64::MAX);
+        if self.shared.offload.submit(whenever, job).is_err() {
+            // The operator asks again.
             self.credentials_loaded(Err(LoadError {
                 file: "TLS".into(),
-                reason: "the helper is busy; ask again".to_owned(),
+                reason: "the helper is busy".to_owned(),
             }));
         }
     }
@@ -411,7 +416,7 @@ fn ended<S: Stream, B: Backing, C: Committer>(
     failure: Failure,
 ) {
     shared.secure.one_less();
-    shared.metrics.tls.failed(failure as usize);
+    shared.metrics.tls.failed[failure as usize] += 1;
     close_failed(conn, shared, token, failure);
 }
 

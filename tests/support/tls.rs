@@ -82,6 +82,7 @@ pub fn sources(identities: &[&Identity]) -> Sources {
 pub fn security(identities: &[&Identity]) -> Security {
     Security {
         credentials: Arc::new(sources(identities).load().expect("good files")),
+        sources: sources(identities),
         handshakes_max: 64,
         timeout: Duration::from_secs(30),
     }
