@@ -351,7 +351,7 @@ fn a_bad_flag_is_named_with_what_is_allowed() {
             &["--evil\n\x1b"],
             "--evil\\n\\u{1b}: unknown option; `ringmx serve --help` lists all",
         ),
-        (&["--users", "x"], "--users: not available in this version"),
+        (&["--workers", "x"], "--workers: not available in this version"),
         (&["--pool=8MiB", "--pool=8MiB"], "--pool: given twice"),
         (&["--config=a", "--config=b"], "--config: given twice"),
         (
@@ -407,8 +407,8 @@ fn a_fault_of_the_file_is_named_with_file_line_key_and_what_is_allowed() {
             "r.toml:1: config: is a flag only; a file can't name another",
         ),
         (
-            "# c\n\nusers = \"x\"",
-            "r.toml:3: users: not available in this version",
+            "# c\n\nworkers = \"x\"",
+            "r.toml:3: workers: not available in this version",
         ),
         (
             "ring-size = \"1QiB\"",
