@@ -157,6 +157,10 @@ pub struct Config {
     pub tls_handshakes: usize,
     /// Networks whose PROXY headers are believed.
     pub proxy_from: Vec<IpPrefix>,
+    /// Networks whose XCLIENT is believed.
+    pub xclient_from: Vec<IpPrefix>,
+    /// Networks whose XFORWARD is believed.
+    pub xforward_from: Vec<IpPrefix>,
     /// File of users; `None`: there are none.
     pub users: Option<PathBuf>,
     /// Who may authenticate.
@@ -259,6 +263,8 @@ impl Default for Config {
             tls_client_cert: ClientCertificates::Off,
             tls_handshakes: TLS_HANDSHAKES_DEFAULT,
             proxy_from: Vec::new(),
+            xclient_from: Vec::new(),
+            xforward_from: Vec::new(),
             users: None,
             auth: AuthBy::Users,
             auth_without_tls: false,
@@ -546,6 +552,16 @@ impl Config {
     }
 
     fn validate_auth(&self) -> Result<(), ConfigError> {
+        for (key, networks) in [
+            ("xclient-from", &self.xclient_from),
+            ("xforward-from", &self.xforward_from),
+        ] {
+            if networks.len() > NETWORKS_MAX {
+                let count = networks.len();
+                let reason = format!("{count} networks; allowed: up to {NETWORKS_MAX}");
+                return Err(self.fault(key, reason));
+            }
+        }
         let listeners = self.listeners();
         let submission = listeners.iter().find(|(.., l)| l.role == Role::Submission);
         let is_any = self.auth == AuthBy::Any;

@@ -99,6 +99,8 @@ pub struct Io {
     pub peer: SocketAddr,
     /// TLS, from the STARTTLS or the first octet on.
     pub tls: Option<Box<Tls>>,
+    /// The client and the server's address, as XCLIENT gave them; `peer` stays what counts for limits and trust.
+    pub seen_as: Option<Box<(SocketAddr, SocketAddr)>>,
     /// The message that is being collected.
     pub message: Option<Message>,
     /// Input that waits, from the front of its chunk.
@@ -154,6 +156,7 @@ impl Io {
             generation,
             peer,
             tls: None,
+            seen_as: None,
             message: None,
             input: None,
             input_len: 0,

@@ -191,6 +191,8 @@ fn run(given: &Config) -> Result<i32, StartError> {
         clock.now(),
     );
     server.shared.proxy_from = config.proxy_from.clone();
+    server.shared.xclient_from = config.xclient_from.clone();
+    server.shared.xforward_from = config.xforward_from.clone();
     if security.is_some() || users.is_some() {
         let handshakes = security.as_ref().map_or(0, |s| s.handshakes_max);
         let helper = Offload::start(handshakes + OFFLOAD_JOBS_MAX, clock, wake.handle())

@@ -122,6 +122,10 @@ pub struct Shared<B: Backing, C> {
     pub listeners: Vec<Listener>,
     /// Networks whose PROXY headers are believed.
     pub proxy_from: Vec<IpPrefix>,
+    /// Networks whose XCLIENT is believed.
+    pub xclient_from: Vec<IpPrefix>,
+    /// Networks whose XFORWARD is believed.
+    pub xforward_from: Vec<IpPrefix>,
     /// Who may authenticate.
     pub accounts: Accounts,
     /// Where they are read from again.
@@ -420,6 +424,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 pool: Pool::new(options.pool_bytes, reserve),
                 listeners,
                 proxy_from: Vec::new(),
+                xclient_from: Vec::new(),
+                xforward_from: Vec::new(),
                 accounts: Accounts::Anybody,
                 users_source: None,
                 passwords_under_way: 0,

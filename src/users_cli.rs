@@ -270,8 +270,8 @@ fn open_private(path: &Path, truncate: bool) -> io::Result<File> {
         .open(path)
 }
 
-/// Replaces a file in one step: a reader sees the old one or the new one, also after a crash. Owner and mode stay; a new
-/// file is for its owner alone.
+/// Replaces a file in one step: a reader sees the old one or the new one, also after a crash. Owner and mode stay; a
+/// new file is for its owner alone.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = beside(path, ".new");
     let mut file = open_private(&new, true)?;

@@ -42,6 +42,7 @@ struct Transcript {
     has_storage: bool,
     keeps: Offered,
     is_bound: bool,
+    trusts: Offered,
     commit: Result<(), Reply>,
     /// What the client sends, and what the server answers to it, turn by turn.
     turns: Vec<(Vec<u8>, Vec<u8>)>,
@@ -95,6 +96,7 @@ fn parse(name: String, text: &str) -> Transcript {
         has_storage: true,
         keeps: Offered::PROMISES,
         is_bound: false,
+        trusts: Offered::NONE,
         commit: Ok(()),
         turns: vec![(Vec::new(), Vec::new())],
         secured: BTreeSet::new(),
@@ -229,6 +231,7 @@ fn set(transcript: &mut Transcript, options: &mut ContextOptions, assignment: &s
         }
         "lmtp" => options.lmtp = value == "yes",
         "hide" => options.offered = options.offered.without(extensions(value)),
+        "trusts" => transcript.trusts = extensions(value),
         "keeps" => transcript.keeps = extensions(value),
         "storage" => transcript.has_storage = value == "yes",
         "starttls" => options.offered = options.offered.with(Offered::STARTTLS),
@@ -366,6 +369,7 @@ fn recorder(transcript: &Transcript, manner: Manner) -> Recorder {
     recorder.envelope_bytes_max = transcript.envelope_bytes_max;
     recorder.has_storage = transcript.has_storage;
     recorder.keeps = transcript.keeps;
+    recorder.trusts = transcript.trusts;
     recorder.binding = transcript
         .is_bound
         .then_some(b"thirty-two octets of an exporter");

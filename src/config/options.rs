@@ -487,6 +487,34 @@ pub static OPTIONS: &[Opt] = &[
         show: |c| c.proxy_from.iter().copied().map(Setting::Network).collect(),
     },
     Opt {
+        name: "xclient-from",
+        group: Group::Addresses,
+        kind: Kind::Networks,
+        help: "network whose clients may say by XCLIENT who theirs are; may be given up to 256 times",
+        set: |c, v| c.xclient_from = networks(v),
+        show: |c| {
+            c.xclient_from
+                .iter()
+                .copied()
+                .map(Setting::Network)
+                .collect()
+        },
+    },
+    Opt {
+        name: "xforward-from",
+        group: Group::Addresses,
+        kind: Kind::Networks,
+        help: "network whose clients may say by XFORWARD where mail came from; may be given up to 256 times",
+        set: |c, v| c.xforward_from = networks(v),
+        show: |c| {
+            c.xforward_from
+                .iter()
+                .copied()
+                .map(Setting::Network)
+                .collect()
+        },
+    },
+    Opt {
         name: "server-name",
         group: Group::Addresses,
         kind: Kind::Text("DOMAIN"),

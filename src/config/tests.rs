@@ -64,6 +64,8 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("listen-submission", "127.0.0.1:1"),
         ("http", "off"),
         ("proxy-from", "10.0.0.0/8"),
+        ("xclient-from", "10.0.0.0/8"),
+        ("xforward-from", "10.0.0.0/8"),
         ("server-name", "a.example"),
         ("group", "mail"),
         ("user", "nobody"),
@@ -351,7 +353,10 @@ fn a_bad_flag_is_named_with_what_is_allowed() {
             &["--evil\n\x1b"],
             "--evil\\n\\u{1b}: unknown option; `ringmx serve --help` lists all",
         ),
-        (&["--workers", "x"], "--workers: not available in this version"),
+        (
+            &["--workers", "x"],
+            "--workers: not available in this version",
+        ),
         (&["--pool=8MiB", "--pool=8MiB"], "--pool: given twice"),
         (&["--config=a", "--config=b"], "--config: given twice"),
         (

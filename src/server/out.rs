@@ -1,16 +1,20 @@
 //! What a session does to its connection: replies, questions, message bytes. The one place all replies leave
 //! through.
 
+use core::net::SocketAddr;
+
 use super::Shared;
 use super::auth::Accounts;
 use super::storage::{Large, Pending, Queued};
 use crate::buffer::{Pool, Urgency};
 use crate::conn::{Io, Token};
 use crate::envelope::{Facts, Field};
+use crate::ip_prefix::IpPrefix;
 use crate::message::{ID_BYTES_MAX, Message};
 use crate::metrics::{CloseCause, Phase};
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::ReserveError;
+use crate::smtp::parameter::Offered;
 use crate::smtp::reply::Reply;
 use crate::smtp::sasl::{Binding, BindingData};
 use crate::smtp::sink::{
@@ -170,6 +174,34 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         })
     }
 
+    fn trusts(&self) -> Offered {
+        // Who the socket says it is; what XCLIENT said of it counts for nothing here.
+        let peer = self.io.peer.ip();
+        let is_in = |networks: &[IpPrefix]| networks.iter().any(|network| network.contains(peer));
+        let mut trusted = Offered::NONE;
+        if is_in(&self.shared.xclient_from) {
+            trusted = trusted.with(Offered::XCLIENT);
+        }
+        if is_in(&self.shared.xforward_from) {
+            trusted = trusted.with(Offered::XFORWARD);
+        }
+        trusted
+    }
+
+    fn client_is(&mut self, client: Option<SocketAddr>, listener: Option<SocketAddr>) {
+        let (old_client, old_listener) = self.addresses();
+        self.io.seen_as = Some(Box::new((
+            client.unwrap_or(old_client),
+            listener.unwrap_or(old_listener),
+        )));
+    }
+
+    fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        let listener = self.shared.listeners[usize::from(self.io.listener)].address;
+        let real = (self.io.peer, listener);
+        self.io.seen_as.as_deref().copied().unwrap_or(real)
+    }
+
     fn verifier(&mut self, user: &str) -> Option<Verifier> {
         match &self.shared.accounts {
             Accounts::Anybody => None,
@@ -219,7 +251,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             self.shared.metrics.pool_low_events += 1;
             return false;
         };
-        let listener = self.shared.listeners[usize::from(self.io.listener)].address;
+        let (client, listener) = self.addresses();
         let pool = &mut self.shared.pool;
         let address = |socket: core::net::SocketAddr| {
             let ip = match socket.ip() {
@@ -228,7 +260,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             };
             (ip.octets(), socket.port().to_le_bytes())
         };
-        let (client_ip, client_port) = address(self.io.peer);
+        let (client_ip, client_port) = address(client);
         let (listener_ip, listener_port) = address(listener);
         let role = self.shared.listeners[usize::from(self.io.listener)].role;
         let taken = message.envelope_field(pool, Field::Client, &[&client_ip, &client_port])

@@ -13,3 +13,4 @@ pub mod sasl;
 pub mod session;
 pub mod sink;
 pub mod trace;
+pub mod xclient;

@@ -90,6 +90,10 @@ replies! {
     ChunkOk = "chunk_ok" 250 "2.0.0 " "Chunk ok";
     /// Message accepted; the connection appends the message's id.
     Stored = "stored" 250 "2.0.0 " "Ok: stored";
+    /// XFORWARD accepted.
+    XforwardOk = "xforward_ok" 250 "2.0.0 " "Ok";
+    /// XCLIENT or XFORWARD with attributes that are malformed, unknown, or given twice.
+    AttributesMalformed = "attributes_malformed" 501 "5.5.4 " "Bad attribute";
     /// AUTH: a challenge follows the code.
     AuthChallenge = "auth_challenge" 334 "" "";
     /// AUTH succeeded.

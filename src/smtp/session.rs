@@ -8,7 +8,7 @@
 //! decide policy (it asks).
 
 use core::fmt;
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 
 use memchr::memchr;
 
@@ -27,6 +27,7 @@ use super::sink::{
     Verdict,
 };
 use super::trace::{self, Protocol, ProtocolFacts, TraceArguments};
+use super::xclient::{self, FORWARDED};
 use crate::base64;
 use crate::choice::choices;
 use crate::clock::Instant;
@@ -373,6 +374,8 @@ pub struct Session {
     auth_failures: u8,
     /// A part of an authentication exchange was consumed.
     took_secret: bool,
+    /// What a trusted client said about another.
+    proxied: Option<Box<Proxied>>,
     /// The answer to what the command line at the front of the input asked.
     verdict: Option<Verdict>,
     /// Commands that got a 5xx of the session's own.
@@ -402,6 +405,17 @@ enum Auth {
     Checking(Box<str>),
     /// This user.
     User(Box<str>),
+}
+
+/// What XCLIENT and XFORWARD said. Bounded by their command lines.
+#[derive(Debug, Default)]
+struct Proxied {
+    name: Option<Box<[u8]>>,
+    helo: Option<Box<[u8]>>,
+    esmtp: bool,
+    login: Option<Box<str>>,
+    /// Values of `xclient::FORWARDED`, as given, for the next message.
+    forwarded: [Option<Box<[u8]>>; FORWARDED.len()],
 }
 
 /// A HELO name up to this long is kept without an allocation, bytes.
@@ -600,6 +614,7 @@ impl Session {
             auth: None,
             auth_failures: 0,
             took_secret: false,
+            proxied: None,
             answers: Answers {
                 left: 0,
                 reply: None,
@@ -779,6 +794,7 @@ impl Session {
         self.esmtp = false;
         self.services = Services::NONE;
         self.auth = None;
+        self.proxied = None;
         self.verdict = None;
         if self.state == State::Handshake {
             self.state = State::Command;
@@ -1214,7 +1230,8 @@ impl Session {
             // STARTTLS is decided about by `start_tls`.
             Command::StartTls => Outcome::Reply(Reply::NotImplemented),
             Command::Etrn(node) => self.etrn(node, prior, out),
-            Command::Xclient(_) | Command::Xforward(_) => Outcome::Reply(Reply::NotImplemented),
+            Command::Xclient(attributes) => self.xclient(ctx, attributes, out),
+            Command::Xforward(attributes) => self.xforward(attributes),
             Command::Expn(_) | Command::NotImplemented => Outcome::Reply(Reply::NotImplemented),
         }
     }
@@ -1241,6 +1258,7 @@ impl Session {
         if esmtp {
             let is_bound = !ctx.mechanisms.is_empty() && is_bound(out);
             self.services = ctx.services(self.is_secured(), out.keeps(), is_bound);
+            self.services.offered = self.services.offered.with(out.trusts());
             let reply = ctx.ehlo_reply(self.services, wall_ns);
             out.reply_configured(Reply::Ehlo, reply.as_bytes());
         } else {
@@ -1248,6 +1266,100 @@ impl Session {
             out.reply_configured(Reply::Helo, &ctx.helo_reply);
         }
         Outcome::Done
+    }
+
+    /// XCLIENT: the session begins again, for the client that is named.
+    fn xclient(&mut self, ctx: &Context, attributes: &[u8], out: &mut impl Sink) -> Outcome {
+        if !self.services.offered.has(Offered::XCLIENT) {
+            return Outcome::Reply(Reply::NotImplemented);
+        }
+        if self.transaction.stage != Stage::None {
+            return Outcome::Reply(Reply::NotInTransaction);
+        }
+        let Some(said) = xclient::parse_client(attributes) else {
+            return Outcome::Reply(Reply::AttributesMalformed);
+        };
+        // What an earlier XCLIENT said stands until it is said otherwise.
+        let proxied = self.proxied.get_or_insert_default();
+        if let Some(name) = said.name {
+            proxied.name = name;
+        }
+        if let Some(helo) = said.helo {
+            proxied.helo = helo;
+        }
+        if let Some(esmtp) = said.esmtp {
+            proxied.esmtp = esmtp;
+        }
+        if let Some(login) = said.login {
+            proxied.login = login;
+        }
+        let (client, listener) = out.addresses();
+        let changed = |old: SocketAddr, ip: Option<Option<IpAddr>>, port: Option<Option<u16>>| {
+            let unknown = IpAddr::from([0, 0, 0, 0]);
+            let ip_is_new = ip.is_some();
+            let ip = ip.map_or(old.ip(), |ip| ip.unwrap_or(unknown));
+            // The port of another address says nothing.
+            let old_port = if ip_is_new { 0 } else { old.port() };
+            SocketAddr::new(ip, port.map_or(old_port, Option::unwrap_or_default))
+        };
+        let client = changed(client, said.address, said.port);
+        let listener = (said.destination.is_some() || said.destination_port.is_some())
+            .then(|| changed(listener, said.destination, said.destination_port));
+        self.helo = proxied
+            .helo
+            .as_deref()
+            .map_or(HeloName::None, HeloName::new);
+        self.esmtp = proxied.esmtp;
+        let user = proxied.login.clone();
+        self.auth = user.map(|user| Box::new(Auth::User(user)));
+        if said.address.is_some() || said.port.is_some() {
+            self.client = client.ip();
+            out.client_is(Some(client), listener);
+        } else if listener.is_some() {
+            out.client_is(None, listener);
+        }
+        self.services = Services::NONE;
+        self.verdict = None;
+        self.state = State::Greeting;
+        self.start(ctx, out);
+        Outcome::Done
+    }
+
+    /// XFORWARD: where the next message came from, for logs alone.
+    fn xforward(&mut self, attributes: &[u8]) -> Outcome {
+        if !self.services.offered.has(Offered::XFORWARD) {
+            return Outcome::Reply(Reply::NotImplemented);
+        }
+        if self.transaction.stage != Stage::None {
+            return Outcome::Reply(Reply::NotInTransaction);
+        }
+        let Some(said) = xclient::parse_forwarded(attributes) else {
+            return Outcome::Reply(Reply::AttributesMalformed);
+        };
+        let proxied = self.proxied.get_or_insert_default();
+        for (at, value) in said {
+            if let Some(place) = proxied.forwarded.get_mut(usize::from(at)) {
+                *place = Some(value.into());
+            }
+        }
+        Outcome::Reply(Reply::XforwardOk)
+    }
+
+    /// Puts what XCLIENT and XFORWARD said into the envelope; false when it is full.
+    fn store_proxied(&self, out: &mut impl Sink) -> bool {
+        let Some(proxied) = &self.proxied else {
+            return true;
+        };
+        let mut parts: Vec<&[u8]> = Vec::new();
+        for (name, value) in FORWARDED.iter().zip(&proxied.forwarded) {
+            if let Some(value) = value {
+                let separator: &[u8] = if parts.is_empty() { b"" } else { b" " };
+                parts.extend([separator, name.as_bytes(), b"=", value]);
+            }
+        }
+        let named = proxied.name.as_deref();
+        named.is_none_or(|name| out.envelope_field(Field::ClientName, &[name]))
+            && (parts.is_empty() || out.envelope_field(Field::Forwarded, &parts))
     }
 
     /// RFC 1985 5.
@@ -1325,6 +1437,7 @@ impl Session {
             && self
                 .user()
                 .is_none_or(|user| out.envelope_field(Field::User, &[user.as_bytes()]))
+            && self.store_proxied(out)
             && out.envelope_field(Field::ReversePath, &[path.mailbox])
             && (parameters.is_empty()
                 || out.envelope_field(
@@ -1835,6 +1948,12 @@ impl Session {
 
     fn clear_transaction(&mut self, out: &mut impl Sink) {
         self.drop_message(out);
+        if self.transaction.stage != Stage::None
+            && let Some(proxied) = &mut self.proxied
+        {
+            // What XFORWARD said was about this message alone.
+            proxied.forwarded = Default::default();
+        }
         self.transaction = Transaction::NONE;
         self.content = Content::None;
     }

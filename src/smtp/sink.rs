@@ -1,5 +1,7 @@
 //! What a session asks of whoever drives it: the connection, the simulator, a fuzzer, a transcript test.
 
+use core::net::SocketAddr;
+
 use super::parameter::Offered;
 use super::reply::Reply;
 use super::sasl::{Binding, BindingData};
@@ -219,6 +221,17 @@ pub trait Sink {
     /// ask: it promises nothing.
     fn keeps(&self) -> Offered {
         Offered::PROMISES
+    }
+    /// What this client may say about another: some of `Offered::XCLIENT` and `Offered::XFORWARD`.
+    fn trusts(&self) -> Offered {
+        Offered::NONE
+    }
+    /// XCLIENT has said who the client is, and where it connected to; `None`: as before.
+    fn client_is(&mut self, _client: Option<SocketAddr>, _listener: Option<SocketAddr>) {}
+    /// The address of the client, with its port, and of the server, as they stand now.
+    fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        (nowhere, nowhere)
     }
     /// The verifier of this user, or a decoy for a name that nobody has; `None` where no users are known.
     fn verifier(&mut self, user: &str) -> Option<Verifier>;

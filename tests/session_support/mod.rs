@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each test crate uses a part of it")]
 
+use std::net::SocketAddr;
+
 use ringmx::clock::Instant;
 use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::Reply;
@@ -84,6 +86,10 @@ pub struct Recorder {
     pub takes_tls: bool,
     /// What is answered to each commit.
     pub commit: Result<(), Reply>,
+    /// What the client may say of another.
+    pub trusts: Offered,
+    /// The client's address and the server's.
+    pub addresses: (SocketAddr, SocketAddr),
     /// Users; without them every password is right, but for the user `busy`.
     pub users: Option<Users>,
     /// What the channel is bound by.
@@ -113,6 +119,11 @@ impl Recorder {
             commits_pending: 0,
             takes_tls: true,
             commit: Ok(()),
+            trusts: Offered::NONE,
+            addresses: (
+                "192.0.2.1:1024".parse().expect("an address"),
+                "192.0.2.2:25".parse().expect("an address"),
+            ),
             users: None,
             binding: None,
             password: None,
@@ -178,6 +189,19 @@ impl Sink for Recorder {
 
     fn keeps(&self) -> Offered {
         self.keeps
+    }
+
+    fn trusts(&self) -> Offered {
+        self.trusts
+    }
+
+    fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        self.addresses
+    }
+
+    fn client_is(&mut self, client: Option<SocketAddr>, listener: Option<SocketAddr>) {
+        self.addresses.0 = client.unwrap_or(self.addresses.0);
+        self.addresses.1 = listener.unwrap_or(self.addresses.1);
     }
 
     fn verifier(&mut self, user: &str) -> Option<Verifier> {
