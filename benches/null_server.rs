@@ -8,13 +8,15 @@
 //!
 //! ```text
 //! cargo bench --bench null_server -- [ADDRESS] [--durable FILE] [--file-size MIB] [--busy-poll]
+//!     [--reuse-port]
 //! ```
 //!
 //! Without `--durable` bodies are dropped. With it each piece of a body is written to FILE (made of zeros first, then
 //! overwritten from its beginning again and again) as it arrives, and the reply to the end of data waits for an
 //! `fdatasync` that covers it: one thread syncs, and everything that ended while it did shares the next sync.
-//! `--busy-poll` never sleeps. ADDRESS is 127.0.0.1 and a free port by default; the first line says which. It serves
-//! until it is killed. Not for a network: nothing here is bounded or checked.
+//! `--busy-poll` never sleeps. `--reuse-port` lets several of them share one ADDRESS, each with its own descriptors.
+//! ADDRESS is 127.0.0.1 and a free port by default; the first line says which. It serves until it is killed. Not for a
+//! network: nothing here is bounded or checked.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -33,6 +35,8 @@ use slab::Slab;
 /// One buffer for all connections.
 const READ_BYTES: usize = 64 << 10;
 const END_OF_DATA: &[u8; 5] = b"\r\n.\r\n";
+/// What is searched for: rarer in mail than the line ends around it, so that the search is faster.
+const LINE_WITH_DOT: &[u8; 2] = b"\n.";
 const LISTENER: Token = Token(usize::MAX - 1);
 const SYNCED: Token = Token(usize::MAX);
 
@@ -49,6 +53,7 @@ struct Arguments {
     durable: Option<String>,
     file_bytes: u64,
     busy_poll: bool,
+    reuse_port: bool,
 }
 
 impl Arguments {
@@ -58,6 +63,7 @@ impl Arguments {
             durable: None,
             file_bytes: 1 << 30,
             busy_poll: false,
+            reuse_port: false,
         };
         let mut words = std::env::args().skip(1).peekable();
         let alone = std::env::args().len() <= 2;
@@ -73,6 +79,7 @@ impl Arguments {
                     arguments.file_bytes = mib.max(1) << 20;
                 }
                 "--busy-poll" => arguments.busy_poll = true,
+                "--reuse-port" => arguments.reuse_port = true,
                 _ => {
                     arguments.address = word
                         .parse()
@@ -200,7 +207,7 @@ impl Store {
 }
 
 fn serve(arguments: &Arguments) -> io::Result<()> {
-    let mut listener = listen(arguments.address)?;
+    let mut listener = listen(arguments)?;
     let mut poll = Poll::new()?;
     poll.registry()
         .register(&mut listener, LISTENER, Interest::READABLE)?;
@@ -212,7 +219,7 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
         }
     };
     let mut sink = Sink {
-        finder: Finder::new(END_OF_DATA),
+        finder: Finder::new(LINE_WITH_DOT),
         store,
         messages: 0,
     };
@@ -270,10 +277,12 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(arguments: &Arguments) -> io::Result<TcpListener> {
+    let address = arguments.address;
     let domain = socket2::Domain::for_address(address);
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(arguments.reuse_port)?;
     // Connections inherit it.
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
@@ -430,11 +439,18 @@ fn end_of_data(tail: &mut [u8; 4], input: &[u8], finder: &Finder<'_>) -> Option<
     let head = input.len().min(4);
     seam[..4].copy_from_slice(tail);
     seam[4..4 + head].copy_from_slice(&input[..head]);
-    if let Some(at) = finder.find(&seam[..4 + head]) {
+    let windows = seam[..4 + head].windows(END_OF_DATA.len());
+    if let Some(at) = windows
+        .enumerate()
+        .find_map(|(at, w)| (w == END_OF_DATA).then_some(at))
+    {
         return Some(at + END_OF_DATA.len() - 4);
     }
-    if let Some(at) = finder.find(input) {
-        return Some(at + END_OF_DATA.len());
+    for at in finder.find_iter(input) {
+        // What begins before this piece was seen above.
+        if at > 0 && input[at - 1..].starts_with(END_OF_DATA) {
+            return Some(at - 1 + END_OF_DATA.len());
+        }
     }
     if head == 4 {
         tail.copy_from_slice(&input[input.len() - 4..]);

@@ -211,7 +211,8 @@ fn main() -> io::Result<()> {
         sessions.push(connect(&arguments, poll.registry(), token)?);
     }
     let mut messages = 0u64;
-    let mut latency = [(); 2].map(|()| Histogram::<u64>::new(3).expect("three digits"));
+    let mut latency = [(); 2]
+        .map(|()| Histogram::<u64>::new_with_bounds(64, 60_000_000_000, 3).expect("valid bounds"));
     let warm = Duration::from_secs_f64(arguments.warmup);
     let end = warm + Duration::from_secs_f64(arguments.seconds);
     let mut measured: Option<(Duration, u64, u64)> = None;

@@ -3,9 +3,10 @@
 use std::io::Write;
 
 use crate::config::options::{Group, Kind, OPTIONS, Opt, units_help};
+use crate::config::rule_files::RuleFiles;
 use crate::config::units::quoted;
 use crate::config::{Config, Request, nearest};
-use crate::{consume, daemon, demo, log_cli, ring_cli, send, users_cli};
+use crate::{conformance, consume, daemon, demo, log_cli, ring_cli, send, users_cli};
 
 /// Done, or drained with no session cut.
 pub const EXIT_OK: i32 = 0;
@@ -31,7 +32,7 @@ pub const EXIT_CODES: [(i32, &str); 5] = [
 ];
 
 /// Every command with one line about it, in the order of the help text.
-pub const COMMANDS: [(&str, &str); 11] = [
+pub const COMMANDS: [(&str, &str); 12] = [
     ("serve", "take mail and keep it in a ring log"),
     (
         "send",
@@ -51,6 +52,10 @@ pub const COMMANDS: [(&str, &str); 11] = [
     (
         "demo",
         "demo crash: kill a server under load and count what was lost",
+    ),
+    (
+        "conformance",
+        "try any SMTP server with two hundred cases and print what it does",
     ),
     (
         "check-config",
@@ -83,6 +88,7 @@ pub fn run(args: &[String]) -> i32 {
         "users" => users_cli::run(rest),
         "ring" => ring_cli::run(rest),
         "demo" => demo::run(rest),
+        "conformance" => conformance::run(rest),
         _ => unknown(command),
     }
 }
@@ -125,6 +131,11 @@ fn check_config(args: &[String]) -> i32 {
     match Config::from_args(args) {
         Ok(Request::Help) => print(CHECK_CONFIG_HELP),
         Ok(Request::Run(config)) => {
+            let addresses = config.listeners().into_iter();
+            let files = RuleFiles::new(&config, addresses.map(|(_, _, known)| known.address.ip()));
+            if let Err(error) = files.load() {
+                return fail(&error.to_string());
+            }
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             for warning in config.warnings(cores) {
                 complain(&format!("ringmx: warning: {warning}\n"));

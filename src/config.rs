@@ -1,26 +1,28 @@
 //! Settings of `ringmx serve`: defaults, then a TOML file, then flags, then the checks between them.
 //!
-//! This module reads a file and the system's host name; it opens nothing else and changes nothing.
+//! This module reads files and the system's host name; it changes nothing.
 
 pub mod listen;
 pub mod options;
+pub mod rule_files;
 pub mod units;
 
 use std::fmt;
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::choice::choices;
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{
-    DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, HOLD_S_DEFAULT, KIB, MESSAGE_BYTES_MAX_DEFAULT,
-    MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, NETWORKS_MAX, POOL_BYTES_DEFAULT,
-    RECIPIENTS_MAX_DEFAULT, RING_BYTES_DEFAULT, RING_BYTES_STEP, SESSIONS_MAX_DEFAULT,
-    TLS_CERTIFICATES_MAX, TLS_HANDSHAKES_DEFAULT,
+    ACCEPTED_DOMAINS_MAX, DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, GIB, HOLD_S_DEFAULT, KIB,
+    MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, NETWORKS_MAX,
+    POOL_BYTES_DEFAULT, RECIPIENTS_MAX_DEFAULT, RING_BYTES_DEFAULT, RING_BYTES_STEP,
+    SESSIONS_MAX_DEFAULT, TLS_CERTIFICATES_MAX, TLS_HANDSHAKES_DEFAULT,
 };
 pub use crate::logger::{LogFormat, LogLevel};
+use crate::policy::clients::Limit;
 use crate::server::listener::{Listener, ProxyMode, TlsMode};
 use crate::smtp::extension::{self, EXTENSIONS};
 use crate::smtp::parameter::Offered;
@@ -35,6 +37,23 @@ use units::{quoted, size_text};
 const FILE_BYTES_MAX: u64 = MIB;
 /// Listening addresses of one server.
 const LISTEN_MAX: usize = 16;
+/// Defaults of the limits per client: several times what the busiest of well-behaved senders uses, and the fifth or
+/// less of it under stress.
+const CLIENT_SESSIONS_DEFAULT: Limit = limit(50, 10);
+const CLIENT_CONNECTIONS_DEFAULT: Limit = limit(600, 60);
+const CLIENT_MESSAGES_DEFAULT: Limit = limit(1_200, 120);
+const CLIENT_RECIPIENTS_DEFAULT: Limit = limit(12_000, 1_200);
+const CLIENT_BYTES_DEFAULT: Limit = limit(2 * GIB, 256 * MIB);
+const CLIENT_HANDSHAKES_DEFAULT: Limit = limit(600, 60);
+const NETWORK_FACTOR_DEFAULT: u64 = 4;
+const SESSION_ERRORS_DEFAULT: Limit = limit(20, 3);
+const SESSION_IDLE_COMMANDS_DEFAULT: Limit = limit(100, 10);
+const TARPIT_AFTER_DEFAULT: u32 = 5;
+
+const fn limit(normal: u64, stress: u64) -> Limit {
+    Limit { normal, stress }
+}
+
 /// RFC 5321 4.5.3.1.8: a server handles at least this many recipients.
 const RECIPIENTS_ASKED_BY_RFC: u32 = 100;
 /// RFC 5321 2.3.10: the port of SMTP.
@@ -67,6 +86,18 @@ choices! {
         Defer = "defer",
         /// The oldest messages give way.
         Overwrite = "overwrite",
+    }
+}
+
+choices! {
+    /// What the device leaves whole when power fails amid a write.
+    #[derive(Default)]
+    CommitAlign {
+        /// Every sector.
+        #[default]
+        Sector = "512",
+        /// Nothing of a page of 4,096 bytes.
+        Page = "4096",
     }
 }
 
@@ -107,6 +138,24 @@ choices! {
         Users = "users",
         /// Anybody, with any password.
         Any = "any",
+    }
+}
+
+choices! {
+    /// What begins a sub-address.
+    #[derive(Default)]
+    SubaddressSeparator {
+        /// `user+tag`
+        #[default]
+        Plus = "+",
+        /// `user-tag`
+        Hyphen = "-",
+        /// `user=tag`
+        Equals = "=",
+        /// `user_tag`
+        Underscore = "_",
+        /// There are no sub-addresses.
+        Off = "off",
     }
 }
 
@@ -178,6 +227,22 @@ pub struct Config {
     pub user: String,
     /// A crash may write memory to a file.
     pub core_dumps: bool,
+    /// For whom a listener with the role mx takes mail, as `policy::recipients` writes it.
+    pub accept_domain: Vec<String>,
+    /// File with more of them.
+    pub recipients_file: Option<PathBuf>,
+    /// What begins a sub-address.
+    pub subaddress_separator: SubaddressSeparator,
+    /// Take mail for everybody.
+    pub accept_any_recipient: bool,
+    /// Networks that may connect; with `allow_from_file`: all, where none is given.
+    pub allow_from: Vec<IpPrefix>,
+    /// File with more of them.
+    pub allow_from_file: Option<PathBuf>,
+    /// Networks that may not connect.
+    pub deny_from: Vec<IpPrefix>,
+    /// File with more of them.
+    pub deny_from_file: Option<PathBuf>,
     /// Directory of the ring log.
     pub ring: PathBuf,
     /// Size of the data area of a new ring, bytes, a multiple of [`RING_BYTES_STEP`] after [`Config::validate`].
@@ -190,6 +255,8 @@ pub struct Config {
     pub keep_for: Option<Duration>,
     /// How the ring is written.
     pub ring_write: RingWrite,
+    /// What the device leaves whole when power fails amid a write.
+    pub commit_align: CommitAlign,
     /// Accept and store nothing.
     pub discard: bool,
     /// What follows a storage failure.
@@ -216,6 +283,34 @@ pub struct Config {
     pub pool: u64,
     /// Policy for bare CR, bare LF and NUL.
     pub bare_newlines: BareNewlines,
+    /// Limits per client hold on sinks as well.
+    pub limit_sinks: bool,
+    /// Networks that no limit per client holds for.
+    pub unlimited_from: Vec<IpPrefix>,
+    /// Sessions of a client at the same time.
+    pub client_sessions: Limit,
+    /// Connections of a client per minute.
+    pub client_connections: Limit,
+    /// Messages of a client per minute.
+    pub client_messages: Limit,
+    /// Recipients of a client per minute.
+    pub client_recipients: Limit,
+    /// Octets of a client per minute.
+    pub client_bytes: Limit,
+    /// TLS handshakes of a client per minute.
+    pub client_handshakes: Limit,
+    /// How many times as much a client's network may use; 0 for no limit.
+    pub network_factor: u64,
+    /// Errors of a session.
+    pub session_errors: Limit,
+    /// Commands between two messages that bring none.
+    pub session_idle_commands: Limit,
+    /// How long a refusal is held back.
+    pub tarpit: Duration,
+    /// Refusals of a session that are not held back.
+    pub tarpit_after: u32,
+    /// How long a greeting is held back.
+    pub greeting_delay: Duration,
     /// Silence allowed before the first command.
     pub timeout_greeting: Duration,
     /// Silence allowed between commands.
@@ -273,12 +368,21 @@ impl Default for Config {
             group: String::new(),
             user: String::new(),
             core_dumps: false,
+            accept_domain: Vec::new(),
+            recipients_file: None,
+            subaddress_separator: SubaddressSeparator::Plus,
+            accept_any_recipient: false,
+            allow_from: Vec::new(),
+            allow_from_file: None,
+            deny_from: Vec::new(),
+            deny_from_file: None,
             ring: PathBuf::from("./ringmx-data"),
             ring_size: RING_BYTES_DEFAULT,
             survive: Survive::Power,
             full: Full::Auto,
             keep_for: Some(Duration::from_secs(7 * 86_400)),
             ring_write: RingWrite::Auto,
+            commit_align: CommitAlign::Sector,
             discard: false,
             on_storage_failure: OnStorageFailure::Exit,
             failed_grace: Duration::from_secs(5),
@@ -292,6 +396,23 @@ impl Default for Config {
             only: String::new(),
             pool: POOL_BYTES_DEFAULT,
             bare_newlines: BareNewlines::Reject,
+            limit_sinks: false,
+            unlimited_from: vec![
+                IpPrefix::of(Ipv4Addr::LOCALHOST.into(), 8),
+                IpPrefix::single(Ipv6Addr::LOCALHOST.into()),
+            ],
+            client_sessions: CLIENT_SESSIONS_DEFAULT,
+            client_connections: CLIENT_CONNECTIONS_DEFAULT,
+            client_messages: CLIENT_MESSAGES_DEFAULT,
+            client_recipients: CLIENT_RECIPIENTS_DEFAULT,
+            client_bytes: CLIENT_BYTES_DEFAULT,
+            client_handshakes: CLIENT_HANDSHAKES_DEFAULT,
+            network_factor: NETWORK_FACTOR_DEFAULT,
+            session_errors: SESSION_ERRORS_DEFAULT,
+            session_idle_commands: SESSION_IDLE_COMMANDS_DEFAULT,
+            tarpit: Duration::from_secs(1),
+            tarpit_after: TARPIT_AFTER_DEFAULT,
+            greeting_delay: Duration::ZERO,
             timeout_greeting: Duration::from_secs(300),
             timeout_command: Duration::from_secs(300),
             timeout_data: Duration::from_secs(180),
@@ -431,11 +552,15 @@ impl Config {
             let fault = |reason: String| flag_fault(name, reason);
             let option = find(name, "--").map_err(fault)?;
             let text = value.as_deref().unwrap_or("true");
-            let setting = option.kind.parse(text).map_err(fault)?;
+            let settings: Vec<Setting> = option
+                .kind
+                .words(text)
+                .map(|word| option.kind.parse(word).map_err(fault))
+                .collect::<Result<_, _>>()?;
             match lists.iter_mut().find(|(seen, _)| seen.name == option.name) {
-                Some((_, values)) if option.kind.is_list() => values.push(setting),
+                Some((_, values)) if option.kind.is_list() => values.extend(settings),
                 Some(_) => return Err(fault("given twice".to_owned())),
-                None => lists.push((option, vec![setting])),
+                None => lists.push((option, settings)),
             }
         }
         for (option, values) in lists {
@@ -477,6 +602,7 @@ impl Config {
         self.validate_addresses()?;
         self.validate_extensions()?;
         self.validate_auth()?;
+        self.validate_access()?;
         self.validate_sizes()?;
         if self.busy_poll && !self.spin.is_zero() {
             let reason = "busy-poll never sleeps, so spin-us has no use beside it; give one";
@@ -532,23 +658,78 @@ impl Config {
         }
     }
 
-    /// What a listener asks for and this version does not have yet.
+    /// Who may send mail to whom must have been said wherever strangers can connect.
+    fn validate_access(&self) -> Result<(), ConfigError> {
+        let has_rule = !self.accept_domain.is_empty() || self.recipients_file.is_some();
+        let listeners = self.listeners();
+        for (key, place, Listener { address, role, .. }) in &listeners {
+            let is_open = !address.ip().to_canonical().is_loopback();
+            let reason = match role {
+                _ if self.accept_any_recipient => continue,
+                Role::Mx if !has_rule => format!(
+                    "{place}: role=mx does not know for whom to take mail; add --accept-domain NAME or \
+                     --recipients-file FILE, or --accept-any-recipient if it is meant to take mail for everybody"
+                ),
+                Role::Sink if is_open => format!(
+                    "{place}: a sink that others than this machine can reach takes mail for everybody; add \
+                     --accept-any-recipient if that is meant, otherwise \"{place},role=mx\" and \
+                     --accept-domain NAME"
+                ),
+                _ => continue,
+            };
+            return Err(self.fault(key, reason));
+        }
+        if has_rule
+            && listeners
+                .iter()
+                .all(|(_, _, listener)| listener.role != Role::Mx)
+        {
+            let key = match self.accept_domain.is_empty() {
+                true => "recipients-file",
+                false => "accept-domain",
+            };
+            let reason = "no listener says role=mx, and only that asks for whom mail is";
+            return Err(self.fault(key, reason.to_owned()));
+        }
+        for (key, count, most) in [
+            (
+                "accept-domain",
+                self.accept_domain.len(),
+                ACCEPTED_DOMAINS_MAX,
+            ),
+            ("allow-from", self.allow_from.len(), NETWORKS_MAX),
+            ("deny-from", self.deny_from.len(), NETWORKS_MAX),
+            ("unlimited-from", self.unlimited_from.len(), NETWORKS_MAX),
+        ] {
+            if count > most {
+                let reason = format!("{count} entries; allowed: up to {most}, and more in a file");
+                return Err(self.fault(key, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether some listener has limits per client.
+    pub fn limits_clients(&self) -> bool {
+        self.limit_sinks
+            || self
+                .listeners()
+                .iter()
+                .any(|(_, _, listener)| listener.role != Role::Sink)
+    }
+
+    /// What no listener may be.
     fn validate_listener(
         &self,
         key: &str,
         place: &Place,
         listener: &Listener,
     ) -> Result<(), ConfigError> {
-        let missing = if listener.role == Role::Mx {
-            format!("role={}", listener.role)
-        } else if listener.lmtp && place.address().port() == SMTP_PORT {
+        if listener.lmtp && place.address().port() == SMTP_PORT {
             // RFC 2033 5: clients of that port speak SMTP.
             return Err(self.fault(key, format!("{place}: LMTP must not be on port 25")));
-        } else {
-            return Ok(());
-        };
-        let reason = format!("{place}: {missing} is not available in this version");
-        Err(self.fault(key, reason))
+        }
+        Ok(())
     }
 
     fn validate_auth(&self) -> Result<(), ConfigError> {

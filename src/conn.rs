@@ -11,6 +11,7 @@ use crate::clock::Instant;
 use crate::limits::{CHUNK_SMALL_BYTES, COMMITS_PENDING_MAX, CONFIGURED_REPLY_BYTES_MAX};
 use crate::message::Message;
 use crate::metrics::CloseCause;
+use crate::policy::clients::Places;
 use crate::smtp::session::Session;
 use crate::smtp::sink::Blocked;
 use crate::tls::Tls;
@@ -77,6 +78,14 @@ pub struct Flags {
     pub dead: bool,
     /// A message that was too large to be queued at once waits for its commit.
     pub large_pending: bool,
+    /// The access rules have a say in more than the connection; never so for a sink.
+    pub is_guarded: bool,
+    /// What this client does counts for the limits on clients.
+    pub is_limited: bool,
+    /// The greeting is held back to see whether the client waits for it.
+    pub greeting_is_held: bool,
+    /// A user has authenticated.
+    pub is_user: bool,
     /// Nothing is known of the client before the header of a proxy: no session has begun.
     pub awaits_proxy: bool,
     /// A proxy looks whether the server is there: not counted, not logged.
@@ -118,6 +127,16 @@ pub struct Io {
     pub commits_pending: u16,
     /// Bucket of the client's prefix; see `server`.
     pub prefix: u16,
+    /// Where the client stands in the table of clients; see `server`.
+    pub places: Places,
+    /// Octets that came and have not been counted for the client.
+    pub uncounted_bytes: u64,
+    /// Refusals that this session got.
+    pub refusals: u32,
+    /// Nothing is taken, and no refusal sent, before this time; `Instant(0)`: nothing is held back.
+    pub held_until: Instant,
+    /// Replies from this position on are held back until then.
+    refusal_from: Option<u32>,
     /// Large chunks that are counted for its prefix.
     pub chunks_counted: u32,
     /// Why it ends, as far as is known.
@@ -167,6 +186,11 @@ impl Io {
             held_from: None,
             commits_pending: 0,
             prefix: 0,
+            places: Places::NONE,
+            uncounted_bytes: 0,
+            refusals: 0,
+            held_until: Instant(0),
+            refusal_from: None,
             chunks_counted: 0,
             cause: CloseCause::PeerClosed,
             last_pending: 0,
@@ -180,7 +204,8 @@ impl Io {
 
     /// Whether one more reply of any kind and one more commit can be taken.
     pub fn has_room(&self) -> bool {
-        usize::from(self.output_len) + CONFIGURED_REPLY_BYTES_MAX <= CHUNK_SMALL_BYTES
+        !self.is_held_back()
+            && usize::from(self.output_len) + CONFIGURED_REPLY_BYTES_MAX <= CHUNK_SMALL_BYTES
             && u32::from(self.commits_pending) < COMMITS_PENDING_MAX
     }
 
@@ -223,6 +248,23 @@ impl Io {
     /// Whether a TLS handshake is under way, or about to begin.
     pub fn is_handshaking(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
+    }
+
+    /// Whether the session stands still until [`Io::held_until`].
+    pub fn is_held_back(&self) -> bool {
+        self.held_until != Instant(0)
+    }
+
+    /// Holds back what is sent from reply position `from` on, and everything the client sends.
+    pub fn hold_back(&mut self, from: u32, until: Instant) {
+        self.held_until = until;
+        self.refusal_from.get_or_insert(from);
+    }
+
+    /// Ends [`Io::hold_back`].
+    pub fn let_go(&mut self) {
+        self.held_until = Instant(0);
+        self.refusal_from = None;
     }
 
     /// Reply bytes that have not left yet.
@@ -292,15 +334,23 @@ impl Io {
         bytes.copy_within(to..stop, from + wire.len());
         bytes[from..from + wire.len()].copy_from_slice(wire);
         self.output_len = (stop - (to - from) + wire.len()) as u16;
+        if let Some(refusal) = &mut self.refusal_from
+            && refusal.wrapping_sub(self.output_position) as usize >= to
+        {
+            *refusal = refusal
+                .wrapping_sub((to - from) as u32)
+                .wrapping_add(wire.len() as u32);
+        }
     }
 
     /// Bytes that may leave now.
     pub fn sendable<'a>(&self, pool: &'a Pool) -> &'a [u8] {
         let Some(id) = self.output else { return &[] };
-        let len = match self.held_from {
+        let before = |position: Option<u32>| match position {
             Some(held) => held.wrapping_sub(self.output_position) as usize,
             None => usize::from(self.output_len),
         };
+        let len = before(self.held_from).min(before(self.refusal_from));
         let start = usize::from(self.output_start);
         &pool.bytes(id)[start..start + len.min(usize::from(self.output_len))]
     }

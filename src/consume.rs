@@ -68,6 +68,7 @@ Options:
   --create           makes the consumer when it is missing
   --from PLACE       where a new consumer (or stdout) begins: oldest (default), newest, or a message id
   --until-empty      ends with exit code 0 when everything durable is delivered
+  --keeps EXT,...    promises this target keeps: DSN, DELIVERBY, FUTURERELEASE, MT-PRIORITY, RRVS, REQUIRETLS
   --failures FILE    where failed messages are recorded, one JSON object per line
                      (default DIR/shard-N/NAME.failed)
 
@@ -132,6 +133,8 @@ pub struct ConsumeArguments {
     pub until_empty: bool,
     /// Where failed messages are recorded.
     pub failures: Option<PathBuf>,
+    /// Promises of SMTP extensions that this consumer keeps, bits of `ctl::PROMISES`.
+    pub keeps: u32,
 }
 
 /// What `ringmx consumers` is to do.
@@ -195,6 +198,7 @@ pub fn parse(args: &[String]) -> Result<ConsumeArguments, String> {
         from: None,
         until_empty: false,
         failures: None,
+        keeps: 0,
     };
     let (mut names, mut to, mut from) = (Vec::new(), None, None);
     let mut args = args.iter();
@@ -212,6 +216,16 @@ pub fn parse(args: &[String]) -> Result<ConsumeArguments, String> {
             "--create" => out.create = true,
             "--from" => from = Some(value()?),
             "--until-empty" | "--once" => out.until_empty = true,
+            "--keeps" => {
+                let names = value()?;
+                out.keeps = ctl::promises(&names).ok_or_else(|| {
+                    format!(
+                        "--keeps: {} is not allowed; allowed: {}, separated by commas",
+                        crate::config::units::quoted(&names),
+                        ctl::PROMISES.join(", ")
+                    )
+                })?;
+            }
             "--failures" => out.failures = Some(value()?.into()),
             _ if flag.starts_with('-') => {
                 return Err(format!("ringmx consume has no option '{flag}'"));
@@ -832,14 +846,14 @@ impl Consumer<'_> {
         }
     }
 
-    /// Where to begin, and whether this is a registered consumer.
-    fn begin(&mut self, ring: &mut Ring) -> Result<Cursor, Failure> {
+    /// Where to begin; `None` when the server went before it said so.
+    fn begin(&mut self, ring: &mut Ring) -> Result<Option<Cursor>, Failure> {
         if self.target.is_tap() {
             let position = self.begin_tap(ring.view())?;
-            return Ok(Cursor {
+            return Ok(Some(Cursor {
                 scan_pos: position,
                 done_pos: position,
-            });
+            }));
         }
         let create = match self.args.create {
             true => {
@@ -849,7 +863,18 @@ impl Consumer<'_> {
             false => None,
         };
         match ring {
-            Ring::View(view) => Ok(live(view)?.register(&self.args.name, create)?),
+            Ring::View(view) => {
+                let client = live(view)?;
+                let registered = client.register(&self.args.name, create);
+                let kept = match (&registered, self.args.keeps) {
+                    (Ok(_), promises) if promises != 0 => client.keeps(promises),
+                    _ => Ok(()),
+                };
+                match registered.and_then(|cursor| kept.map(|()| cursor)) {
+                    Err(error) if error.is_gone() => Ok(None),
+                    result => Ok(Some(result?)),
+                }
+            }
             Ring::Own(own) => {
                 let name = consumer_name(&self.args.name)?;
                 let found = own.log.consumer(&name).copied();
@@ -858,10 +883,10 @@ impl Consumer<'_> {
                     (None, Some(from)) => own.log.register(name, start_at(from))?,
                     (None, None) => return Err(ConsumerError::Unknown.into()),
                 };
-                Ok(Cursor {
+                Ok(Some(Cursor {
                     scan_pos: consumer.scan_pos,
                     done_pos: consumer.done_pos,
-                })
+                }))
             }
         }
     }
@@ -884,7 +909,9 @@ impl Consumer<'_> {
     /// Delivers what the ring holds and, with a server, what comes.
     fn drain(&mut self, ring: &mut Ring) -> Result<End, Failure> {
         let clock = Clock::new();
-        let cursor = self.begin(ring)?;
+        let Some(cursor) = self.begin(ring)? else {
+            return Ok(End::Gone);
+        };
         let mut acknowledged = cursor;
         let mut walk = Walk::resume(cursor.scan_pos, cursor.done_pos);
         let (mut messages, mut octets) = (0, 0);
@@ -1099,6 +1126,7 @@ mod tests {
             from: Some(Begin::Number(7)),
             until_empty: true,
             failures: None,
+            keeps: 0,
         };
         assert_eq!(args, Ok(expected));
         let fails = |text: &str| parse(&words(text)).unwrap_err();

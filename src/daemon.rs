@@ -10,12 +10,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cli::{EXIT_CUT, EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, EXIT_USAGE, complain, print};
 use crate::clock::Clock;
+use crate::config::rule_files::{RuleFiles, Stamp};
 use crate::config::units;
-use crate::config::{Config, Full, OnStorageFailure, RingWrite, Survive};
+use crate::config::{CommitAlign, Config, Full, OnStorageFailure, RingWrite, Survive};
 use crate::ctl;
 use crate::http::NEWEST_MAX;
 use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB, OFFLOAD_JOBS_MAX};
@@ -24,12 +26,14 @@ use crate::logger::{Class, Logger, Value};
 use crate::metrics::Metrics;
 use crate::net::reactor::{self, Outcome, Reactor, Side, Wake};
 use crate::offload::Offload;
+use crate::policy::clients::{ClientLimits, ClientTable};
 use crate::ringlog::backing::{FileBacking, WriteMethod};
 use crate::ringlog::commit::SyncThread;
 use crate::ringlog::directory::{self, CTL_FILE, CreateOptions, RING_FILE};
 use crate::ringlog::reader::{NewestFirst, Reader, Source, Window};
 use crate::ringlog::recover::{OpenError, OpenOptions, Recovery};
 use crate::ringlog::writer::{FullPolicy, Log};
+use crate::server::limiter::Limiter;
 use crate::server::listener::TlsMode;
 use crate::server::{self, Accounts, Listener, Security, Server, Storage, UsersSource};
 use crate::smtp::data::BareNewlines;
@@ -109,6 +113,13 @@ fn run(given: &Config) -> Result<i32, StartError> {
     let mut security = tls::load(config)?;
     let users = load_users(config)?;
     privileges::drop_privileges(config)?;
+    // Read by the user that has to read them again.
+    let addresses = bound.iter().map(|bound| bound.listener.address.ip());
+    let rule_files = RuleFiles::new(config, addresses);
+    let stamps = rule_files.stamps();
+    let rules = rule_files
+        .load()
+        .map_err(|error| start_error(EXIT_USAGE, error.to_string()))?;
     let signals = Signals::install()
         .map_err(|error| start_error(EXIT_FAILURE, format!("signal handlers: {error}")))?;
     let wake = Wake::new().map_err(|error| start_error(EXIT_FAILURE, format!("epoll: {error}")))?;
@@ -206,6 +217,8 @@ fn run(given: &Config) -> Result<i32, StartError> {
         server.shared.accounts = Accounts::Users(users);
         server.shared.users_source = Some(source);
     }
+    server.shared.rules = Arc::new(rules);
+    server.shared.limiter = config.limits_clients().then(|| Box::new(limiter(config)));
     let mut files = Vec::new();
     let mut smtp = Vec::new();
     for bound in bound {
@@ -219,6 +232,9 @@ fn run(given: &Config) -> Result<i32, StartError> {
         find_newest,
         ctl,
         ring,
+        load_rules: rule_files
+            .has_files()
+            .then(|| load_rules(rule_files, stamps)),
     };
     let options = reactor::Options {
         spin: config.spin,
@@ -359,6 +375,10 @@ fn open_storage(config: &Config, clock: &Clock, wake: &Wake) -> Result<Opened, S
         },
         keep_for: config.keep_for,
         accept_loss: config.accept_loss,
+        commit_align: match config.commit_align {
+            CommitAlign::Sector => crate::ringlog::writer::CommitAlign::Sector,
+            CommitAlign::Page => crate::ringlog::writer::CommitAlign::Page,
+        },
         ..OpenOptions::new(survive, clock.wall_ns())
     };
     let method = match config.ring_write {
@@ -590,6 +610,30 @@ fn server_options(config: &Config) -> server::Options {
     }
 }
 
+/// The limits per client.
+fn limiter(config: &Config) -> Limiter {
+    let limits = ClientLimits {
+        sessions: config.client_sessions,
+        rates: [
+            config.client_connections,
+            config.client_messages,
+            config.client_recipients,
+            config.client_bytes,
+            config.client_handshakes,
+        ],
+        network_factor: config.network_factor,
+    };
+    let keys = (random_number(), random_number());
+    let mut limiter = Limiter::new(ClientTable::new(config.max_sessions, keys, limits));
+    limiter.on_sinks = config.limit_sinks;
+    limiter.session_errors = config.session_errors;
+    limiter.session_idle_commands = config.session_idle_commands;
+    limiter.tarpit = config.tarpit;
+    limiter.tarpit_after = config.tarpit_after;
+    limiter.greeting_delay = config.greeting_delay;
+    limiter
+}
+
 /// A number nobody else knows. Without the system's randomness the start time has to do: a guessed bucket only
 /// lets one network slow another's large messages down.
 fn random_number() -> u64 {
@@ -612,6 +656,19 @@ fn fit_message_to_ring(config: &mut Config, payload_bytes_max: u64) {
         ));
     }
     config.max_message = payload_bytes_max;
+}
+
+/// Loads the access rules again when a file has changed; the reactor runs it on a thread of its own.
+fn load_rules(files: RuleFiles, mut loaded: [Stamp; 3]) -> reactor::LoadRules {
+    Box::new(move |must| {
+        // Taken before the files are read: what changes meanwhile is seen the next time.
+        let stamps = files.stamps();
+        if stamps == loaded && !must {
+            return None;
+        }
+        loaded = stamps;
+        Some(files.load().map_err(|error| error.to_string()))
+    })
 }
 
 /// Looks up the newest messages; the reactor runs it on a thread of its own.
@@ -660,6 +717,7 @@ fn log_recovery(recovery: &Recovery, logger: &mut Logger, clock: &Clock) {
         ),
         ("discarded_bytes", Value::Number(recovery.discarded_bytes)),
         ("lost_ranges", Value::Number(recovery.lost.len() as u64)),
+        ("tail_moved_bytes", Value::Number(recovery.tail_moved_bytes)),
         ("next_number", Value::Number(recovery.next_number)),
         ("epoch", Value::Number(u64::from(recovery.epoch))),
     ];
@@ -809,8 +867,14 @@ fn memory_bound(config: &Config) -> u64 {
     } else {
         0
     };
+    let clients = if config.limits_clients() {
+        ClientTable::memory_bytes(config.max_sessions)
+    } else {
+        0
+    };
     config.pool
         + config.pool / 128
+        + clients
         + config.max_sessions as u64 * SESSION_BYTES
         + if config.has_certificates() {
             config.max_sessions as u64 * TLS_SESSION_BYTES

@@ -36,6 +36,7 @@ pub mod net;
 // L5: process life.
 pub mod cli;
 pub mod config;
+pub mod conformance;
 pub mod consume;
 pub mod daemon;
 pub mod demo;

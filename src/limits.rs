@@ -82,12 +82,18 @@ pub const SALT_BYTES_MAX: usize = 64;
 
 // Access rules.
 
+/// Values of `--accept-domain`.
+pub const ACCEPTED_DOMAINS_MAX: usize = 1_024;
 /// Entries of one list of recipients.
 pub const RECIPIENT_ENTRIES_MAX: usize = 4_000_000;
 /// Networks of one list.
 pub const NETWORK_ENTRIES_MAX: usize = 1_000_000;
 /// A file of recipients or networks, bytes.
 pub const RULE_FILE_BYTES_MAX: u64 = 256 * MIB;
+/// A line of such a file with its end, bytes.
+pub const RULE_LINE_BYTES_MAX: usize = 1_024;
+/// How often such a file is looked at, milliseconds.
+pub const RULE_FILES_LOOK_MS: u64 = 2_000;
 
 // Buffers.
 

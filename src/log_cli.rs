@@ -637,74 +637,57 @@ impl Tool<'_, '_> {
     fn verify(&mut self) -> Result<i32, Failure> {
         let mut code = 0;
         for dir in self.shards()? {
-            let mut view = View::open(&dir)?;
-            let window = view.window;
-            let mut walk = Walk::new(window.tail);
-            let (mut messages, mut octets) = (0_u64, 0_u64);
-            let (mut first, mut last) = (None, None);
-            let mut damage = Vec::new();
-            while walk.position() < window.end {
-                match view.step(&mut walk)? {
-                    Step::Message(message) => {
-                        messages += 1;
-                        octets += message.body().len() as u64;
-                        first.get_or_insert(message.number);
-                        last = Some(last.unwrap_or(0).max(message.number));
-                    }
-                    Step::Damaged { reason, .. } => {
-                        let (from, to) = walk
-                            .skip_damage(&mut view.reader, view.window.end)
-                            .map_err(|error| {
-                                Failure::storage(format!("reading the ring: {error}"))
-                            })?;
-                        code = EXIT_STORAGE;
-                        // The list is for a person: its beginning says enough.
-                        if damage.len() < DAMAGE_SHOWN_MAX {
-                            damage.push((from, to, reason.to_string()));
-                        }
-                    }
-                    Step::End => break,
-                    Step::Other | Step::Lapped { .. } => {}
-                }
+            let found = match View::live(&dir)? {
+                Some(mut view) => self.verify_live(&mut view)?,
+                // Nobody writes: the whole ring can be judged, superblocks and what stands behind
+                // the checkpoint included.
+                None => match rescue::open_alone(&dir)? {
+                    Some(backing) => rescue::verify(&dir, &backing)?,
+                    None => self.verify_live(&mut View::open(&dir)?)?,
+                },
+            };
+            if !found.damaged.is_empty() {
+                code = EXIT_STORAGE;
             }
             let id = |number: Option<u64>| {
-                number.map(|number| {
-                    let shard = dir.shard;
-                    MessageId { shard, number }.to_string()
-                })
+                let shard = dir.shard;
+                number.map(|number| MessageId { shard, number }.to_string())
             };
             let text = match self.args.json {
                 true => {
-                    let ranges = damage.iter().map(
-                        |(from, to, reason)| json!({"from": from, "to": to, "reason": reason}),
-                    );
                     let document = json!({
                         "schema": "ringmx.verify.v1",
                         "shard": dir.shard,
-                        "tail": window.tail,
-                        "end": window.end,
-                        "records": walk.records,
-                        "messages": messages,
-                        "octets": octets,
-                        "first_id": id(first),
-                        "last_id": id(last),
-                        "damaged": ranges.collect::<Vec<_>>(),
+                        "tail": found.tail,
+                        "end": found.end,
+                        "records": found.records,
+                        "messages": found.messages,
+                        "octets": found.octets,
+                        "first_id": id(found.first),
+                        "last_id": id(found.last),
+                        "damaged": found.damaged,
+                        "notes": found.notes,
                     });
                     format!("{document}\n")
                 }
                 false => {
                     let mut text = format!(
-                        "shard {}: {messages} messages, {octets} octets, {} records, {} bytes checked: {}\n",
+                        "shard {}: {} messages, {} octets, {} records, {} bytes checked: {}\n",
                         dir.shard,
-                        walk.records,
-                        window.end - window.tail,
-                        match damage.is_empty() {
+                        found.messages,
+                        found.octets,
+                        found.records,
+                        found.end - found.tail,
+                        match found.damaged.is_empty() {
                             true => "all good",
                             false => "DAMAGED",
                         }
                     );
-                    for (from, to, reason) in &damage {
-                        text.push_str(&format!("  positions {from} to {to}: {reason}\n"));
+                    for range in &found.damaged {
+                        text.push_str(&rescue::damage_text(range));
+                    }
+                    for note in &found.notes {
+                        text.push_str(&format!("  {note}\n"));
                     }
                     text
                 }
@@ -712,6 +695,37 @@ impl Tool<'_, '_> {
             self.print(text.as_bytes())?;
         }
         Ok(code)
+    }
+
+    /// Checks what the server says is durable, beside it.
+    fn verify_live(&mut self, view: &mut View) -> Result<Verified, Failure> {
+        let window = view.window;
+        let mut walk = Walk::new(window.tail);
+        let mut found = Verified {
+            tail: window.tail,
+            end: window.end,
+            ..Verified::default()
+        };
+        while walk.position() < window.end {
+            match view.step(&mut walk)? {
+                Step::Message(message) => found.count(&message),
+                Step::Damaged { reason, .. } => {
+                    let (from, to) = walk
+                        .skip_damage(&mut view.reader, view.window.end)
+                        .map_err(|error| Failure::storage(format!("reading the ring: {error}")))?;
+                    // The list is for a person: its beginning says enough.
+                    if found.damaged.len() < DAMAGE_SHOWN_MAX {
+                        let reason = reason.to_string();
+                        let range = json!({"from": from, "to": to, "reason": reason});
+                        found.damaged.push(range);
+                    }
+                }
+                Step::End => break,
+                Step::Other | Step::Lapped { .. } => {}
+            }
+        }
+        found.records = walk.records;
+        Ok(found)
     }
 
     fn export(&mut self, to: &ExportTo) -> Result<(), Failure> {
@@ -751,6 +765,31 @@ impl Tool<'_, '_> {
 const FOLLOW_WAIT: Duration = Duration::from_millis(500);
 /// Damaged ranges that `verify` lists.
 const DAMAGE_SHOWN_MAX: usize = 100;
+
+/// What `verify` found in one shard.
+#[derive(Debug, Default)]
+struct Verified {
+    tail: u64,
+    end: u64,
+    records: u64,
+    messages: u64,
+    octets: u64,
+    first: Option<u64>,
+    last: Option<u64>,
+    /// Objects with `from`, `to` and `reason` at least, or `reason` alone.
+    damaged: Vec<serde_json::Value>,
+    /// What is no damage and worth knowing.
+    notes: Vec<String>,
+}
+
+impl Verified {
+    fn count(&mut self, message: &Message) {
+        self.messages += 1;
+        self.octets += message.body().len() as u64;
+        self.first.get_or_insert(message.number);
+        self.last = self.last.max(Some(message.number));
+    }
+}
 
 enum Exporter {
     Target(Box<dyn Target>),

@@ -126,6 +126,14 @@ classes! {
     Recovered = "recovered" Info 20;
     /// A consumer registered, left, moved, or was lapped.
     Consumer = "consumer" Info 20;
+    /// The limits for stress are in force.
+    Stress = "stress" Warning 1;
+    /// The ordinary limits are in force again.
+    StressOver = "stress_over" Info 1;
+    /// The access rules were read again, and are in force.
+    RulesLoaded = "rules_loaded" Info 20;
+    /// The access rules could not be read again; the old ones stay in force.
+    RulesRefused = "rules_refused" Warning 20;
     /// The HTTP server refused a request or lost a client.
     Http = "http" Debug 20;
     /// A session panicked; it was closed with 421, the others live.

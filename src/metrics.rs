@@ -66,6 +66,72 @@ impl CloseCause {
     ];
 }
 
+/// A limit on what a client may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Limited {
+    /// Sessions at the same time.
+    Sessions,
+    /// Connections per minute.
+    Connections,
+    /// Messages per minute.
+    Messages,
+    /// Recipients per minute.
+    Recipients,
+    /// Octets per minute.
+    Bytes,
+    /// TLS handshakes per minute.
+    Handshakes,
+}
+
+impl Limited {
+    /// Number of limits.
+    pub const COUNT: usize = 6;
+    /// Names in the order of the variants.
+    pub const NAMES: [&'static str; Limited::COUNT] = [
+        "sessions",
+        "connections",
+        "messages",
+        "recipients",
+        "bytes",
+        "handshakes",
+    ];
+}
+
+/// Whose limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Scope {
+    /// An IPv4 address, or an IPv6 /64.
+    Client,
+    /// The IPv4 /24 or IPv6 /48 around it.
+    Network,
+}
+
+impl Scope {
+    /// Names in the order of the variants.
+    pub const NAMES: [&'static str; 2] = ["client", "network"];
+}
+
+/// Why limits have become narrower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum StressCause {
+    /// Most of the sessions are in use.
+    Sessions,
+    /// The pool has little left.
+    Pool,
+    /// A sync takes long.
+    Sync,
+}
+
+impl StressCause {
+    /// Number of causes.
+    pub const COUNT: usize = 3;
+    /// Names in the order of the variants.
+    pub const NAMES: [&'static str; StressCause::COUNT] = ["sessions", "pool", "sync"];
+}
+
 /// What a histogram measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -300,6 +366,18 @@ pub struct Metrics {
     pub unacknowledged_commits: u64,
     /// Sessions closed because their code panicked.
     pub session_panics: u64,
+    /// Refusals because a client used too much, by [`Limited`] and [`Scope`].
+    pub limited: [[u64; Scope::NAMES.len()]; Limited::COUNT],
+    /// Refusals that were held back for a while.
+    pub tarpitted: u64,
+    /// Clients that talked before their greeting.
+    pub early_talkers: u64,
+    /// Times that stress began, by [`StressCause`].
+    pub stress_began: [u64; StressCause::COUNT],
+    /// Times that the access rules were read again and put in force.
+    pub rules_loaded: u64,
+    /// Times that they could not be read again.
+    pub rules_refused: u64,
     /// HTTP requests answered.
     pub http_requests: u64,
     /// Turns of the loop.
@@ -339,6 +417,12 @@ impl Metrics {
             no_space_after_data: 0,
             unacknowledged_commits: 0,
             session_panics: 0,
+            limited: [[0; Scope::NAMES.len()]; Limited::COUNT],
+            tarpitted: 0,
+            early_talkers: 0,
+            stress_began: [0; StressCause::COUNT],
+            rules_loaded: 0,
+            rules_refused: 0,
             http_requests: 0,
             turns: 0,
             distributions: std::array::from_fn(|at| {
@@ -417,6 +501,9 @@ mod tests {
             "pool_wait"
         );
         assert_eq!(Phase::BatchBytes.name(), "batch_bytes");
+        assert_eq!(Limited::NAMES[Limited::Handshakes as usize], "handshakes");
+        assert_eq!(Scope::NAMES[Scope::Network as usize], "network");
+        assert_eq!(StressCause::NAMES[StressCause::Sync as usize], "sync");
         for (at, phase) in Phase::TIMES.iter().enumerate() {
             assert_eq!(*phase as usize, at);
         }

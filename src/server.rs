@@ -14,6 +14,7 @@
 pub mod auth;
 pub mod control;
 mod growing;
+pub mod limiter;
 pub mod listener;
 mod out;
 mod prefixes;
@@ -26,12 +27,14 @@ use core::net::SocketAddr;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use slab::Slab;
 
 pub use self::auth::{Accounts, UsersSource};
 use self::growing::Growing;
+use self::limiter::Limiter;
 pub use self::listener::Listener;
 use self::listener::TlsMode;
 use self::out::Out;
@@ -52,11 +55,12 @@ use crate::logger::{Class, Logger, Value};
 use crate::message::Message;
 use crate::metrics::{CloseCause, Metrics};
 use crate::offload::Offload;
+use crate::policy::rules::Rules;
 use crate::policy::{Policy, accept_all};
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Context, Phase, Session};
+use crate::smtp::session::{Context, Phase, Role, Session};
 use crate::smtp::sink::{Blocked, Verdict};
 use crate::timer_wheel::TimerWheel;
 
@@ -135,7 +139,13 @@ pub struct Shared<B: Backing, C> {
     /// Work that is too slow for the loop, and its answers.
     pub offload: Offload<Answer>,
     secure: Secure,
-    /// Decides about what sessions ask, after the checks that the server's own state decides.
+    /// Who may connect, and for whom mail is taken.
+    pub rules: Arc<Rules>,
+    /// What clients may use; `None`: nothing is limited.
+    pub limiter: Option<Box<Limiter>>,
+    /// Connections of which something was held back in this turn.
+    held_back: Vec<Token>,
+    /// Decides about what sessions ask, after the server's own state and the rules have had nothing against it.
     pub policy: Policy,
     /// Counters and histograms.
     pub metrics: Metrics,
@@ -212,7 +222,12 @@ impl<B: Backing, C> Shared<B, C> {
 
     /// Whether no mail is taken because storage failed or does not answer.
     fn refuses_mail(&self) -> bool {
+        let log_failed = self
+            .storage
+            .as_ref()
+            .is_some_and(|storage| storage.log.failed().is_some());
         self.is_failed()
+            || log_failed
             || self
                 .sync_since
                 .is_some_and(|since| self.now.since_ns(since) > nanos(self.options.sync_stall))
@@ -431,6 +446,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 passwords_under_way: 0,
                 offload: Offload::here(OFFLOAD_JOBS_MAX),
                 secure: Secure::none(),
+                rules: Arc::new(Rules::default()),
+                limiter: None,
+                held_back: Vec::with_capacity(64),
                 policy: accept_all,
                 metrics,
                 logger,
@@ -492,6 +510,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             storage.log.begin_turn(wall_ns);
         }
         self.poll_commits();
+        self.look_for_stress();
         // Disk and parser overlap: the next sync runs while this turn's input is read.
         self.submit_sync();
         self.take_answers();
@@ -546,6 +565,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return;
         };
         conn.io.flags.awaits_proxy = false;
+        let role = self.shared.listeners[usize::from(conn.io.listener)].role;
+        conn.io.flags.is_guarded = role != Role::Sink;
         conn.session = Session::new(conn.io.peer.ip());
         if self.shared.listeners[usize::from(conn.io.listener)].tls == TlsMode::Implicit {
             if !self.begin_implicit_tls(token) {
@@ -686,6 +707,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         };
         if conn.io.flags.awaits_proxy && !self.take_proxy_header(token) {
             return;
+        }
+        if live(&mut self.conns, token).is_some_and(|conn| conn.io.flags.greeting_is_held) {
+            return self.hear_early(token);
         }
         let Some(conn) = live(&mut self.conns, token) else {
             return;
@@ -844,6 +868,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             self.shared.metrics.messages_aborted += 1;
         }
         conn.io.release(&mut self.shared.pool);
+        self.shared.forget_client(&mut conn.io);
         self.shared.count_chunks(&mut conn.io, key as u32);
         self.wheel.unlink(key);
         if !conn.io.flags.awaits_proxy && !conn.io.flags.is_health_check {
@@ -855,6 +880,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
     /// Ends a turn: run queue, timers, the write of the log, the next sync, the replies.
     pub fn end_turn(&mut self) {
         self.run_queued();
+        self.link_held_back();
         self.run_timers();
         self.append();
         self.poll_commits();
@@ -989,6 +1015,13 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             self.close_when_done(token);
             return None;
         }
+        if let Some(until) = limiter::held_until(io) {
+            if now < until {
+                return Some(until);
+            }
+            self.end_holding_back(token);
+            return self.conns.contains(key).then_some(step);
+        }
         if io.flags.closing {
             // A peer that takes neither its last replies nor our end of file. Commits are waited for.
             let waits = io.awaits_commit();
@@ -1037,6 +1070,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
     /// Starts to stop: idle sessions get 421, open messages may end. No further connection should be offered.
     pub fn begin_drain(&mut self) {
         self.shared.draining = true;
+        self.let_all_go();
         let tokens: Vec<Token> = self
             .conns
             .iter()
@@ -1102,6 +1136,25 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             self.fail_storage(failed);
         }
         self.submit_sync();
+    }
+
+    /// Puts rules that were loaded again in the place of those in force, or says why these stay.
+    pub fn take_rules(&mut self, loaded: Result<Arc<Rules>, String>, now: Instant) {
+        let shared = &mut self.shared;
+        match loaded {
+            Ok(rules) => {
+                let recipients = rules.recipients.as_ref().map_or(0, |all| all.len());
+                let fields = [("recipients", Value::Number(recipients as u64))];
+                shared.metrics.rules_loaded += 1;
+                shared.logger.line(Class::RulesLoaded, &fields, now);
+                shared.rules = rules;
+            }
+            Err(error) => {
+                shared.metrics.rules_refused += 1;
+                let fields = [("error", Value::Str(&error))];
+                shared.logger.line(Class::RulesRefused, &fields, now);
+            }
+        }
     }
 
     /// Whether a sync is under way.

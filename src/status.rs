@@ -1,7 +1,7 @@
 //! The server's state as the status pages and the control socket show it.
 
 use crate::conn::Stream;
-use crate::http::{Consumer, Message, Pool, Request, Ring, Status, respond};
+use crate::http::{Clients, Consumer, Message, Pool, Request, Ring, Status, respond};
 use crate::limits::RECORD_HEADER_BYTES;
 use crate::ringlog::backing::{Backing, read_exact_at};
 use crate::ringlog::format::Header;
@@ -190,6 +190,12 @@ pub fn with_status<S: Stream, B: Backing, C: Committer, R>(
         keep_for_s: about.keep_for_s,
         sessions: &sessions,
         sessions_max: about.sessions_max,
+        clients: shared.limiter.as_ref().map(|limiter| Clients {
+            stress: limiter.stress.is_on(),
+            tarpitted: u64::from(limiter.tarpitted()),
+            evictions: limiter.clients.evictions(),
+            untracked: limiter.clients.untracked(),
+        }),
         pool: Pool {
             bytes: shared.pool.total_bytes(),
             used_bytes: shared.pool.total_bytes() - shared.pool.free_bytes(),

@@ -39,6 +39,8 @@ fn failure_of(error: &Error) -> Failure {
             Peer::Tls12NotOffered
             | Peer::Tls12NotOfferedOrEnabled
             | Peer::SupportedVersionsExtensionRequired
+            // Which came with 1.2 and is looked for before the version is.
+            | Peer::SignatureAlgorithmsExtensionRequired
             | Peer::ServerTlsVersionIsDisabledByOurConfig,
         ) => Failure::Version,
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Failure::NothingInCommon,
@@ -57,7 +59,7 @@ pub struct Facts {
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
     /// Name of the cipher suite in the registry of IANA.
-    pub cipher: &'static str,
+    pub cipher: &'static &'static str,
     /// The session was resumed.
     pub resumed: bool,
     /// Name the client asked for (RFC 6066 3): a DNS name, hence ASCII without blanks.
@@ -183,7 +185,6 @@ impl Handshake {
                 Ok(_) => Some(Step::Failed(Failure::Internal)),
                 Err(error) => {
                     let failure = failure_of(&error);
-                    self.input.clear();
                     drain_alert(&mut self.connection, &mut self.output);
                     return Step::Failed(failure);
                 }
@@ -258,15 +259,21 @@ fn encode<D>(mut data: EncodeTlsData<'_, D>, output: &mut Vec<u8>) -> Result<(),
 }
 
 /// Appends the alert that a failure has left behind.
+///
+/// Only while there is something to send: behind that rustls would look for messages it has seen in its input, and
+/// panic, because none is shown to it.
 fn drain_alert(connection: &mut UnbufferedServerConnection, output: &mut Vec<u8>) {
-    loop {
+    while connection.wants_write() {
         match connection.process_tls_records(&mut []).state {
             Ok(ConnectionState::EncodeTlsData(data)) => {
                 if encode(data, output).is_err() {
                     return;
                 }
             }
-            Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+            // Nothing of it can be answered any more.
+            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                while traffic.next_record().is_some() {}
+            }
             _ => return,
         }
     }

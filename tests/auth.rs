@@ -269,3 +269,44 @@ fn lmtp_names_the_message_once_for_each_of_many_recipients() {
     client.send(b"QUIT\r\n").unwrap();
     server.stop();
 }
+
+#[test]
+fn an_edge_listener_offers_what_an_attached_consumer_keeps() {
+    let dir = TestDir::new();
+    let file = dir.join("users");
+    add(&file, "jim", "pencil");
+    let options = ["--users", &file, "--auth-without-tls"];
+    let server = serve(&dir, "127.0.0.1:0,role=submission", &options);
+    let offers = || {
+        let mut client = Client::connect(server.address).unwrap();
+        client.reply().unwrap();
+        client.send(b"EHLO client.example\r\nQUIT\r\n").unwrap();
+        let reply = client.reply().unwrap();
+        let all = [
+            "DSN",
+            "DELIVERBY",
+            "FUTURERELEASE",
+            "MT-PRIORITY",
+            "RRVS",
+            "ETRN",
+            "REQUIRETLS",
+        ];
+        let offered = all.into_iter().filter(|keyword| {
+            reply
+                .lines()
+                .any(|line| line[4..].split(' ').next() == Some(keyword))
+        });
+        offered.collect::<Vec<_>>()
+    };
+    assert_eq!(offers(), Vec::<&str>::new());
+    let maildir = format!("maildir:{}", dir.join("mail"));
+    let ring = dir.ring();
+    let consumer = Process::start(&[
+        "consume", "edge", "--create", "--to", &maildir, "--ring", &ring, "--keeps", "rrvs,DSN",
+    ]);
+    wait_until("the consumer is attached", || offers() == ["DSN", "RRVS"]);
+    consumer.terminate();
+    consumer.wait();
+    wait_until("the consumer is gone", || offers().is_empty());
+    server.stop();
+}

@@ -165,6 +165,8 @@ fn a_service_manager_opens_the_sockets_and_hears_when_the_server_is_ready() {
     command.args(["-c", ACTIVATE, &path, RINGMX, "serve"]);
     command.args(["--listen", "systemd:smtp", "--listen", "systemd:local"]);
     command.args(["--http", "off", "--ring", &ring, "--ring-size", "32MiB"]);
+    // Nobody can tell who reaches a socket that somebody else has opened.
+    command.arg("--accept-any-recipient");
     command.env("NOTIFY_SOCKET", &heard);
     let process = Process::spawn(command);
     let lines = first_lines(&process, "Try:");
@@ -196,6 +198,7 @@ fn a_socket_that_was_not_handed_over_is_named() {
         "serve",
         "--listen",
         "systemd:smtp",
+        "--accept-any-recipient",
         "--http",
         "off",
         "--ring",
@@ -212,6 +215,7 @@ fn a_socket_that_was_not_handed_over_is_named() {
     command.args([
         "--listen",
         "systemd:submission",
+        "--accept-any-recipient",
         "--http",
         "off",
         "--ring",

@@ -723,6 +723,38 @@ fn record_of_an_earlier_epoch_never_follows_a_later_one() {
 }
 
 #[test]
+fn record_that_names_another_place_is_not_taken_for_the_one_of_this_place() {
+    // A write that the disk misdirected: a later record of this ring and this epoch, whole, with a number that
+    // fits behind those before it. Neither checksum nor number nor epoch tell that it does not belong here.
+    let payloads = payloads(3, 448);
+    let disk = SimDisk::new(new_ring(65_536), 0);
+    let places = fill(&disk, &payloads, 2);
+    let stray = Header {
+        position: places[2].0 + 4 * 512,
+        number: 7,
+        len: 448,
+        payload_crc: crc32c::crc32c(&payloads[2]),
+        epoch: 1,
+        kind: Kind::Message,
+        flags: 0,
+        env_len: 0,
+        hint_back: 0,
+        received_ns: 22,
+    };
+    {
+        let mut disk = disk.0.borrow_mut();
+        let place = (DATA_OFFSET + places[2].0) as usize;
+        disk.store(&stray.encode(0x5eed), place);
+        disk.store(&payloads[2], place + 64);
+    }
+    let options = OpenOptions::new(Survive::Power, 30);
+    let (log, recovery) = Log::open(disk.clone(), &options).unwrap();
+    assert_eq!((recovery.messages, recovery.head), (2, places[2].0));
+    let numbers: Vec<u64> = read_all(&disk, log.written()).1.into_keys().collect();
+    assert_eq!(numbers, [1, 2]);
+}
+
+#[test]
 fn flipped_bits_in_acknowledged_records_are_never_cut_and_never_shown() {
     let payloads = payloads(8, 200);
     let image = SimDisk::new(new_ring(65_536), 0);

@@ -4,6 +4,7 @@
     ring_reader.py RING            one JSON object per message, oldest first
     ring_reader.py RING --eml DIR  one file per message, NUMBER.eml, its exact octets
     ring_reader.py RING --raw N    the exact octets of message N
+    ring_reader.py RING --check NAME  one line per message, as in tests/golden/messages.txt
 
 Written from docs/ring-log.md. Exit code 1 when something before the checkpoint is damaged.
 """
@@ -117,7 +118,7 @@ class Ring:
                 if position >= self.checkpoint:
                     return
                 self.damaged.append(position)
-                previous, parts = None, None
+                previous = None  # What is open stays so: LAST tells whether it is whole.
                 while position < self.checkpoint and self.record(position, None) is None:
                     position += 64
                 continue
@@ -193,6 +194,10 @@ def main(arguments):
             os.makedirs(option[1], exist_ok=True)
             with open(os.path.join(option[1], "%d.eml" % record["number"]), "wb") as file:
                 file.write(body)
+        elif option[0] == "--check":
+            numbers = (record["number"], record["position"], record["received_ns"])
+            numbers += (record["env_len"], len(body))
+            print(option[1], *numbers, "%08x" % crc32c(payload))
         elif option[0] == "--raw" and record["number"] == int(option[1]):
             sys.stdout.buffer.write(body)
     return 1 if ring.damaged else 0

@@ -360,6 +360,35 @@ fn quit_behind_a_pending_commit_closes_after_the_250() {
 }
 
 #[test]
+fn a_commit_that_takes_longer_than_a_time_limit_costs_the_client_nothing() {
+    // The time-outs were measured from the client's last octet, also over the wait for its commit: in the turn of the
+    // commit a client that had said QUIT was gone before its 250 and 221 were sent, and one that waited politely got
+    // 421 behind its 250. Both had their mail stored and one of them would have sent it again.
+    let mut rig = Rig::new(options(), Survive::Power);
+    let hasty = greeted(&mut rig);
+    let patient = greeted(&mut rig);
+    rig.send(&hasty, &[MESSAGE, b"QUIT\r\n"].concat());
+    rig.send(&patient, MESSAGE);
+    assert_eq!(hasty.read(), ACCEPTED);
+    assert_eq!(patient.read(), ACCEPTED);
+    rig.pass(seconds(20 * 60));
+    assert_eq!((hasty.read(), patient.read()), ("".into(), "".into()));
+    rig.sync(true);
+    // The first sync began before the second message was written.
+    assert_eq!(
+        hasty.read(),
+        "250 2.0.0 Ok: stored as 0-1\r\n221 2.0.0 Bye\r\n"
+    );
+    rig.sync(true);
+    assert_eq!(patient.read(), "250 2.0.0 Ok: stored as 0-2\r\n");
+    rig.pass(seconds(299));
+    assert_eq!(patient.read(), "");
+    assert!(!patient.pipe.borrow().dropped);
+    rig.pass(seconds(2));
+    assert_eq!(patient.read(), "421 4.4.2 Timed out; closing\r\n");
+}
+
+#[test]
 fn half_closed_clients_still_get_the_250() {
     let mut rig = Rig::new(options(), Survive::Power);
     let client = greeted(&mut rig);

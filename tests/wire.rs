@@ -375,7 +375,7 @@ fn sigterm_under_load_drains_and_loses_nothing() {
         if let Some(refused) = ledger.refused {
             assert_eq!(refused, "421 4.3.2 Server is shutting down\r\n");
         }
-        acknowledged.extend(ledger.acknowledged);
+        acknowledged.extend(ledger.acknowledged.into_iter().map(|(key, _)| key));
     }
     let found: Vec<Key> = stored(&dir)
         .values()

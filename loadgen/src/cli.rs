@@ -13,6 +13,7 @@ use crate::plan::{
 };
 use crate::preflight;
 use crate::probe;
+use crate::processes::{self, PROCESSES_MAX, Part, Process};
 use crate::profile;
 use crate::raw::{self, RawLog};
 use crate::report::{self, Facts};
@@ -26,7 +27,7 @@ use crate::tls::{Security, TlsOptions};
 use crate::verdict::{self, State};
 use crate::verify::{self, Store};
 use crate::wire::{Address, Proxy, Sources, Target};
-use crate::worker::{Logs, Tuning};
+use crate::worker::{Logs, Shared, Tuning};
 use lexopt::prelude::*;
 use serde_json::Value;
 use std::fmt;
@@ -128,7 +129,8 @@ How
   --congestion NAME         TCP congestion control, such as reno or cubic
   --connect-burst N         connects under way at one time in each thread [64]
   --connect-attempts N      in a row before a session gives up [30]
-  --threads N               event loops [1]
+  --threads N               event loops in each process [1]
+  --processes N             share the sessions between N processes, each with its own descriptors [1]
   --cpus LIST               bind the loops to these CPUs, such as 1 or 0,1
   --spin                    never sleep
   --no-preflight            do not ask the target for its banner first
@@ -204,6 +206,8 @@ fn command(argv: Vec<String>) -> Result<u8, Stop> {
     match parser.next()? {
         Some(Value(word)) => match word.string()?.as_str() {
             "run" => run_command(parser, argv),
+            // One of `--processes`; started by `run` alone.
+            "part" => part_command(parser),
             "verify" => verify_command(parser),
             "report" => report_command(parser),
             "raw" => raw_command(parser),
@@ -401,6 +405,7 @@ pub struct Options {
     sources: Option<Sources>,
     congestion: Option<String>,
     threads: usize,
+    processes: usize,
     preflight: bool,
     owned: bool,
     quiet: bool,
@@ -419,6 +424,8 @@ pub struct Options {
     rate: Option<f64>,
     poisson: bool,
     by_connection: bool,
+    /// What all this was read from, for the processes of a run.
+    arguments: Vec<std::ffi::OsString>,
 }
 
 /// One `--fail-if`.
@@ -583,6 +590,7 @@ impl Options {
             sources: None,
             congestion: None,
             threads: 1,
+            processes: 1,
             preflight: true,
             owned: false,
             quiet: false,
@@ -601,6 +609,7 @@ impl Options {
             rate: None,
             poisson: false,
             by_connection: false,
+            arguments: Vec::new(),
         }
     }
 
@@ -772,6 +781,11 @@ impl Options {
             }
             "connect-attempts" => self.tuning.attempts_max = bad(text.parse().ok(), flag, text)?,
             "threads" => self.threads = bad(text.parse().ok().filter(|n| *n > 0), flag, text)?,
+            "processes" => {
+                let count = text.parse().ok();
+                let count = count.filter(|count| (1..=PROCESSES_MAX).contains(count));
+                self.processes = bad(count, flag, text)?;
+            }
             "cpus" => {
                 let list: Option<Vec<usize>> =
                     text.split(',').map(|cpu| cpu.parse().ok()).collect();
@@ -832,6 +846,12 @@ impl Options {
         if plan.sessions == 0 {
             plan.sessions = if self.rate.is_some() { 100 } else { 10 };
         }
+        if self.processes > 1 && plan.sessions as usize / self.processes < self.threads {
+            return Err(usage(format!(
+                "{} sessions are too few for --processes {} with {} event loop(s) each",
+                plan.sessions, self.processes, self.threads
+            )));
+        }
         if plan.messages.is_none() && plan.duration_ns.is_none() {
             let end = plan
                 .shape
@@ -889,7 +909,8 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
     }
     let files = sys::raise_descriptor_limit();
     let setting = preflight::Setting {
-        threads: options.threads as u64,
+        threads: (options.threads * options.processes) as u64,
+        processes: options.processes as u64,
         hostile: hostile::sessions(&options.hostile, options.plan.sessions),
         sources: match address {
             Address::Tcp(_) => options.sources.map_or(1, Sources::count),
@@ -907,10 +928,7 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
             eprintln!("warning: {warning}");
         }
     }
-    let security = match options.plan.tls {
-        TlsMode::Off => None,
-        _ => Some(Security::new(&options.tls, &options.target).map_err(usage)?),
-    };
+    let security = security(options)?;
     // A target behind PROXY would refuse a greeting without it.
     let greeting = if options.preflight && !options.dry_run && options.proxy.is_none() {
         probe::ask(&address, &options.plan)
@@ -949,25 +967,76 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
     })
 }
 
+/// How to secure connections, if they are to be.
+fn security(options: &Options) -> Result<Option<Security>, Stop> {
+    Ok(match options.plan.tls {
+        TlsMode::Off => None,
+        _ => Some(Security::new(&options.tls, &options.target).map_err(usage)?),
+    })
+}
+
+/// The plan with what it needs.
+fn workload(options: &Options, plan: &Plan) -> Result<Arc<Workload>, Stop> {
+    let mut load = Workload::new(plan.clone());
+    if let Some(path) = &options.corpus {
+        load.corpus = Corpus::load(path).map_err(|error| usage(format!("--corpus: {error}")))?;
+    }
+    Ok(Arc::new(load))
+}
+
+fn target(options: &Options, address: &Address, security: Option<Security>) -> Arc<Target> {
+    Arc::new(Target {
+        address: address.clone(),
+        sources: options.sources,
+        congestion: options.congestion.clone(),
+        security,
+        proxy: options.proxy,
+    })
+}
+
+/// Runs this process's share of a run: `part INDEX COUNT ADDRESS RUN` and the arguments of the run.
+fn part_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
+    let mut words = parser.raw_args()?;
+    let part = Part::take(&mut words)
+        .ok_or_else(|| usage("part is started by run --processes, never by hand"))?;
+    let arguments: Vec<std::ffi::OsString> = words.collect();
+    let mut options = Options::parse(&mut lexopt::Parser::from_args(arguments))?;
+    options.plan.run = part.run;
+    sys::raise_descriptor_limit();
+    sys::catch_interrupts();
+    let file = |path: &Path, error| usage(format!("{}: {error}", path.display()));
+    let writers = part.count as u64;
+    let logs = Logs {
+        ledger: match &options.ledger {
+            Some(path) => Some(Ledger::join(path).map_err(|error| file(path, error))?),
+            None => None,
+        },
+        raw: match &options.raw {
+            Some(path) => Some(RawLog::join(path, writers).map_err(|error| file(path, error))?),
+            None => None,
+        },
+    };
+    let address = parse_address(&part.address)?;
+    let target = target(&options, &address, security(&options)?);
+    let load = workload(&options, &options.plan)?;
+    processes::serve(&part, load, target, &options.tuning, options.threads, &logs).map_err(
+        |error| Stop {
+            code: INVALID,
+            text: format!("run failed: {error}"),
+        },
+    )?;
+    Ok(OK)
+}
+
 /// Runs `plan` once and reports on it.
 fn execute(
     options: &Options,
     prepared: &Prepared,
     plan: &Plan,
 ) -> Result<(Value, verdict::Verdict, bool), Stop> {
-    let mut load = Workload::new(plan.clone());
-    if let Some(path) = &options.corpus {
-        load.corpus = Corpus::load(path).map_err(|error| usage(format!("--corpus: {error}")))?;
-    }
-    let load = Arc::new(load);
+    let load = workload(options, plan)?;
     let resident_before = sys::resident_max();
-    let target = Arc::new(Target {
-        address: prepared.address.clone(),
-        sources: options.sources,
-        congestion: options.congestion.clone(),
-        security: prepared.security.clone(),
-        proxy: options.proxy,
-    });
+    let target = target(options, &prepared.address, prepared.security.clone());
     let stop = Arc::new(AtomicBool::new(false));
     let hostile = (!options.hostile.is_empty()).then(|| {
         let (stop, target) = (stop.clone(), target.clone());
@@ -975,14 +1044,25 @@ fn execute(
         std::thread::spawn(move || hostile::play(&target, &kinds, sessions, &stop))
     });
     let mut display = Display::new(options.quiet, &prepared.address.to_string(), plan);
-    let done = run::run(
-        load,
-        target,
-        &options.tuning,
-        options.threads,
-        &prepared.logs,
-        |shared, elapsed| display.tick(shared, elapsed),
-    );
+    let mut tick = |shared: &Shared, elapsed| display.tick(shared, elapsed);
+    let done = if options.processes > 1 {
+        let setting = processes::Setting {
+            arguments: &options.arguments,
+            address: &prepared.address,
+            processes: options.processes,
+            threads: options.threads,
+        };
+        processes::run(&setting, &load, &mut tick)
+    } else {
+        let (tuning, logs) = (&options.tuning, &prepared.logs);
+        run::run(load, target, tuning, options.threads, logs, &mut tick).map(|mut done| {
+            let raw = logs.raw.as_ref().map_or((0, 0), RawLog::counts);
+            let sessions = u64::from(plan.sessions);
+            done.processes
+                .push(Process::current(sessions, resident_before, raw));
+            done
+        })
+    };
     display.clear();
     stop.store(true, Ordering::Relaxed);
     let tallies = match hostile.map(std::thread::JoinHandle::join) {
@@ -1006,7 +1086,11 @@ fn execute(
         text: format!("run failed: {error}"),
     })?;
     let open = matches!(plan.mode, Mode::Open { .. });
-    let verdict = verdict::judge(&done.recorder, open);
+    let mut verdict = verdict::judge(&done.recorder, open);
+    if let Some(trouble) = done.trouble {
+        verdict.state = State::Invalid;
+        verdict.reasons = vec![trouble];
+    }
     let facts = Facts {
         plan,
         target: prepared.address.to_string(),
@@ -1014,6 +1098,8 @@ fn execute(
         ehlo: prepared.greeting.ehlo.clone(),
         argv: prepared.argv.clone(),
         threads: options.threads,
+        processes: &done.processes,
+        processes_asked: options.processes,
         interrupted: done.interrupted,
         ledger: options
             .ledger
@@ -1022,13 +1108,12 @@ fn execute(
         ceiling: options.ceiling,
     };
     let mut report = report::run(&facts, &done.recorder, &verdict);
-    let grown = sys::resident_max().saturating_sub(resident_before);
-    report["generator"]["resident_per_session_bytes"] =
-        (grown / u64::from(plan.sessions.max(1))).into();
-    if let (Some(path), Some(raw)) = (&options.raw, &prepared.logs.raw) {
-        let (lines, left_out) = raw.counts();
+    if let Some(path) = &options.raw {
+        let sum = |part: fn(&Process) -> u64| done.processes.iter().map(part).sum::<u64>();
         report["raw"] = serde_json::json!({
-            "file": path.display().to_string(), "lines": lines, "left_out": left_out,
+            "file": path.display().to_string(),
+            "lines": sum(|process| process.raw.0),
+            "left_out": sum(|process| process.raw.1),
         });
     }
     report["preflight"] = prepared.warnings.clone().into();
@@ -1039,7 +1124,9 @@ fn execute(
 }
 
 fn run_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
-    let options = Options::parse(&mut parser)?;
+    let arguments: Vec<std::ffi::OsString> = parser.raw_args()?.collect();
+    let mut options = Options::parse(&mut lexopt::Parser::from_args(arguments.clone()))?;
+    options.arguments = arguments;
     let prepared = prepare(&options, argv)?;
     if options.dry_run {
         return dry_run(&options);
@@ -1223,6 +1310,9 @@ impl SearchOptions {
         }
         if options.raw.is_some() {
             return Err(usage("--raw describes one run; use it with run"));
+        }
+        if options.processes > 1 {
+            return Err(usage("--processes goes with run; here use --threads"));
         }
         Ok(search)
     }

@@ -121,6 +121,21 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// All faults.
+    pub const ALL: [Self; 11] = [
+        Self::Refused,
+        Self::Reset,
+        Self::Closed,
+        Self::Timeout,
+        Self::Protocol,
+        Self::Tls,
+        Self::Unusable,
+        Self::Unreachable,
+        Self::OutOfDescriptors,
+        Self::OutOfPorts,
+        Self::Local,
+    ];
+
     /// Its name in reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -308,6 +323,8 @@ struct Transaction {
 /// Scratch for rendering; one for all sessions of a worker.
 pub struct Desk {
     load: std::sync::Arc<Workload>,
+    /// Whose addresses `from` and `to` are.
+    seq: Option<u64>,
     from: Vec<u8>,
     to: Vec<u8>,
 }
@@ -317,8 +334,24 @@ impl Desk {
     pub fn new(load: std::sync::Arc<Workload>) -> Self {
         Self {
             load,
+            seq: None,
             from: Vec::new(),
             to: Vec::new(),
+        }
+    }
+
+    /// Lays out sender and first recipient of message `seq`, unless they lie there already; `to` is the recipient if
+    /// it is known.
+    fn address(&mut self, seq: u64, to: Option<&[u8]>) {
+        if self.seq != Some(seq) {
+            self.seq = Some(seq);
+            self.from.clear();
+            self.to.clear();
+            self.load.plan.sender(seq, &mut self.from);
+            match to {
+                Some(to) => self.to.extend_from_slice(to),
+                None => self.load.plan.recipient(seq, 0, &mut self.to),
+            }
         }
     }
 
@@ -358,6 +391,11 @@ impl Outgoing {
         self.cursor = Cursor::default();
     }
 
+    /// Returns all that is left to send when it is in one piece, as all but large messages are.
+    pub fn only_slice(&self) -> Option<&[u8]> {
+        (self.cursor.left() == 0 && self.tail.is_empty()).then(|| &self.head[self.head_at..])
+    }
+
     /// Fills `slices` with the next bytes to send; returns how many slices were filled.
     pub fn slices<'a>(&'a self, desk: &'a Desk, slices: &mut [std::io::IoSlice<'a>]) -> usize {
         let mut used = 0;
@@ -388,6 +426,11 @@ impl Outgoing {
         let head = len.min(self.head.len() - self.head_at);
         self.head_at += head;
         len -= head;
+        if self.head_at == self.head.len() && self.only_slice().is_some() {
+            self.head.clear();
+            self.head_at = 0;
+            return;
+        }
         while len > 0 && self.cursor.left() > 0 {
             let load = &desk.load;
             let part = len.min(load.filler.slice(&load.corpus, &self.cursor).len());
@@ -419,8 +462,31 @@ pub struct Client {
     body_ns: u64,
     /// The message in hand and how much of it was queued, when it goes in several chunks.
     chunked: (Vec<u8>, usize),
+    /// First recipient of the message in hand: rendered once, said in RCPT and in the message.
+    recipient: Short,
     /// Raised with each reply; the owner's timers look at it.
     pub replies: u64,
+}
+
+/// A text of at most 63 octets, kept in place: an idle session owns no heap for it.
+struct Short {
+    len: u8,
+    text: [u8; 63],
+}
+
+impl Short {
+    fn set(&mut self, text: &[u8]) {
+        self.len = u8::MAX;
+        if let Some(room) = self.text.get_mut(..text.len()) {
+            room.copy_from_slice(text);
+            self.len = text.len() as u8;
+        }
+    }
+
+    /// Returns the text last set, unless it was too long.
+    fn as_slice(&self) -> Option<&[u8]> {
+        self.text.get(..usize::from(self.len))
+    }
 }
 
 impl Default for Client {
@@ -437,6 +503,10 @@ impl Default for Client {
             data_end_ns: 0,
             body_ns: 0,
             chunked: (Vec::new(), 0),
+            recipient: Short {
+                len: 0,
+                text: [0; 63],
+            },
             replies: 0,
         }
     }
@@ -542,16 +612,14 @@ impl Client {
         });
         self.sent_ns = now;
         self.state = State::Mail;
-        let load = desk.load.clone();
+        desk.address(spec.seq, None);
+        self.recipient.set(&desk.to);
+        let load = &*desk.load;
         let plan = &load.plan;
-        desk.from.clear();
-        desk.to.clear();
-        plan.sender(spec.seq, &mut desk.from);
-        plan.recipient(spec.seq, 0, &mut desk.to);
         let out = &mut self.out.head;
         out.extend_from_slice(b"MAIL FROM:<");
         out.extend_from_slice(&desk.from);
-        out.push(b'>');
+        out.extend_from_slice(b">");
         let real = load
             .corpus_index(spec.seq)
             .map(|index| &load.corpus.entries[index]);
@@ -584,7 +652,7 @@ impl Client {
         out.extend_from_slice(b"\r\n");
         if self.is_pipelined(plan) {
             for index in 0..spec.recipients {
-                self.push_recipient(plan, spec.seq, index);
+                self.push_recipient(desk, spec.seq, index);
             }
             if self.is_chunked(plan) {
                 self.push_message(now, desk);
@@ -860,11 +928,15 @@ impl Client {
         }
     }
 
-    fn push_recipient(&mut self, plan: &Plan, seq: u64, index: u32) {
+    fn push_recipient(&mut self, desk: &Desk, seq: u64, index: u32) {
+        let plan = &desk.load.plan;
         let out = &mut self.out.head;
         out.extend_from_slice(b"RCPT TO:<");
-        plan.recipient(seq, index, out);
-        out.push(b'>');
+        match self.recipient.as_slice() {
+            Some(first) if index == 0 => out.extend_from_slice(first),
+            _ => plan.recipient(seq, index, out),
+        }
+        out.extend_from_slice(b">");
         if let Some(dsn) = plan.dsn.as_ref().filter(|_| self.offers.dsn) {
             // RFC 3461 4.1.
             out.extend_from_slice(b" NOTIFY=");
@@ -884,8 +956,7 @@ impl Client {
         desk: &mut Desk,
         events: &mut impl Events,
     ) {
-        let load = desk.load.clone();
-        let pipelined = self.is_pipelined(&load.plan);
+        let pipelined = self.is_pipelined(desk.plan());
         let Some(transaction) = &mut self.transaction else {
             return;
         };
@@ -898,7 +969,7 @@ impl Client {
             }
         } else if !pipelined {
             let seq = transaction.spec.seq;
-            self.push_recipient(&load.plan, seq, 0);
+            self.push_recipient(desk, seq, 0);
             self.sent_ns = now;
         }
     }
@@ -911,9 +982,8 @@ impl Client {
         desk: &mut Desk,
         events: &mut impl Events,
     ) {
-        let load = desk.load.clone();
-        let pipelined = self.is_pipelined(&load.plan);
-        let chunked = self.is_chunked(&load.plan);
+        let pipelined = self.is_pipelined(desk.plan());
+        let chunked = self.is_chunked(desk.plan());
         let Some(transaction) = &mut self.transaction else {
             return;
         };
@@ -927,7 +997,7 @@ impl Client {
         let (spec, answered) = (transaction.spec, transaction.answered);
         if answered < spec.recipients {
             if !pipelined {
-                self.push_recipient(&load.plan, spec.seq, answered);
+                self.push_recipient(desk, spec.seq, answered);
                 self.sent_ns = now;
             }
             return;
@@ -937,7 +1007,7 @@ impl Client {
             transaction.spoilt = None;
         }
         let spoilt = transaction.spoilt;
-        if load.plan.protocol == Protocol::Lmtp {
+        if desk.plan().protocol == Protocol::Lmtp {
             transaction.finals = transaction.accepted.max(1);
         }
         self.state = if chunked { State::Final } else { State::Data };
@@ -986,17 +1056,14 @@ impl Client {
 
     /// Queues the message, after BDAT or for DATA.
     fn push_message(&mut self, now: u64, desk: &mut Desk) {
-        let load = desk.load.clone();
-        let chunked = self.is_chunked(&load.plan);
+        let chunked = self.is_chunked(desk.plan());
         let Some(transaction) = &mut self.transaction else {
             return;
         };
         let spec = transaction.spec;
-        // Other sessions have used the desk since this transaction began.
-        desk.from.clear();
-        desk.to.clear();
-        load.plan.sender(spec.seq, &mut desk.from);
-        load.plan.recipient(spec.seq, 0, &mut desk.to);
+        // Other sessions may have used the desk since this transaction began.
+        desk.address(spec.seq, self.recipient.as_slice());
+        let load = &*desk.load;
         if chunked && load.plan.chunk > 0 {
             self.chunked.0.clear();
             self.chunked.1 = 0;
@@ -1111,8 +1178,7 @@ impl Client {
         desk: &mut Desk,
         events: &mut impl Events,
     ) {
-        let load = desk.load.clone();
-        let pipelined = self.is_pipelined(&load.plan);
+        let pipelined = self.is_pipelined(desk.plan());
         let Some(transaction) = &mut self.transaction else {
             return;
         };
@@ -1120,7 +1186,7 @@ impl Client {
         events.latency(Phase::Chunk, now.saturating_sub(self.sent_ns));
         if (200..300).contains(&code) {
             if !pipelined {
-                self.push_chunk(&load.plan);
+                self.push_chunk(desk.plan());
                 self.sent_ns = now;
             }
             return;

@@ -46,6 +46,16 @@ impl Ledger {
         })
     }
 
+    /// Opens the file that another process of the run has begun with `create`.
+    ///
+    /// **Errors**: it can't be opened.
+    pub fn join(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: Arc::new(OpenOptions::new().append(true).open(path)?),
+            buf: Vec::with_capacity(64 << 10),
+        })
+    }
+
     /// Makes another writer of the same file.
     pub fn share(&self) -> Self {
         Self {

@@ -346,16 +346,18 @@ pub fn render(
     out.resize(out.len() + STAMP, b' ');
     out.extend_from_slice(b"\r\n");
     let head = out.len();
+    let mut digits = [0; 20];
+    let (seq_text, run_text) = (decimal(seq, 10, &mut digits), hex(run));
     out.extend_from_slice(b"From: <");
     out.extend_from_slice(from);
     out.extend_from_slice(b">\r\nTo: <");
     out.extend_from_slice(to);
     out.extend_from_slice(b">\r\nSubject: smtp-loadgen ");
-    push_decimal(seq, 10, out);
+    out.extend_from_slice(seq_text);
     out.extend_from_slice(b"\r\nMessage-ID: <");
-    push_hex(run, out);
+    out.extend_from_slice(&run_text);
     out.push(b'.');
-    push_decimal(seq, 10, out);
+    out.extend_from_slice(seq_text);
     out.extend_from_slice(b"@loadgen.example>\r\n");
     out.extend_from_slice(FIXED);
     out.extend_from_slice(b"\r\n");
@@ -371,9 +373,9 @@ pub fn render(
         hash,
     };
     out.extend_from_slice(b"v=1 run=");
-    push_hex(run, out);
+    out.extend_from_slice(&run_text);
     out.extend_from_slice(b" seq=");
-    push_decimal(seq, 10, out);
+    out.extend_from_slice(seq_text);
     out.extend_from_slice(b" len=");
     push_decimal(len, 10, out);
     out.extend_from_slice(b" hash=");
@@ -389,26 +391,53 @@ pub fn render_tail(body: Body, out: &mut Vec<u8>) {
     tail_line(body.tail, out);
 }
 
+/// The digits of each octet, and of each number below 100.
+const HEX_PAIRS: [[u8; 2]; 256] = pairs(b"0123456789abcdef");
+const DECIMAL_PAIRS: [[u8; 2]; 100] = pairs(b"0123456789");
+
+const fn pairs<const COUNT: usize, const BASE: usize>(digits: &[u8; BASE]) -> [[u8; 2]; COUNT] {
+    let mut table = [[0; 2]; COUNT];
+    let mut index = 0;
+    while index < COUNT {
+        table[index] = [digits[index / BASE], digits[index % BASE]];
+        index += 1;
+    }
+    table
+}
+
+/// Returns `value` as 16 hexadecimal digits.
+fn hex(value: u64) -> [u8; 16] {
+    let mut text = [0; 16];
+    for (index, pair) in text.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        *pair = HEX_PAIRS[(value >> (56 - 8 * index)) as usize & 0xff];
+    }
+    text
+}
+
 /// Appends `value` as 16 hexadecimal digits.
 pub fn push_hex(value: u64, out: &mut Vec<u8>) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = [0; 16];
-    for (index, byte) in text.iter_mut().enumerate() {
-        *byte = DIGITS[(value >> (60 - 4 * index)) as usize & 15];
+    out.extend_from_slice(&hex(value));
+}
+
+/// Writes `value` with at least `width` digits, `width` at most 20, to the end of `text`; returns the digits.
+fn decimal(mut value: u64, width: usize, text: &mut [u8; 20]) -> &[u8] {
+    *text = [b'0'; 20];
+    let mut at = text.len();
+    while value >= 10 {
+        at -= 2;
+        text[at..at + 2].copy_from_slice(&DECIMAL_PAIRS[(value % 100) as usize]);
+        value /= 100;
     }
-    out.extend_from_slice(&text);
+    if value > 0 {
+        at -= 1;
+        text[at] = b'0' + value as u8;
+    }
+    &text[at.min(text.len() - width)..]
 }
 
 /// Appends `value` with at least `width` digits, `width` at most 20.
-pub fn push_decimal(mut value: u64, width: usize, out: &mut Vec<u8>) {
-    let mut text = [b'0'; 20];
-    let mut at = text.len();
-    while value > 0 {
-        at -= 1;
-        text[at] = b'0' + (value % 10) as u8;
-        value /= 10;
-    }
-    out.extend_from_slice(&text[at.min(text.len() - width)..]);
+pub fn push_decimal(value: u64, width: usize, out: &mut Vec<u8>) {
+    out.extend_from_slice(decimal(value, width, &mut [0; 20]));
 }
 
 /// What a stored message turned out to be.
@@ -533,6 +562,24 @@ pub fn whole_into(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn digits_are_those_of_the_standard_library() {
+        let values = (0..64).flat_map(|bit| [(1u64 << bit) - 1, 1 << bit]);
+        for value in values
+            .chain(0..1100)
+            .chain([u64::MAX, 9_999_999_999, 10_000_000_000])
+        {
+            for width in [1, 2, 10, 20] {
+                let mut text = b"=".to_vec();
+                push_decimal(value, width, &mut text);
+                assert_eq!(text, format!("={value:0width$}").into_bytes());
+            }
+            let mut text = b"=".to_vec();
+            push_hex(value, &mut text);
+            assert_eq!(text, format!("={value:016x}").into_bytes());
+        }
+    }
 
     const FROM: &[u8] = b"sender@loadgen.example";
     const TO: &[u8] = b"user@test.example";

@@ -246,6 +246,17 @@ impl Addresses {
         }
     }
 
+    /// Returns the one address that there is, if it never varies.
+    fn constant(&self) -> Option<&[u8]> {
+        match &self.choices[..] {
+            [pieces] => match &pieces[..] {
+                [Piece::Text(text)] => Some(text),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Whether every address is ASCII.
     pub fn is_ascii(&self) -> bool {
         self.choices.iter().flatten().all(|piece| match piece {
@@ -455,12 +466,19 @@ impl Plan {
 
     /// Appends the sender of message `seq`.
     pub fn sender(&self, seq: u64, out: &mut Vec<u8>) {
-        self.from
-            .render(seq, &mut Rng::keyed(self.seed, 3, seq), out);
+        match self.from.constant() {
+            Some(text) => out.extend_from_slice(text),
+            None => self
+                .from
+                .render(seq, &mut Rng::keyed(self.seed, 3, seq), out),
+        }
     }
 
     /// Appends the recipient number `index` of message `seq`.
     pub fn recipient(&self, seq: u64, index: u32, out: &mut Vec<u8>) {
+        if let Some(text) = self.to.constant() {
+            return out.extend_from_slice(text);
+        }
         let mut rng = Rng::keyed(self.seed, 4 + u64::from(index), seq);
         self.to.render(seq, &mut rng, out);
     }

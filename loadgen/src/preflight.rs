@@ -54,8 +54,10 @@ impl Machine {
 /// How the plan is to be run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// Event loops.
+    /// Event loops of all processes.
     pub threads: u64,
+    /// Processes that share the sessions.
+    pub processes: u64,
     /// Sessions that misbehave beside the others.
     pub hostile: u64,
     /// Addresses to connect from; 0 for a UNIX socket, which needs no port.
@@ -106,12 +108,15 @@ fn connections(plan: &Plan) -> Option<f64> {
 pub fn judge(plan: &Plan, setting: Setting, machine: Machine) -> Result<Vec<String>, String> {
     let mut warnings = Vec::new();
     let sessions = u64::from(plan.sessions);
-    let files = sessions + setting.hostile + 32;
+    let each = sessions.div_ceil(setting.processes.max(1));
+    let files = each + setting.hostile + 32;
     if files > machine.files {
+        let room = machine.files.saturating_sub(setting.hostile + 32).max(1);
         return Err(format!(
-            "{sessions} sessions need {files} file descriptors and {} are allowed; \
-             raise `ulimit -n`",
-            machine.files
+            "{each} sessions need {files} file descriptors and {} are allowed in one process; \
+             raise `ulimit -n`, or use --processes {}",
+            machine.files,
+            sessions.div_ceil(room)
         ));
     }
     let ports = machine.ports.saturating_mul(setting.sources);
@@ -139,8 +144,8 @@ pub fn judge(plan: &Plan, setting: Setting, machine: Machine) -> Result<Vec<Stri
     }
     if setting.threads > machine.cpus {
         warnings.push(format!(
-            "{} event loops share {} CPUs; use --threads {}",
-            setting.threads, machine.cpus, machine.cpus
+            "{} event loops share {} CPUs; use fewer --threads or --processes",
+            setting.threads, machine.cpus
         ));
     } else if setting.local && setting.threads == machine.cpus {
         warnings.push(format!(
@@ -209,6 +214,7 @@ mod tests {
     };
     const SETTING: Setting = Setting {
         threads: 1,
+        processes: 1,
         hostile: 0,
         sources: 1,
         local: true,
@@ -226,7 +232,8 @@ mod tests {
         many.sessions = 1000;
         assert_eq!(
             refusal(&many, MACHINE),
-            "1000 sessions need 1032 file descriptors and 1024 are allowed; raise `ulimit -n`"
+            "1000 sessions need 1032 file descriptors and 1024 are allowed in one process; raise \
+             `ulimit -n`, or use --processes 2"
         );
         many.sessions = 30_000;
         let wide = Machine {
@@ -273,7 +280,7 @@ mod tests {
         let threads = |threads: u64| Setting { threads, ..SETTING };
         assert_eq!(
             said(&plan(), threads(5)),
-            ["5 event loops share 4 CPUs; use --threads 4"]
+            ["5 event loops share 4 CPUs; use fewer --threads or --processes"]
         );
         assert!(said(&plan(), threads(4))[0].starts_with("4 event loops leave the target none"));
         let mut heavy = plan();

@@ -58,6 +58,19 @@ impl RawLog {
         })
     }
 
+    /// Opens the file that another process of the run has begun with `create`; `writers` processes
+    /// share the lines it may have.
+    ///
+    /// **Errors**: it can't be opened.
+    pub fn join(path: &Path, writers: u64) -> io::Result<Self> {
+        Ok(Self {
+            file: Arc::new(File::options().append(true).open(path)?),
+            buf: Vec::with_capacity(64 << 10),
+            asked: Arc::default(),
+            lines_max: LINES_MAX / writers.max(1),
+        })
+    }
+
     /// Makes another writer of the same file.
     pub fn share(&self) -> Self {
         Self {

@@ -97,18 +97,47 @@ impl Row {
         0
     }
 
+    /// Returns all numbers but the latencies: nine that add up, then two of which the larger counts.
+    pub fn numbers(&mut self) -> ([&mut u64; 9], [&mut u64; 2]) {
+        let Self {
+            offered,
+            sent,
+            accepted,
+            deferred,
+            rejected,
+            failed,
+            bytes,
+            connections,
+            cpu_ns,
+            lag_ns,
+            max_ns,
+            cells: _,
+        } = self;
+        (
+            [
+                offered,
+                sent,
+                accepted,
+                deferred,
+                rejected,
+                failed,
+                bytes,
+                connections,
+                cpu_ns,
+            ],
+            [lag_ns, max_ns],
+        )
+    }
+
     fn merge(&mut self, other: &Self) {
-        self.offered += other.offered;
-        self.sent += other.sent;
-        self.accepted += other.accepted;
-        self.deferred += other.deferred;
-        self.rejected += other.rejected;
-        self.failed += other.failed;
-        self.bytes += other.bytes;
-        self.connections += other.connections;
-        self.cpu_ns += other.cpu_ns;
-        self.lag_ns = self.lag_ns.max(other.lag_ns);
-        self.max_ns = self.max_ns.max(other.max_ns);
+        let mut other = other.clone();
+        let ((sums, peaks), (more, others)) = (self.numbers(), other.numbers());
+        for (mine, theirs) in sums.into_iter().zip(more) {
+            *mine += *theirs;
+        }
+        for (mine, theirs) in peaks.into_iter().zip(others) {
+            *mine = (*mine).max(*theirs);
+        }
         for (cell, more) in self.cells.iter_mut().zip(other.cells.iter()) {
             *cell += more;
         }
@@ -174,25 +203,56 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// Returns all of them, in one fixed order.
+    pub fn counts(&mut self) -> [&mut u64; 18] {
+        // Without a rest pattern: a count that is missing here does not compile.
+        let Self {
+            attempted,
+            accepted,
+            deferred,
+            rejected,
+            failed,
+            unfinished,
+            unsent,
+            message_bytes,
+            written_bytes,
+            read_bytes,
+            connections,
+            window_accepted,
+            window_bytes,
+            window_connections,
+            window_sent,
+            window_offered,
+            above_range,
+            retransmits,
+        } = self;
+        [
+            attempted,
+            accepted,
+            deferred,
+            rejected,
+            failed,
+            unfinished,
+            unsent,
+            message_bytes,
+            written_bytes,
+            read_bytes,
+            connections,
+            window_accepted,
+            window_bytes,
+            window_connections,
+            window_sent,
+            window_offered,
+            above_range,
+            retransmits,
+        ]
+    }
+
     fn merge(&mut self, other: &Self) {
-        self.attempted += other.attempted;
-        self.accepted += other.accepted;
-        self.deferred += other.deferred;
-        self.rejected += other.rejected;
-        self.failed += other.failed;
-        self.unfinished += other.unfinished;
-        self.unsent += other.unsent;
-        self.message_bytes += other.message_bytes;
-        self.written_bytes += other.written_bytes;
-        self.read_bytes += other.read_bytes;
-        self.connections += other.connections;
-        self.window_accepted += other.window_accepted;
-        self.window_bytes += other.window_bytes;
-        self.window_connections += other.window_connections;
-        self.window_sent += other.window_sent;
-        self.window_offered += other.window_offered;
-        self.above_range += other.above_range;
-        self.retransmits += other.retransmits;
+        let mut other = *other;
+        for (mine, theirs) in self.counts().into_iter().zip(other.counts()) {
+            *mine += *theirs;
+        }
     }
 }
 
@@ -225,6 +285,8 @@ pub struct Recorder {
     index: Box<[[u16; 600]; PHASES]>,
     /// What TLS handshakes came to, and how many.
     pub tls: Vec<(Agreed, u64)>,
+    /// TCP congestion control of the first connection, as its socket says.
+    pub congestion: Option<String>,
     /// One row a second from the start.
     pub rows: Vec<Row>,
     /// CPU use, one entry for each worker.
@@ -248,6 +310,7 @@ impl Recorder {
             kinds: Vec::new(),
             index: Box::new([[0; 600]; PHASES]),
             tls: Vec::new(),
+            congestion: None,
             rows: Vec::new(),
             loads: Vec::new(),
             window: (from_ns, to_ns),
@@ -396,6 +459,9 @@ impl Recorder {
                 .expect("invariant: all histograms have one shape");
         }
         self.totals.merge(&other.totals);
+        if self.congestion.is_none() {
+            self.congestion.clone_from(&other.congestion);
+        }
         for (agreed, count) in &other.tls {
             self.secured(*agreed, *count);
         }

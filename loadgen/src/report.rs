@@ -6,6 +6,7 @@
 use crate::client::Phase;
 use crate::hdr;
 use crate::plan::{Mode, Plan};
+use crate::processes::Process;
 use crate::raw::Summary;
 use crate::recorder::{Recorder, Row};
 use crate::verdict::{Verdict, busiest};
@@ -32,8 +33,12 @@ pub struct Facts<'a> {
     pub ehlo: Vec<String>,
     /// The command line.
     pub argv: Vec<String>,
-    /// Threads used.
+    /// Event loops of each process.
     pub threads: usize,
+    /// Processes that reported.
+    pub processes: &'a [Process],
+    /// Processes asked for.
+    pub processes_asked: usize,
     /// Ended by a signal.
     pub interrupted: bool,
     /// Whether a ledger was written.
@@ -187,6 +192,7 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
         } => ("open poisson", Some(rate)),
     };
     let accepted_per_s = per_s(totals.window_accepted);
+    let sum = |part: fn(&Process) -> u64| facts.processes.iter().map(part).sum::<u64>();
     let mut value = json!({
         "schema": SCHEMA,
         "tool": { "name": "smtp-loadgen", "version": env!("CARGO_PKG_VERSION") },
@@ -208,6 +214,7 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
             "rate_per_s": rate,
             "sessions": facts.plan.sessions,
             "threads": facts.threads,
+            "processes": facts.processes_asked,
             "seed": facts.plan.seed,
             "run": format!("{:016x}", facts.plan.run),
             "plan_hash": format!("{:016x}", facts.plan.hash()),
@@ -264,7 +271,15 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
             "threads": recorder.loads.iter().map(|load| json!({
                 "cpu_ns": load.cpu_ns, "waited_ns": load.waited_ns, "wall_ns": load.wall_ns,
             })).collect::<Vec<_>>(),
-            "resident_max_bytes": crate::sys::resident_max(),
+            "processes": facts.processes.iter().map(|process| json!({
+                "pid": process.pid,
+                "sessions": process.sessions,
+                "resident_max_bytes": process.resident_max,
+            })).collect::<Vec<_>>(),
+            "resident_max_bytes": sum(|process| process.resident_max),
+            "resident_per_session_bytes":
+                sum(|process| process.resident_grown) / sum(|process| process.sessions).max(1),
+            "congestion_control": recorder.congestion,
             "ceiling_per_s": facts.ceiling,
             "ceiling_share": facts.ceiling.map(|ceiling| accepted_per_s / ceiling),
         },
@@ -548,20 +563,27 @@ pub fn text(report: &Value) -> String {
     let config = &report["config"];
     let _ = writeln!(
         text,
-        "\nGenerator   cpu {:.0} % of a core, with waiting {:.0} %, in the busiest of {} thread(s); \
-         resident {}{}{}",
+        "\nGenerator   cpu {:.0} % of a core, with waiting {:.0} %, in the busiest of {} thread(s){}; \
+         resident {}{}{}{}",
         generator["cpu_share"].as_f64().unwrap_or(0.0) * 100.0,
         generator["cpu_wanted_share"].as_f64().unwrap_or(0.0) * 100.0,
-        config["threads"],
+        generator["threads"].as_array().map_or(0, Vec::len),
+        match config["processes"].as_u64() {
+            Some(processes @ 2..) => format!(" of {processes} processes"),
+            _ => String::new(),
+        },
         size(generator["resident_max_bytes"].as_f64().unwrap_or(0.0)),
         match config["sessions"].as_u64() {
             // With few sessions the fixed part would be counted against them.
-            Some(1000..) => format!(
+            Some(10_000..) => format!(
                 ", {} bytes a session",
                 generator["resident_per_session_bytes"]
             ),
             _ => String::new(),
         },
+        generator["congestion_control"]
+            .as_str()
+            .map_or(String::new(), |name| format!("; congestion control {name}")),
         generator["ceiling_share"]
             .as_f64()
             .map_or(String::new(), |share| format!(

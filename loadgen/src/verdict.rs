@@ -2,10 +2,13 @@
 //!
 //! The rules, first match wins; `docs/loadgen.md` repeats them:
 //!
-//! 1. no message accepted, or errors of this machine: INVALID
+//! 1. no message accepted, or errors of this machine: INVALID; but GENERATOR SATURATED if no
+//!    message went wrong either and a worker waited for a CPU half of the window
 //! 2. a worker was busy 90 % of the window, or 95 % with its waits for a CPU: GENERATOR SATURATED
 //! 3. open loop, messages started more than 1 ms late at p99 with a session free: the same
-//! 4. open loop, more than 0.1 % never begun or less than 99 % answered: TARGET SATURATED
+//! 4. open loop, more than 0.1 % never begun or less than 99 % answered: TARGET SATURATED, unless a
+//!    worker waited for a CPU half of the window: then the sessions look busy because their replies
+//!    lie unread, and it is GENERATOR SATURATED
 //! 5. else VALID
 
 use crate::recorder::Recorder;
@@ -39,6 +42,8 @@ impl State {
 const BUSY_MAX: f64 = 0.90;
 /// Share of the window, waiting for a CPU included, from which on it counts as starved.
 const WANTED_MAX: f64 = 0.95;
+/// Share of the window spent waiting for a CPU from which on a backlog is not the target's.
+const WAITED_MAX: f64 = 0.50;
 /// Lateness at p99 from which on the generator counts as too slow, ns.
 const LAG_MAX_NS: u64 = 1_000_000;
 
@@ -90,6 +95,21 @@ pub fn judge(recorder: &Recorder, open: bool) -> Verdict {
             format!("{local} errors of this machine: {sample}"),
         );
     }
+    let (used, wanted) = busiest(recorder);
+    let waited = wanted - used;
+    let short = recorder.window.1.saturating_sub(recorder.window.0) < 100_000_000;
+    if totals.window_accepted == 0
+        && totals.deferred + totals.rejected + totals.failed == 0
+        && waited >= WAITED_MAX
+        && !short
+    {
+        let reason = format!(
+            "nothing came about: a worker waited for a CPU {:.0} % of the time, because something \
+             else has its core",
+            waited * 1e2
+        );
+        return verdict(State::GeneratorSaturated, reason);
+    }
     if totals.accepted == 0 {
         return verdict(State::Invalid, "no message was accepted".into());
     }
@@ -97,8 +117,6 @@ pub fn judge(recorder: &Recorder, open: bool) -> Verdict {
         let reason = "no message was accepted within the measured window";
         return verdict(State::Invalid, reason.into());
     }
-    let (used, wanted) = busiest(recorder);
-    let short = recorder.window.1.saturating_sub(recorder.window.0) < 100_000_000;
     if (used >= BUSY_MAX || wanted >= WANTED_MAX) && !short {
         let reason = if used >= BUSY_MAX {
             format!(
@@ -125,19 +143,29 @@ pub fn judge(recorder: &Recorder, open: bool) -> Verdict {
             return verdict(State::GeneratorSaturated, reason);
         }
         let planned = totals.attempted + totals.unsent;
-        if totals.unsent * 1000 > planned {
-            let reason = format!(
+        let behind = if totals.unsent * 1000 > planned {
+            Some(format!(
                 "{} of {planned} planned messages were never begun",
                 totals.unsent
-            );
-            return verdict(State::TargetSaturated, reason);
-        }
-        if totals.window_accepted * 100 < totals.window_offered * 99 {
-            let reason = format!(
+            ))
+        } else if totals.window_accepted * 100 < totals.window_offered * 99 {
+            Some(format!(
                 "{} of {} offered messages were accepted in the window",
                 totals.window_accepted, totals.window_offered
+            ))
+        } else {
+            None
+        };
+        if let Some(reason) = behind {
+            if waited < WAITED_MAX || short {
+                return verdict(State::TargetSaturated, reason);
+            }
+            let reason = format!(
+                "{reason}, and a worker waited for a CPU {:.0} % of the time: something else has \
+                 its core",
+                waited * 1e2
             );
-            return verdict(State::TargetSaturated, reason);
+            return verdict(State::GeneratorSaturated, reason);
         }
         let reason = format!(
             "the offered rate was kept; this generator used {:.0} % of a CPU",
@@ -218,6 +246,34 @@ mod tests {
         short.totals.window_offered = 1100;
         assert_eq!(judge(&short, true).state, State::TargetSaturated);
         assert_eq!(judge(&recorder(0.3, 0.0, true), true).state, State::Valid);
+    }
+
+    #[test]
+    fn a_backlog_of_a_starved_generator_is_not_the_targets() {
+        // Symptom: few sessions, a generator that ran 0.4 % and waited 92 % of the time. Replies
+        // lay unread, so that no session was free, and the target was blamed.
+        let mut starved = recorder(0.004, 0.92, true);
+        starved.totals.unsent = 900;
+        let verdict = judge(&starved, true);
+        assert_eq!(verdict.state, State::GeneratorSaturated);
+        assert_eq!(
+            verdict.reasons,
+            [
+                "900 of 1900 planned messages were never begun, and a worker waited for a CPU \
+                 92 % of the time: something else has its core"
+            ]
+        );
+        // A rate that was kept all the same is kept.
+        let kept = recorder(0.004, 0.92, true);
+        assert_eq!(judge(&kept, true).state, State::Valid);
+        let mut nothing = recorder(0.001, 0.98, false);
+        (nothing.totals.accepted, nothing.totals.window_accepted) = (0, 0);
+        assert_eq!(judge(&nothing, false).state, State::GeneratorSaturated);
+        nothing.totals.rejected = 1;
+        assert_eq!(judge(&nothing, false).state, State::Invalid);
+        let mut short_of_cpu = recorder(0.3, 0.3, true);
+        short_of_cpu.totals.unsent = 900;
+        assert_eq!(judge(&short_of_cpu, true).state, State::TargetSaturated);
     }
 
     #[test]

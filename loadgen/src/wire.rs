@@ -187,6 +187,16 @@ impl Wire {
         })
     }
 
+    /// Returns the congestion control in force, of a TCP connection.
+    pub fn congestion(&self) -> Option<String> {
+        let Stream::Tcp(stream) = &self.stream else {
+            return None;
+        };
+        let name = socket2::SockRef::from(stream).tcp_congestion().ok()?;
+        let text = name.split(|byte| *byte == 0).next()?;
+        Some(String::from_utf8_lossy(text).into_owned())
+    }
+
     /// Registers for both directions, once.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let both = Interest::READABLE | Interest::WRITABLE;
@@ -299,13 +309,13 @@ impl Wire {
             self.preface.drain(..len);
             return Ok(0);
         }
+        if let (None, Some(bytes)) = (&self.tls, out.only_slice()) {
+            return self.stream.write(bytes);
+        }
         let mut slices = [IoSlice::new(&[]); 40];
         let used = out.slices(desk, &mut slices);
         let Some(tls) = &mut self.tls else {
-            return match used {
-                1 => self.stream.write(&slices[0]),
-                _ => self.stream.write_vectored(&slices[..used]),
-            };
+            return self.stream.write_vectored(&slices[..used]);
         };
         if tls.wants_write() {
             tls.write_tls(&mut self.stream)?;

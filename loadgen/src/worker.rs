@@ -20,7 +20,7 @@ use std::collections::BinaryHeap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often time-outs are looked for.
 const SCAN_NS: u64 = 100_000_000;
@@ -29,13 +29,15 @@ const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// How long a server may take to close after its reply to QUIT.
 const LINGER_NS: u64 = 1_000_000_000;
 /// How long open-loop runs wait for their sessions before the first message is due.
-const WARM_CONNECT_NS: u64 = 3_000_000_000;
+pub const WARM_CONNECT_NS: u64 = 3_000_000_000;
 /// Reads of one session per wake-up, so that one busy server can't starve the others.
 const READS_MAX: usize = 16;
 const TIMER: Token = Token(usize::MAX);
 
-/// Counters that the display reads while the run goes on.
+/// Counters that the display reads while the run goes on. Each worker writes its own in every turn, so two must not lie
+/// in one cache line, nor in one pair of lines, which are fetched together.
 #[derive(Default)]
+#[repr(align(128))]
 pub struct Live {
     /// See `Totals`.
     pub accepted: AtomicU64,
@@ -61,14 +63,79 @@ pub struct Live {
     pub max_ns: AtomicU64,
 }
 
+impl Live {
+    /// Returns all of them, in one fixed order.
+    pub fn fields(&self) -> [&AtomicU64; 11] {
+        // Without a rest pattern: a field that is missing here does not compile.
+        let Self {
+            accepted,
+            deferred,
+            rejected,
+            failed,
+            attempted,
+            offered,
+            sessions,
+            cpu_ns,
+            p50_ns,
+            p99_ns,
+            max_ns,
+        } = self;
+        [
+            accepted, deferred, rejected, failed, attempted, offered, sessions, cpu_ns, p50_ns,
+            p99_ns, max_ns,
+        ]
+    }
+}
+
 /// What the workers of a run share.
 pub struct Shared {
     /// Ends the run early.
     pub stop: AtomicBool,
     /// Sessions that have been ready once; an open loop starts when all are.
     pub ready: AtomicU64,
+    /// Sessions of the workers that share this.
+    pub sessions: u64,
+    /// One process of several: an open loop starts when it is told, not when its own sessions are ready.
+    pub gated: bool,
+    /// When it is told to start, on the monotonic clock in ns; 0 before.
+    pub start_ns: AtomicU64,
     /// One entry for each worker.
     pub live: Vec<Live>,
+}
+
+impl Shared {
+    /// Prepares what `threads` workers share that are the first, second and so on from worker `first` of `workers`,
+    /// of a run of `sessions`.
+    pub fn new(threads: usize, first: usize, workers: usize, sessions: u32, gated: bool) -> Self {
+        Self {
+            stop: AtomicBool::new(false),
+            ready: AtomicU64::new(0),
+            sessions: (first..first + threads)
+                .map(|number| share(sessions, number, workers))
+                .sum(),
+            gated,
+            start_ns: AtomicU64::new(0),
+            live: (0..threads).map(|_| Live::default()).collect(),
+        }
+    }
+}
+
+/// Returns how many of `sessions` belong to worker `number` of `workers`.
+fn share(sessions: u32, number: usize, workers: usize) -> u64 {
+    u64::from(sessions)
+        .saturating_sub(number as u64)
+        .div_ceil(workers as u64)
+}
+
+/// Which worker of a run one is.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Its number among the workers of all processes.
+    pub number: usize,
+    /// How many those are.
+    pub workers: usize,
+    /// Its number among the workers of this process.
+    pub here: usize,
 }
 
 /// The files that get a line for each message.
@@ -215,11 +282,13 @@ pub struct Worker {
     target: Arc<Target>,
     shared: Arc<Shared>,
     tuning: Tuning,
-    index: usize,
-    workers: usize,
+    place: Place,
     poll: Poll,
     timer: Timer,
-    epoch: Instant,
+    /// What the timer is set to, on the monotonic clock; 0 when it has rung.
+    armed_ns: u64,
+    /// When the run began, on the monotonic clock.
+    epoch_ns: u64,
     slots: Vec<Slot>,
     deadlines: Vec<u64>,
     starts: std::collections::VecDeque<u32>,
@@ -244,14 +313,15 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Prepares worker `index` of `workers`.
+    /// Prepares one worker.
+    ///
+    /// **Errors**: no descriptor is left for its poll or its timer.
     pub fn new(
         load: Arc<Workload>,
         target: Arc<Target>,
         shared: Arc<Shared>,
         tuning: Tuning,
-        index: usize,
-        workers: usize,
+        place: Place,
         logs: Logs,
     ) -> io::Result<Self> {
         let plan = &load.plan;
@@ -262,9 +332,8 @@ impl Worker {
         let stop_ns = plan
             .duration_ns
             .map_or(u64::MAX, |measured| plan.warmup_ns + measured);
-        let sessions = (u64::from(plan.sessions))
-            .saturating_sub(index as u64)
-            .div_ceil(workers as u64);
+        let (index, workers) = (place.number, place.workers);
+        let sessions = share(plan.sessions, index, workers);
         let slots: Vec<Slot> = (0..sessions)
             .map(|n| Slot {
                 stage: Stage::Idle,
@@ -316,11 +385,11 @@ impl Worker {
             target,
             shared,
             tuning,
-            index,
-            workers,
+            place,
             poll,
             timer,
-            epoch: Instant::now(),
+            armed_ns: 0,
+            epoch_ns: sys::monotonic_ns(),
             slots,
             starts: std::collections::VecDeque::new(),
             timers: BinaryHeap::new(),
@@ -341,7 +410,7 @@ impl Worker {
     }
 
     fn clock(&self) -> u64 {
-        self.epoch.elapsed().as_nanos() as u64
+        sys::monotonic_ns() - self.epoch_ns
     }
 
     /// Runs to the end and returns what was measured.
@@ -349,11 +418,11 @@ impl Worker {
     /// **Errors**: the poll failed, or the ledger could not be written.
     pub fn run(mut self) -> io::Result<Recorder> {
         if !self.tuning.cpus.is_empty() {
-            sys::pin_thread(self.tuning.cpus[self.index % self.tuning.cpus.len()])?;
+            sys::pin_thread(self.tuning.cpus[self.place.number % self.tuning.cpus.len()])?;
         }
         let queue = RunQueue::of_this_thread();
         let mut events = mio::Events::with_capacity(1024);
-        self.epoch = Instant::now();
+        self.epoch_ns = sys::monotonic_ns();
         self.enlist();
         let mut at_start: Option<(u64, u64, u64)> = None;
         let mut at_end: Option<(u64, u64, u64)> = None;
@@ -363,13 +432,11 @@ impl Worker {
         loop {
             let now = self.clock();
             self.book.now = now;
-            if !self.started {
-                let all =
-                    self.shared.ready.load(Ordering::Relaxed) >= u64::from(self.load.plan.sessions);
-                if all || now > WARM_CONNECT_NS + self.load.plan.ramp_ns {
-                    self.start_clock();
-                    continue;
-                }
+            if !self.started
+                && let Some(at) = self.clock_starts(now)
+            {
+                self.start_clock(at);
+                continue;
             }
             let idle_ns = self.idle_ns;
             // Spinning is no work.
@@ -412,7 +479,8 @@ impl Worker {
             }
             for event in &events {
                 if event.token() == TIMER {
-                    self.timer.clear();
+                    // Not read: the poll reports edges, and setting it again makes the next one.
+                    self.armed_ns = 0;
                     continue;
                 }
                 self.ready(event);
@@ -554,10 +622,20 @@ impl Worker {
         self.free.reverse();
     }
 
-    /// The open loop starts now: time counts from here.
-    fn start_clock(&mut self) {
-        let shift = self.clock();
-        self.epoch = Instant::now();
+    /// Returns when the open loop starts, if that is now or was before.
+    fn clock_starts(&self, now: u64) -> Option<u64> {
+        if self.shared.gated {
+            let told = self.shared.start_ns.load(Ordering::Relaxed);
+            let at = told.saturating_sub(self.epoch_ns);
+            return (told != 0 && at <= now).then_some(at);
+        }
+        let all = self.shared.ready.load(Ordering::Relaxed) >= self.shared.sessions;
+        (all || now > WARM_CONNECT_NS + self.load.plan.ramp_ns).then_some(now)
+    }
+
+    /// The open loop starts: time counts from `shift`.
+    fn start_clock(&mut self, shift: u64) {
+        self.epoch_ns += shift;
         self.started = true;
         let waiting = std::mem::take(&mut self.timers);
         self.timers = waiting
@@ -734,6 +812,9 @@ impl Worker {
         });
         match opened {
             Ok(wire) => {
+                if self.book.recorder.congestion.is_none() {
+                    self.book.recorder.congestion = wire.congestion();
+                }
                 slot.wire = Some(wire);
                 slot.stage = Stage::Connecting;
                 self.connecting += 1;
@@ -764,7 +845,7 @@ impl Worker {
     }
 
     /// How long to sleep; sets the timer when milliseconds are too coarse.
-    fn pause(&self, now: u64) -> Duration {
+    fn pause(&mut self, now: u64) -> Duration {
         if self.tuning.spin
             || (!self.starts.is_empty() && self.connecting < self.tuning.connecting_max)
         {
@@ -780,11 +861,18 @@ impl Worker {
             .and_then(Arrivals::peek);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         let stop = (!self.draining && self.stop_ns != u64::MAX).then_some(self.stop_ns);
-        let next = [due, timer, stop].into_iter().flatten().min();
+        let told = self.shared.start_ns.load(Ordering::Relaxed);
+        let start = (!self.started && told != 0).then(|| told.saturating_sub(self.epoch_ns));
+        let next = [due, timer, stop, start].into_iter().flatten().min();
         match next {
             Some(at) if at <= now => Duration::ZERO,
             Some(at) if at - now < SLEEP_MAX.as_nanos() as u64 => {
-                self.timer.set(at - now);
+                // Most turns wait for the same arrival as the one before.
+                let at_ns = self.epoch_ns + at;
+                if self.armed_ns != at_ns {
+                    self.armed_ns = at_ns;
+                    self.timer.set(at - now);
+                }
                 SLEEP_MAX
             }
             _ => SLEEP_MAX,
@@ -798,10 +886,10 @@ impl Worker {
         if self.slots[index].generation != generation || self.slots[index].wire.is_none() {
             return;
         }
-        let now = self.clock();
-        self.book.now = now;
-        let slot = &mut self.slots[index];
-        if slot.stage == Stage::Connecting {
+        if self.slots[index].stage == Stage::Connecting {
+            let now = self.clock();
+            self.book.now = now;
+            let slot = &mut self.slots[index];
             let wire = slot.wire.as_mut().expect("invariant: checked above");
             match wire.connected(event) {
                 Ok(false) => return,
@@ -818,11 +906,14 @@ impl Worker {
                 u64::from(self.book.recorder.measures(now));
             self.book.recorder.row(now).connections += 1;
         }
+        // One reading of the clock for each event: behind the read, or here when there is nothing to read.
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             self.read(index, event.is_read_closed() || event.is_error());
+        } else {
+            self.book.now = self.clock();
         }
         if self.slots[index].generation == generation && self.slots[index].wire.is_some() {
-            self.drive(index, now);
+            self.drive(index, self.book.now);
         }
     }
 
@@ -833,7 +924,7 @@ impl Worker {
             let slot = &mut self.slots[index];
             let Some(wire) = &mut slot.wire else { return };
             let result = wire.read(&mut self.input);
-            let now = self.epoch.elapsed().as_nanos() as u64;
+            let now = sys::monotonic_ns() - self.epoch_ns;
             self.book.now = now;
             match result {
                 Ok(0) => {
@@ -1174,7 +1265,7 @@ impl Worker {
     }
 
     fn publish(&self) {
-        let live = &self.shared.live[self.index];
+        let live = &self.shared.live[self.place.here];
         let totals = &self.book.recorder.totals;
         live.accepted.store(totals.accepted, Ordering::Relaxed);
         live.deferred.store(totals.deferred, Ordering::Relaxed);
@@ -1188,13 +1279,12 @@ impl Worker {
         let row = self.book.recorder.row(second * 1_000_000_000);
         let (p50, p99, max) = (row.quantile(0.5), row.quantile(0.99), row.max_ns);
         let up = self.slots.iter().filter(|slot| slot.wire.is_some()).count() as u64;
-        let live = &self.shared.live[self.index];
+        let live = &self.shared.live[self.place.here];
         live.p50_ns.store(p50, Ordering::Relaxed);
         live.p99_ns.store(p99, Ordering::Relaxed);
         live.max_ns.store(max, Ordering::Relaxed);
         live.sessions.store(up, Ordering::Relaxed);
         live.cpu_ns.store(cpu_ns, Ordering::Relaxed);
-        debug_assert!(self.workers > self.index);
     }
 }
 

@@ -10,10 +10,13 @@ use super::units::{
     DURATION_ALLOWED, SIZE_ALLOWED, duration_text, parse_duration, parse_size, quoted, size_text,
 };
 use super::{
-    AuthBy, BareNewlines, Config, Full, LogFormat, LogLevel, OnStorageFailure, RingWrite, Survive,
+    AuthBy, BareNewlines, CommitAlign, Config, Full, LogFormat, LogLevel, OnStorageFailure,
+    RingWrite, SubaddressSeparator, Survive,
 };
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB, RING_BYTES_MIN};
+use crate::policy::clients::Limit;
+use crate::policy::recipients::Recipients;
 use crate::tls::credentials::ClientCertificates;
 
 /// One option of `ringmx serve`.
@@ -39,10 +42,14 @@ pub enum Group {
     Addresses,
     /// TLS.
     Tls,
+    /// Who may connect, and for whom mail is taken.
+    Access,
     /// Ring log and durability.
     Storage,
     /// What is accepted.
     Limits,
+    /// What one client may use.
+    Clients,
     /// Time limits.
     Time,
     /// Latency against processor time.
@@ -53,11 +60,13 @@ pub enum Group {
 
 impl Group {
     /// All groups in the order of the help text.
-    pub const ALL: [Group; 7] = [
+    pub const ALL: [Group; 9] = [
         Group::Addresses,
         Group::Tls,
+        Group::Access,
         Group::Storage,
         Group::Limits,
+        Group::Clients,
         Group::Time,
         Group::Speed,
         Group::Log,
@@ -68,8 +77,10 @@ impl Group {
         match self {
             Group::Addresses => "Addresses",
             Group::Tls => "TLS and authentication",
+            Group::Access => "Who may send",
             Group::Storage => "Storage",
             Group::Limits => "Limits",
+            Group::Clients => "Limits per client",
             Group::Time => "Time limits",
             Group::Speed => "Speed",
             Group::Log => "Log",
@@ -86,12 +97,17 @@ pub enum Kind {
     Listen,
     /// Network in CIDR notation; may be given more than once, an array in the file.
     Networks,
+    /// Domain, address or address literal that mail is taken for; may be given more than once, an array in the
+    /// file.
+    Recipients,
     /// IP address and port, or `off`.
     AddressOrOff,
     /// Path of a file or directory.
     Path,
     /// Path of a file; may be given more than once, an array in the file.
     Paths,
+    /// Path of a file, or `off`.
+    PathOrOff,
     /// Text of at most 255 bytes without control characters; the word names it in the help.
     Text(&'static str),
     /// Whole number within bounds.
@@ -100,6 +116,13 @@ pub enum Kind {
         min: u64,
         /// Largest.
         max: u64,
+    },
+    /// Limit with its value for stress: two whole numbers, or two sizes.
+    Limit {
+        /// Largest.
+        max: u64,
+        /// Whether they are bytes.
+        bytes: bool,
     },
     /// Bytes within bounds.
     Size {
@@ -138,6 +161,8 @@ pub enum Setting {
     Text(String),
     /// Integer or bytes.
     Number(u64),
+    /// Limit.
+    Limit(Limit),
     /// Time.
     Time(Duration),
     /// Index into the words of a [`Kind::Choice`].
@@ -147,7 +172,19 @@ pub enum Setting {
 impl Kind {
     /// Whether the option may be given more than once.
     pub fn is_list(self) -> bool {
-        matches!(self, Kind::Listen | Kind::Networks | Kind::Paths)
+        matches!(
+            self,
+            Kind::Listen | Kind::Networks | Kind::Recipients | Kind::Paths
+        )
+    }
+
+    /// The values that one argument of a flag holds: networks and recipients may be separated by commas.
+    pub(super) fn words(self, text: &str) -> impl Iterator<Item = &str> {
+        let most = match self {
+            Kind::Networks | Kind::Recipients => usize::MAX,
+            _ => 1,
+        };
+        text.splitn(most, ',')
     }
 
     /// Word that stands for the value in the help; empty for a flag.
@@ -156,10 +193,14 @@ impl Kind {
             Kind::Flag => String::new(),
             Kind::Listen => "ADDR[,...]".to_owned(),
             Kind::Networks => "CIDR".to_owned(),
+            Kind::Recipients => "NAME".to_owned(),
+            Kind::PathOrOff => "FILE|off".to_owned(),
             Kind::AddressOrOff => "ADDR|off".to_owned(),
             Kind::Path | Kind::Paths => "PATH".to_owned(),
             Kind::Text(name) => name.to_owned(),
             Kind::Integer { .. } => "N".to_owned(),
+            Kind::Limit { bytes: false, .. } => "N[,N]|off".to_owned(),
+            Kind::Limit { bytes: true, .. } => "SIZE[,SIZE]|off".to_owned(),
             Kind::Size { .. } => "SIZE".to_owned(),
             Kind::Duration { off: false, .. } => "TIME".to_owned(),
             Kind::Duration { off: true, .. } => "TIME|off".to_owned(),
@@ -173,10 +214,18 @@ impl Kind {
             Kind::Flag => "true or false".to_owned(),
             Kind::Listen => LISTEN_ALLOWED.to_owned(),
             Kind::Networks => NETWORK_ALLOWED.to_owned(),
+            Kind::Recipients => RECIPIENT_ALLOWED.to_owned(),
+            Kind::PathOrOff => "off, or a path".to_owned(),
             Kind::AddressOrOff => format!("off, or {ADDRESS_ALLOWED}"),
             Kind::Path | Kind::Paths => "a path".to_owned(),
             Kind::Text(_) => "text of 1 to 255 bytes without control characters".to_owned(),
             Kind::Integer { min, max } => format!("{min} to {max}"),
+            Kind::Limit { max, bytes } => {
+                let most = limit_text(max, bytes);
+                format!(
+                    "off, or up to {most}, and behind a comma the same for stress (a fifth if not given)"
+                )
+            }
             Kind::Size { min, max } => format!("{} to {}", size_text(min), size_text(max)),
             Kind::Duration { min, max, off } => format!(
                 "{}{} to {}",
@@ -201,15 +250,23 @@ impl Kind {
             },
             Kind::AddressOrOff if text == "off" => Ok(Setting::Off),
             Kind::Listen => Listen::parse(text).map(|listen| Setting::Listen(Box::new(listen))),
+            Kind::Networks | Kind::Recipients if text == "none" => Ok(Setting::Off),
             Kind::Networks => match text.parse() {
                 Ok(network) => Ok(Setting::Network(network)),
                 Err(error) => Err(format!("{}: {error}", quoted(text))),
             },
+            Kind::Recipients => match Recipients::new(None).add(text.as_bytes()) {
+                Ok(()) => Ok(Setting::Text(text.to_owned())),
+                Err(_) => Err(refused(text, &self.allowed())),
+            },
             Kind::AddressOrOff => parse_address(text).map(Setting::Address),
-            Kind::Path | Kind::Paths if text.is_empty() || text.contains('\0') => {
+            Kind::PathOrOff if text == "off" => Ok(Setting::Off),
+            Kind::Path | Kind::Paths | Kind::PathOrOff
+                if text.is_empty() || text.contains('\0') =>
+            {
                 Err(refused(text, &self.allowed()))
             }
-            Kind::Path | Kind::Paths => Ok(Setting::Text(text.to_owned())),
+            Kind::Path | Kind::Paths | Kind::PathOrOff => Ok(Setting::Text(text.to_owned())),
             Kind::Text(_) => {
                 if (1..=255).contains(&text.len()) && !text.contains(char::is_control) {
                     Ok(Setting::Text(text.to_owned()))
@@ -223,6 +280,9 @@ impl Kind {
                 }
                 _ => Err(refused(text, &self.allowed())),
             },
+            Kind::Limit { max, bytes } => {
+                parse_limit(text, max, bytes).ok_or_else(|| refused(text, &self.allowed()))
+            }
             Kind::Size { min, max } => match parse_size(text)? {
                 bytes if (min..=max).contains(&bytes) => Ok(Setting::Number(bytes)),
                 _ => Err(refused(text, &self.allowed())),
@@ -250,6 +310,20 @@ impl Kind {
             (_, Setting::Network(network)) => network.to_string(),
             (_, Setting::Text(text)) => text.clone(),
             (Kind::Size { .. }, Setting::Number(bytes)) => size_text(*bytes),
+            (Kind::Limit { bytes, .. }, Setting::Limit(limit)) => match limit {
+                Limit {
+                    normal: 0,
+                    stress: 0,
+                } => "off".to_owned(),
+                Limit { normal, stress } => {
+                    format!(
+                        "{},{}",
+                        limit_text(*normal, bytes),
+                        limit_text(*stress, bytes)
+                    )
+                }
+            },
+            (_, Setting::Limit(limit)) => format!("{},{}", limit.normal, limit.stress),
             (_, Setting::Number(number)) => number.to_string(),
             (_, Setting::Time(time)) => duration_text(*time),
             (Kind::Choice(words), Setting::Choice(at)) => {
@@ -271,18 +345,25 @@ impl Opt {
         (self.set)(config, values);
     }
 
-    /// The value in `config` as a flag's argument would be written; several are separated by a comma and a space.
+    /// The value in `config` as a flag's argument would be written; several listening addresses, which are flags of
+    /// their own, are separated by a comma and a space.
     pub fn text(&self, config: &Config) -> String {
         let shown = (self.show)(config);
         let texts: Vec<String> = shown.iter().map(|s| self.kind.text(s)).collect();
-        texts.join(", ")
+        texts.join(if matches!(self.kind, Kind::Listen) {
+            ", "
+        } else {
+            ","
+        })
     }
 
     /// The value in `config` as a line of a configuration file; `None` where there is none to write.
     pub fn toml(&self, config: &Config) -> Option<String> {
         let shown = (self.show)(config);
-        let is_unset = matches!(self.kind, Kind::Text(_) | Kind::Path) && shown == [Setting::Off];
-        if is_unset || shown.is_empty() {
+        let is_unset = matches!(self.kind, Kind::Text(_)) && shown == [Setting::Off];
+        // A list that is empty by default needs no line; one that is not needs one to be empty.
+        let is_empty = shown.is_empty() && (self.show)(&Config::default()).is_empty();
+        if is_unset || is_empty {
             return None;
         }
         let literal = |setting: &Setting| match (self.kind, setting) {
@@ -315,10 +396,67 @@ fn toml_string(text: &str) -> String {
     out
 }
 
+/// One part of a limit; `off` for none.
+fn limit_text(value: u64, bytes: bool) -> String {
+    match value {
+        0 => "off".to_owned(),
+        value if bytes => size_text(value),
+        value => value.to_string(),
+    }
+}
+
+/// `off`, `N` or `N,N`; each may be `off` as well.
+fn parse_limit(text: &str, max: u64, bytes: bool) -> Option<Setting> {
+    let value = |text: &str| match text {
+        "off" => Some(0),
+        text if bytes => parse_size(text).ok(),
+        text if text.starts_with('+') => None,
+        text => text.parse().ok(),
+    };
+    let in_bounds = |value: &u64| (0..=max).contains(value);
+    let (normal_text, stress_text) = match text.split_once(',') {
+        Some((normal, stress)) => (normal, Some(stress)),
+        None => (text, None),
+    };
+    let normal: u64 = value(normal_text).filter(in_bounds)?;
+    let stress = match stress_text {
+        Some(text) => value(text).filter(in_bounds)?,
+        None => normal.div_ceil(STRESS_PART),
+    };
+    // A nought would be no limit, which has a word of its own.
+    let says_zero = |text: &str, value: u64| value == 0 && text != "off";
+    if says_zero(normal_text, normal) || stress_text.is_some_and(|text| says_zero(text, stress)) {
+        return None;
+    }
+    Some(Setting::Limit(Limit { normal, stress }))
+}
+
+fn first_limit(values: &[Setting]) -> Limit {
+    match values {
+        [Setting::Limit(limit), ..] => *limit,
+        _ => Limit::default(),
+    }
+}
+
+/// Under stress a limit for which nothing else was said is this part of itself.
+const STRESS_PART: u64 = 5;
+/// Most of anything that is counted for a client.
+const COUNT_MAX: u64 = 1_000_000_000;
+
+const fn count_limit() -> Kind {
+    Kind::Limit {
+        max: COUNT_MAX,
+        bytes: false,
+    }
+}
+
 fn refused(text: &str, allowed: &str) -> String {
     format!("{} is not allowed; allowed: {allowed}", quoted(text))
 }
 
+/// What an entry of a list of recipients may be, as the manual says it.
+const RECIPIENT_ALLOWED: &str = "example.org for all of a domain, .example.org for all domains below it, user@example.org, \
+     or [192.0.2.1] for an address literal";
 /// What a network may be, as the manual says it.
 const NETWORK_ALLOWED: &str = "an IP address, or one with the number of bits that count, such as 192.0.2.0/24 or 2001:db8::/32";
 const ADDRESS_ALLOWED: &str =
@@ -329,7 +467,7 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// Flags that a later version will have. Using one is an error that says so.
-pub const LATER: &[&str] = &["workers", "takeover", "commit-align"];
+pub const LATER: &[&str] = &["workers", "takeover"];
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -418,9 +556,38 @@ fn paths(values: &[Setting]) -> Vec<PathBuf> {
         .collect()
 }
 
+fn texts(values: &[Setting]) -> Vec<String> {
+    values
+        .iter()
+        .filter_map(|value| match value {
+            Setting::Text(text) => Some(text.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
 fn path_settings(paths: &[PathBuf]) -> Vec<Setting> {
     let texts = paths.iter().map(|path| path.display().to_string());
     texts.map(Setting::Text).collect()
+}
+
+fn text_settings(texts: &[String]) -> Vec<Setting> {
+    texts.iter().cloned().map(Setting::Text).collect()
+}
+
+fn network_settings(networks: &[IpPrefix]) -> Vec<Setting> {
+    networks.iter().copied().map(Setting::Network).collect()
+}
+
+fn path_or_none(values: &[Setting]) -> Option<PathBuf> {
+    texts(values).first().map(PathBuf::from)
+}
+
+fn path_setting(path: &Option<PathBuf>) -> Vec<Setting> {
+    vec![match path {
+        Some(path) => Setting::Text(path.display().to_string()),
+        None => Setting::Off,
+    }]
 }
 
 fn listen_settings(listens: &[Listen]) -> Vec<Setting> {
@@ -484,7 +651,7 @@ pub static OPTIONS: &[Opt] = &[
         kind: Kind::Networks,
         help: "network whose PROXY headers are believed, where a listener says proxy=; may be given up to 256 times",
         set: |c, v| c.proxy_from = networks(v),
-        show: |c| c.proxy_from.iter().copied().map(Setting::Network).collect(),
+        show: |c| network_settings(&c.proxy_from),
     },
     Opt {
         name: "xclient-from",
@@ -573,13 +740,10 @@ pub static OPTIONS: &[Opt] = &[
     Opt {
         name: "tls-client-ca",
         group: Group::Tls,
-        kind: Kind::Path,
+        kind: Kind::PathOrOff,
         help: "authorities in PEM that clients' certificates are checked against",
-        set: |c, v| c.tls_client_ca = paths(v).into_iter().next(),
-        show: |c| match &c.tls_client_ca {
-            Some(path) => path_settings(std::slice::from_ref(path)),
-            None => vec![Setting::Off],
-        },
+        set: |c, v| c.tls_client_ca = path_or_none(v),
+        show: |c| path_setting(&c.tls_client_ca),
     },
     Opt {
         name: "tls-client-cert",
@@ -603,13 +767,10 @@ pub static OPTIONS: &[Opt] = &[
     Opt {
         name: "users",
         group: Group::Tls,
-        kind: Kind::Path,
+        kind: Kind::PathOrOff,
         help: "file of users for AUTH, made by `ringmx users add`; read again on SIGHUP",
-        set: |c, v| c.users = paths(v).into_iter().next(),
-        show: |c| match &c.users {
-            Some(path) => path_settings(std::slice::from_ref(path)),
-            None => vec![Setting::Off],
-        },
+        set: |c, v| c.users = path_or_none(v),
+        show: |c| path_setting(&c.users),
     },
     Opt {
         name: "auth",
@@ -626,6 +787,70 @@ pub static OPTIONS: &[Opt] = &[
         help: "offer AUTH in the clear too: whoever listens in reads the passwords",
         set: |c, v| c.auth_without_tls = first_flag(v),
         show: |c| vec![Setting::Flag(c.auth_without_tls)],
+    },
+    Opt {
+        name: "accept-domain",
+        group: Group::Access,
+        kind: Kind::Recipients,
+        help: "for whom role=mx takes mail, separated by commas; may be given up to 1024 times",
+        set: |c, v| c.accept_domain = texts(v),
+        show: |c| text_settings(&c.accept_domain),
+    },
+    Opt {
+        name: "recipients-file",
+        group: Group::Access,
+        kind: Kind::PathOrOff,
+        help: "the same, one a line, read again when it changes and on SIGHUP",
+        set: |c, v| c.recipients_file = path_or_none(v),
+        show: |c| path_setting(&c.recipients_file),
+    },
+    Opt {
+        name: "subaddress-separator",
+        group: Group::Access,
+        kind: Kind::Choice(&SubaddressSeparator::NAMES),
+        help: "what begins the part of a local part that does not name the mailbox (RFC 5233)",
+        set: |c, v| c.subaddress_separator = first_choice(v, &SubaddressSeparator::ALL),
+        show: |c| vec![Setting::Choice(c.subaddress_separator as usize)],
+    },
+    Opt {
+        name: "accept-any-recipient",
+        group: Group::Access,
+        kind: Kind::Flag,
+        help: "take mail for everybody, also from beyond this machine",
+        set: |c, v| c.accept_any_recipient = first_flag(v),
+        show: |c| vec![Setting::Flag(c.accept_any_recipient)],
+    },
+    Opt {
+        name: "allow-from",
+        group: Group::Access,
+        kind: Kind::Networks,
+        help: "network that may connect, and no other; may be given up to 256 times, separated by commas",
+        set: |c, v| c.allow_from = networks(v),
+        show: |c| network_settings(&c.allow_from),
+    },
+    Opt {
+        name: "allow-from-file",
+        group: Group::Access,
+        kind: Kind::PathOrOff,
+        help: "the same, one a line, read again when it changes and on SIGHUP",
+        set: |c, v| c.allow_from_file = path_or_none(v),
+        show: |c| path_setting(&c.allow_from_file),
+    },
+    Opt {
+        name: "deny-from",
+        group: Group::Access,
+        kind: Kind::Networks,
+        help: "network that may not connect, whatever allows it; up to 256 times, separated by commas",
+        set: |c, v| c.deny_from = networks(v),
+        show: |c| network_settings(&c.deny_from),
+    },
+    Opt {
+        name: "deny-from-file",
+        group: Group::Access,
+        kind: Kind::PathOrOff,
+        help: "the same, one a line, read again when it changes and on SIGHUP",
+        set: |c, v| c.deny_from_file = path_or_none(v),
+        show: |c| path_setting(&c.deny_from_file),
     },
     Opt {
         name: "ring",
@@ -681,6 +906,14 @@ pub static OPTIONS: &[Opt] = &[
         help: "how the ring is written; auto: map in memory, pwrite on disk",
         set: |c, v| c.ring_write = first_choice(v, &RingWrite::ALL),
         show: |c| vec![Setting::Choice(c.ring_write as usize)],
+    },
+    Opt {
+        name: "commit-align",
+        group: Group::Storage,
+        kind: Kind::Choice(&CommitAlign::NAMES),
+        help: "with survive power, 4096: never write a page again that holds acknowledged mail",
+        set: |c, v| c.commit_align = first_choice(v, &CommitAlign::ALL),
+        show: |c| vec![Setting::Choice(c.commit_align as usize)],
     },
     Opt {
         name: "discard",
@@ -808,6 +1041,135 @@ pub static OPTIONS: &[Opt] = &[
         help: "bare CR, bare LF and NUL in content: refuse with 550, make them CRLF, or keep them",
         set: |c, v| c.bare_newlines = first_choice(v, &BareNewlines::ALL),
         show: |c| vec![Setting::Choice(c.bare_newlines as usize)],
+    },
+    Opt {
+        name: "limit-sinks",
+        group: Group::Clients,
+        kind: Kind::Flag,
+        help: "the limits per client hold on sinks as well",
+        set: |c, v| c.limit_sinks = first_flag(v),
+        show: |c| vec![Setting::Flag(c.limit_sinks)],
+    },
+    Opt {
+        name: "unlimited-from",
+        group: Group::Clients,
+        kind: Kind::Networks,
+        help: "network that no limit per client holds for, or none; up to 256 times, separated by commas",
+        set: |c, v| c.unlimited_from = networks(v),
+        show: |c| network_settings(&c.unlimited_from),
+    },
+    Opt {
+        name: "client-sessions",
+        group: Group::Clients,
+        kind: count_limit(),
+        help: "sessions at the same time from one client: an IPv4 address or an IPv6 /64",
+        set: |c, v| c.client_sessions = first_limit(v),
+        show: |c| vec![Setting::Limit(c.client_sessions)],
+    },
+    Opt {
+        name: "client-connections",
+        group: Group::Clients,
+        kind: count_limit(),
+        help: "connections in a minute from one client",
+        set: |c, v| c.client_connections = first_limit(v),
+        show: |c| vec![Setting::Limit(c.client_connections)],
+    },
+    Opt {
+        name: "client-messages",
+        group: Group::Clients,
+        kind: count_limit(),
+        help: "messages in a minute from one client",
+        set: |c, v| c.client_messages = first_limit(v),
+        show: |c| vec![Setting::Limit(c.client_messages)],
+    },
+    Opt {
+        name: "client-recipients",
+        group: Group::Clients,
+        kind: count_limit(),
+        help: "recipients in a minute from one client, refused ones included",
+        set: |c, v| c.client_recipients = first_limit(v),
+        show: |c| vec![Setting::Limit(c.client_recipients)],
+    },
+    Opt {
+        name: "client-bytes",
+        group: Group::Clients,
+        kind: Kind::Limit {
+            max: 1024 * GIB,
+            bytes: true,
+        },
+        help: "octets in a minute from one client; beyond it MAIL is refused",
+        set: |c, v| c.client_bytes = first_limit(v),
+        show: |c| vec![Setting::Limit(c.client_bytes)],
+    },
+    Opt {
+        name: "client-handshakes",
+        group: Group::Clients,
+        kind: count_limit(),
+        help: "TLS handshakes in a minute from one client",
+        set: |c, v| c.client_handshakes = first_limit(v),
+        show: |c| vec![Setting::Limit(c.client_handshakes)],
+    },
+    Opt {
+        name: "network-factor",
+        group: Group::Clients,
+        kind: Kind::Integer {
+            min: 0,
+            max: 1000000,
+        },
+        help: "an IPv4 /24 or IPv6 /48 may use this times as much; 0 for no limit on networks",
+        set: |c, v| c.network_factor = first_number(v),
+        show: |c| vec![Setting::Number(c.network_factor)],
+    },
+    Opt {
+        name: "session-errors",
+        group: Group::Clients,
+        kind: count_limit(),
+        help: "errors of a session, beyond which it is closed",
+        set: |c, v| c.session_errors = first_limit(v),
+        show: |c| vec![Setting::Limit(c.session_errors)],
+    },
+    Opt {
+        name: "session-idle-commands",
+        group: Group::Clients,
+        kind: count_limit(),
+        help: "commands between two messages that bring none, beyond which a session is closed",
+        set: |c, v| c.session_idle_commands = first_limit(v),
+        show: |c| vec![Setting::Limit(c.session_idle_commands)],
+    },
+    Opt {
+        name: "tarpit",
+        group: Group::Clients,
+        kind: Kind::Duration {
+            min: Duration::ZERO,
+            max: Duration::from_secs(60),
+            off: false,
+        },
+        help: "how long each refusal beyond tarpit-after is held back; never under stress",
+        set: |c, v| c.tarpit = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.tarpit)],
+    },
+    Opt {
+        name: "tarpit-after",
+        group: Group::Clients,
+        kind: Kind::Integer {
+            min: 0,
+            max: 1000000,
+        },
+        help: "refusals of a session that are sent at once",
+        set: |c, v| c.tarpit_after = first_u32(v),
+        show: |c| vec![Setting::Number(u64::from(c.tarpit_after))],
+    },
+    Opt {
+        name: "greeting-delay",
+        group: Group::Clients,
+        kind: Kind::Duration {
+            min: Duration::ZERO,
+            max: Duration::from_secs(60),
+            off: false,
+        },
+        help: "how long the greeting is held back; who talks before it is refused; never under stress",
+        set: |c, v| c.greeting_delay = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.greeting_delay)],
     },
     Opt {
         name: "timeout-greeting",

@@ -48,9 +48,10 @@ fn every_default_reads_back_as_a_flag_and_as_a_line_of_a_file() {
                 .unwrap();
             assert_eq!(from_file.source(option.name), Some(Source::File { line }));
             let value = option.text(&defaults);
-            let flag = option.kind.parse(&value).unwrap();
+            let words = option.kind.words(&value);
+            let flags: Vec<Setting> = words.map(|word| option.kind.parse(word).unwrap()).collect();
             let mut again = Config::default();
-            option.store(&mut again, &[flag]);
+            option.store(&mut again, &flags);
             assert_eq!(option.text(&again), value);
         }
     }
@@ -79,12 +80,21 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("users", "/x"),
         ("auth", "any"),
         ("auth-without-tls", "true"),
+        ("accept-domain", ".example.org"),
+        ("recipients-file", "/r"),
+        ("subaddress-separator", "-"),
+        ("accept-any-recipient", "true"),
+        ("allow-from", "192.0.2.0/24"),
+        ("allow-from-file", "/a"),
+        ("deny-from", "2001:db8::/32"),
+        ("deny-from-file", "/d"),
         ("ring", "/x"),
         ("ring-size", "2MiB"),
         ("survive", "process"),
         ("full", "defer"),
         ("keep-for", "off"),
         ("ring-write", "map"),
+        ("commit-align", "4096"),
         ("discard", "true"),
         ("on-storage-failure", "stay"),
         ("failed-grace", "0s"),
@@ -98,6 +108,20 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("only", "SIZE"),
         ("pool", "4MiB"),
         ("bare-newlines", "keep"),
+        ("limit-sinks", "true"),
+        ("unlimited-from", "10.0.0.0/8"),
+        ("client-sessions", "7,3"),
+        ("client-connections", "off"),
+        ("client-messages", "9,off"),
+        ("client-recipients", "off,1"),
+        ("client-bytes", "1KiB,1B"),
+        ("client-handshakes", "1,1"),
+        ("network-factor", "0"),
+        ("session-errors", "5,1"),
+        ("session-idle-commands", "5,2"),
+        ("tarpit", "0s"),
+        ("tarpit-after", "0"),
+        ("greeting-delay", "3s"),
         ("timeout-greeting", "1s"),
         ("timeout-command", "1s"),
         ("timeout-data", "1s"),
@@ -143,20 +167,6 @@ fn a_flag_counts_more_than_the_file_and_the_file_more_than_the_default() {
     assert_eq!(config.source("listen"), Some(Source::Flag));
     assert_eq!(config.source("pool"), Some(Source::File { line: 1 }));
     assert_eq!(config.source("ring"), None);
-}
-
-#[test]
-fn what_a_listener_can_not_do_yet_is_said() {
-    for word in ["role=mx"] {
-        let listen = Listen::parse(&format!("127.0.0.1:25,{word}")).unwrap();
-        let mut config = Config {
-            listen: vec![listen],
-            ..Config::default()
-        };
-        let error = config.validate("mx.example").unwrap_err();
-        let wanted = format!("--listen: 127.0.0.1:25: {word} is not available in this version");
-        assert_eq!(error.to_string(), wanted);
-    }
 }
 
 #[test]
@@ -307,6 +317,158 @@ fn a_proxy_is_believed_only_where_its_network_is_named() {
         "--proxy-from: \"10.0.0.1/8\": bits behind the length are set; write 10.0.0.0/8 for the network or \
          10.0.0.1/32 for the one address"
     );
+}
+
+#[test]
+fn whoever_takes_mail_from_strangers_says_for_whom() {
+    let refused = |words: &[&str]| {
+        let error = Config::from_args(&args(words)).expect_err("refused");
+        error.to_string()
+    };
+    for address in ["0.0.0.0:25", "[::]:25", "192.0.2.1:25", "[2001:db8::1]:25"] {
+        assert_eq!(
+            refused(&["--listen", address]),
+            format!(
+                "--listen: {address}: a sink that others than this machine can reach takes mail for everybody; add \
+                 --accept-any-recipient if that is meant, otherwise \"{address},role=mx\" and --accept-domain NAME"
+            )
+        );
+        config(&["--listen", address, "--accept-any-recipient"]);
+        let mx = format!("{address},role=mx");
+        config(&["--listen", &mx, "--accept-domain", "example.org"]);
+        config(&["--listen", &mx, "--recipients-file", "r"]);
+        config(&["--listen", &mx, "--accept-any-recipient"]);
+    }
+    for address in [
+        "127.0.0.1:25",
+        "127.255.0.1:25",
+        "[::1]:25",
+        "[::ffff:127.0.0.1]:25",
+    ] {
+        config(&["--listen", address]);
+    }
+    // An open sink beside an mx stays an open sink.
+    let both = [
+        "--listen",
+        "[::1]:25,role=mx",
+        "--listen",
+        "0.0.0.0:26",
+        "--accept-domain",
+        "b.example",
+    ];
+    assert!(refused(&both).starts_with("--listen: 0.0.0.0:26: a sink that others"));
+    assert_eq!(
+        refused(&["--listen", "127.0.0.1:25,role=mx"]),
+        "--listen: 127.0.0.1:25: role=mx does not know for whom to take mail; add --accept-domain NAME or \
+         --recipients-file FILE, or --accept-any-recipient if it is meant to take mail for everybody"
+    );
+    assert_eq!(
+        refused(&["--accept-domain", "example.org"]),
+        "--accept-domain: no listener says role=mx, and only that asks for whom mail is"
+    );
+    assert_eq!(
+        refused(&["--recipients-file", "r"]),
+        "--recipients-file: no listener says role=mx, and only that asks for whom mail is"
+    );
+}
+
+#[test]
+fn lists_are_given_with_commas_or_again() {
+    let mx = ["--listen", "127.0.0.1:25,role=mx"];
+    let lists = [
+        "--accept-domain",
+        "a.example,.b.example",
+        "--accept-domain",
+        "[192.0.2.1]",
+        "--deny-from",
+        "10.0.0.0/8,::1",
+    ];
+    let config = config(&[&mx[..], &lists[..]].concat());
+    assert_eq!(
+        config.accept_domain,
+        ["a.example", ".b.example", "[192.0.2.1]"]
+    );
+    let networks: Vec<String> = config.deny_from.iter().map(ToString::to_string).collect();
+    assert_eq!(networks, ["10.0.0.0/8", "::1/128"]);
+    let text = config.to_toml();
+    assert!(
+        text.contains("accept-domain = [\"a.example\", \".b.example\", \"[192.0.2.1]\"]\n"),
+        "{text}"
+    );
+    assert_eq!(
+        flag_error(&["--accept-domain", "a.example,,b.example"]),
+        "--accept-domain: \"\" is not allowed; allowed: example.org for all of a domain, .example.org for all \
+         domains below it, user@example.org, or [192.0.2.1] for an address literal"
+    );
+    let many = vec!["10.0.0.1"; 257].join(",");
+    assert_eq!(
+        flag_error(&["--allow-from", &many]),
+        "--allow-from: 257 entries; allowed: up to 256, and more in a file"
+    );
+}
+
+#[test]
+fn a_limit_has_two_values_and_the_second_is_a_fifth_where_it_is_not_given() {
+    for (text, normal, stress) in [
+        ("50,10", 50, 10),
+        ("50", 50, 10),
+        ("51", 51, 11),
+        ("1", 1, 1),
+        ("off", 0, 0),
+        ("50,off", 50, 0),
+        ("off,5", 0, 5),
+        ("1000000000,1000000000", 1_000_000_000, 1_000_000_000),
+    ] {
+        let limited = config(&["--client-sessions", text]);
+        assert_eq!(limited.client_sessions, Limit { normal, stress }, "{text}");
+    }
+    let bytes = config(&["--client-bytes", "1MiB,3kB"]);
+    assert_eq!(
+        bytes.client_bytes,
+        Limit {
+            normal: MIB,
+            stress: 3_000
+        }
+    );
+    for text in [
+        "",
+        "0",
+        "0,0",
+        "50,0",
+        "50,",
+        ",50",
+        "-1",
+        "+1",
+        "1.5",
+        "1000000001",
+        "1,2,3",
+        "50 ,10",
+    ] {
+        assert_eq!(
+            flag_error(&["--client-sessions", text]),
+            format!(
+                "--client-sessions: {text:?} is not allowed; allowed: off, or up to 1000000000, and behind a comma the \
+                 same for stress (a fifth if not given)"
+            )
+        );
+    }
+}
+
+#[test]
+fn nobody_is_exempt_where_none_is_said() {
+    let limited = config(&["--unlimited-from", "none"]);
+    assert_eq!(limited.unlimited_from, []);
+    let text = limited.to_toml();
+    assert!(text.contains("\nunlimited-from = []\n"), "{text}");
+    let mut again = Config::default();
+    again.apply_file(Path::new("r.toml"), &text).unwrap();
+    assert_eq!(again.unlimited_from, []);
+    let exempt: Vec<String> = config(&[])
+        .unlimited_from
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(exempt, ["127.0.0.0/8", "::1/128"]);
 }
 
 #[test]

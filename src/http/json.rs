@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::status::{Message, NEWEST_MAX, Status, path_text};
 use crate::clock::rfc3339;
-use crate::metrics::{CloseCause, Phase, TlsFailure};
+use crate::metrics::{CloseCause, Limited, Phase, Scope, StressCause, TlsFailure};
 
 /// Version of the layout.
 const SCHEMA: &str = "ringmx.status.v1";
@@ -41,6 +41,22 @@ pub(super) fn render(status: &Status<'_>) -> String {
             "next_number": ring.next_number,
         })
     });
+    let clients = status.clients.map(|clients| {
+        let limited = Limited::NAMES
+            .iter()
+            .zip(&m.limited)
+            .map(|(name, counts)| ((*name).to_owned(), counted(&Scope::NAMES, counts)));
+        json!({
+            "stress": clients.stress,
+            "stress_began": counted(&StressCause::NAMES, &m.stress_began),
+            "limited": limited.collect::<Map<String, Value>>(),
+            "tarpitted_now": clients.tarpitted,
+            "tarpitted": m.tarpitted,
+            "early_talkers": m.early_talkers,
+            "evictions": clients.evictions,
+            "untracked": clients.untracked,
+        })
+    });
     let consumers: Vec<Value> = status
         .consumers
         .iter()
@@ -72,6 +88,7 @@ pub(super) fn render(status: &Status<'_>) -> String {
         "sessions": sessions,
         "sessions_max": status.sessions_max,
         "pool": {"bytes": status.pool.bytes, "used_bytes": status.pool.used_bytes},
+        "clients": clients,
         "ring": ring,
         "consumers": consumers,
         "newest": newest,
@@ -118,6 +135,7 @@ pub(super) fn render(status: &Status<'_>) -> String {
             "pool_low_events": m.pool_low_events,
         },
         "session_panics": m.session_panics,
+        "rules": {"loaded": m.rules_loaded, "refused": m.rules_refused},
         "http_requests": m.http_requests,
         "turns": m.turns,
         "log_lines_dropped": status.log_lines_dropped,

@@ -11,7 +11,9 @@ mod status;
 use std::fmt::Write as _;
 
 pub use prometheus::{FAMILIES, Family, FamilyType};
-pub use status::{Consumer, Message, NEWEST_MAX, PATH_SHOWN_BYTES_MAX, Pool, Ring, Status};
+pub use status::{
+    Clients, Consumer, Message, NEWEST_MAX, PATH_SHOWN_BYTES_MAX, Pool, Ring, Status,
+};
 
 use crate::clock::{MONTHS, WEEKDAYS, calendar};
 

@@ -2,7 +2,7 @@
 
 use super::status::Status;
 use super::{push_line, seconds_text};
-use crate::metrics::{CloseCause, Distribution, Phase, TlsFailure};
+use crate::metrics::{CloseCause, Distribution, Limited, Phase, Scope, StressCause, TlsFailure};
 
 /// Content type that announces the format.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -366,6 +366,42 @@ families! {
         out.histogram("", distribution, &BYTES_BOUNDS, |count| count.to_string());
     };
     Counter "ringmx_turns_total" [""] "Turns of the loop." => |out, s| out.plain(s.metrics.turns);
+    Counter "ringmx_client_refusals_total" ["limit,scope"]
+        "Refusals because a client, or the network around it, used too much." => |out, s| {
+        for (limit, counts) in Limited::NAMES.iter().zip(&s.metrics.limited) {
+            for (scope, count) in Scope::NAMES.iter().zip(counts) {
+                out.labelled(format_args!("limit=\"{limit}\",scope=\"{scope}\""), *count);
+            }
+        }
+    };
+    Counter "ringmx_early_talkers_total" [""] "Clients that talked before their greeting." => |out, s| {
+        out.plain(s.metrics.early_talkers);
+    };
+    Counter "ringmx_tarpitted_total" [""] "Refusals that were held back for a while." => |out, s| {
+        out.plain(s.metrics.tarpitted);
+    };
+    Gauge "ringmx_tarpitted" [""] "Sessions whose refusals are held back now." => |out, s| {
+        out.plain(s.clients.map_or(0, |clients| clients.tarpitted));
+    };
+    Gauge "ringmx_stress" [""] "1 while the limits for stress are in force." => |out, s| {
+        out.plain(u64::from(s.clients.is_some_and(|clients| clients.stress)));
+    };
+    Counter "ringmx_stress_total" ["cause"] "Times that the limits for stress were put in force." => |out, s| {
+        for (cause, count) in StressCause::NAMES.iter().zip(&s.metrics.stress_began) {
+            out.labelled(format_args!("cause=\"{cause}\""), *count);
+        }
+    };
+    Counter "ringmx_client_evictions_total" [""] "Clients that were forgotten to make room for others." => |out, s| {
+        out.plain(s.clients.map_or(0, |clients| clients.evictions));
+    };
+    Counter "ringmx_clients_untracked_total" [""]
+        "Connections of clients that found no place in the table of clients." => |out, s| {
+        out.plain(s.clients.map_or(0, |clients| clients.untracked));
+    };
+    Counter "ringmx_rules_reloads_total" ["result"] "Times that the access rules were read again." => |out, s| {
+        out.labelled(format_args!("result=\"loaded\""), s.metrics.rules_loaded);
+        out.labelled(format_args!("result=\"refused\""), s.metrics.rules_refused);
+    };
     Counter "ringmx_http_requests_total" [""] "HTTP requests answered." => |out, s| {
         out.plain(s.metrics.http_requests);
     };

@@ -32,6 +32,8 @@ pub struct Status<'a> {
     pub sessions: &'a [(&'a str, u64)],
     /// The value of `--max-sessions`.
     pub sessions_max: u64,
+    /// What the limits on clients do; `None` where nothing is limited.
+    pub clients: Option<Clients>,
     /// Memory for messages on their way in.
     pub pool: Pool,
     /// The ring; `None` with `--discard`.
@@ -48,6 +50,19 @@ pub struct Status<'a> {
     pub commands: &'a [&'a str],
     /// Name of the reason and reply code for [`Metrics::replies`], in order.
     pub replies: &'a [(&'a str, u16)],
+}
+
+/// What the limits on clients do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clients {
+    /// The limits for stress are in force.
+    pub stress: bool,
+    /// Sessions whose refusals are held back now.
+    pub tarpitted: u64,
+    /// Clients that gave way to others in the table.
+    pub evictions: u64,
+    /// Connections of clients that found no place in it.
+    pub untracked: u64,
 }
 
 /// Memory for messages.

@@ -236,6 +236,12 @@ fn status<'a>(metrics: &'a Metrics, listen: &'a [String]) -> Status<'a> {
         keep_for_s: 604_800,
         sessions: &[("command", 1), ("data", 0)],
         sessions_max: 10_000,
+        clients: Some(Clients {
+            stress: true,
+            tarpitted: 2,
+            evictions: 3,
+            untracked: 4,
+        }),
         pool: Pool {
             bytes: 1_000,
             used_bytes: 10,

@@ -5,6 +5,7 @@
 //! called saved before it is on stable storage.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::Verified;
 use super::text;
 use super::view::{EXIT_STORAGE, Failure, ShardDir, shards};
 use crate::clock::Clock;
@@ -25,7 +27,9 @@ use crate::ringlog::directory::{CopyPlan, CreateOptions, copy_ring, open_ring_re
 use crate::ringlog::format::Consumer;
 use crate::ringlog::reader::{Message, MessageId};
 use crate::ringlog::recover::OpenError;
-use crate::ringlog::rescue::{KeySource, Report, Rescue, RescueOptions, Slot, State};
+use crate::ringlog::rescue::{
+    Damage, KeySource, Reason, Report, Rescue, RescueOptions, State, SuperblockState,
+};
 use crate::sys::file::start_writeback;
 use crate::sys::wait;
 
@@ -119,13 +123,28 @@ pub fn run(
     Ok(code)
 }
 
-fn open(dir: &ShardDir, args: &RescueArguments) -> Result<FileBacking, Failure> {
-    let in_use = || {
-        Failure::other(format!(
-            "'{}' is in use; stop its server and its consumers first",
-            dir.path.display()
-        ))
+/// Opens the ring of a shard for reading, locked against servers and consumers; `None` when one of
+/// them has it.
+///
+/// # Errors
+/// Usage, when there is no ring; storage.
+pub(super) fn open_alone(dir: &ShardDir) -> Result<Option<FileBacking>, Failure> {
+    let path = dir.path.display();
+    let file = match open_ring_read_only(&dir.path) {
+        Ok((_, false)) | Err(OpenError::InUse) => return Ok(None),
+        Ok((file, true)) => file,
+        Err(error @ OpenError::Missing) => {
+            return Err(Failure::usage(format!("'{path}': {error}")));
+        }
+        Err(error) => return Err(Failure::storage(format!("'{path}': {error}"))),
     };
+    let backing = FileBacking::new(file, WriteMethod::Pwrite);
+    backing
+        .map(Some)
+        .map_err(|error| Failure::storage(format!("'{path}': {error}")))
+}
+
+fn open(dir: &ShardDir, args: &RescueArguments) -> Result<FileBacking, Failure> {
     let file = match &args.file {
         Some(path) => {
             let opened = File::options()
@@ -134,21 +153,139 @@ fn open(dir: &ShardDir, args: &RescueArguments) -> Result<FileBacking, Failure> 
                 .open(path);
             opened.map_err(|error| Failure::usage(format!("'{}': {error}", path.display())))?
         }
-        None => match open_ring_read_only(&dir.path) {
-            Ok((_, false)) | Err(OpenError::InUse) => return Err(in_use()),
-            Ok((file, true)) => file,
-            Err(error @ OpenError::Missing) => {
-                let path = dir.path.display();
-                return Err(Failure::usage(format!("'{path}': {error}")));
-            }
-            Err(error) => {
-                let path = dir.path.display();
-                return Err(Failure::storage(format!("'{path}': {error}")));
-            }
-        },
+        None => {
+            return open_alone(dir)?.ok_or_else(|| {
+                Failure::other(format!(
+                    "'{}' is in use; stop its server and its consumers first",
+                    dir.path.display()
+                ))
+            });
+        }
     };
     FileBacking::new(file, WriteMethod::Pwrite)
         .map_err(|error| Failure::storage(format!("'{}': {error}", dir.path.display())))
+}
+
+/// Checks everything that a ring without a server holds.
+pub(super) fn verify(dir: &ShardDir, backing: &FileBacking) -> Result<Verified, Failure> {
+    let options = RescueOptions {
+        shard: dir.shard,
+        ..RescueOptions::default()
+    };
+    let path = dir.path.display();
+    let mut rescue = Rescue::look(backing, options)
+        .map_err(|error| Failure::storage(format!("'{path}': {error}")))?;
+    let mut found = Verified::default();
+    let walked: Result<(), Infallible> = rescue.walk(&mut |message, state| {
+        if state == State::Kept {
+            found.count(&message);
+        }
+        Ok(())
+    });
+    walked.unwrap_or_else(|never| match never {});
+    let report = rescue.report();
+    found.tail = report.tail.unwrap_or(report.start);
+    found.end = report.end;
+    found.records = report.records;
+    let clean = rescue
+        .superblock()
+        .is_some_and(|superblock| superblock.clean);
+    for (name, state) in ["A", "B"].iter().zip(report.slots) {
+        let state = match state {
+            SuperblockState::Good { .. } => continue,
+            SuperblockState::Damaged => "is damaged",
+            SuperblockState::Absent => "is not there",
+            SuperblockState::Unreadable => "cannot be read",
+        };
+        match (rescue.superblock(), clean) {
+            (None, _) | (Some(_), true) => {
+                let reason = format!("superblock {name} {state}");
+                found.damaged.push(json!({"reason": reason}));
+            }
+            // A stop while it was being written leaves this; the next start writes it again.
+            (Some(_), false) => found
+                .notes
+                .push(format!("superblock {name} {state}; the other counts")),
+        }
+    }
+    if rescue.superblock().is_some() && report.tail.is_none() {
+        let reason = "the superblock is an old one; which messages were released is not known";
+        found.damaged.push(json!({"reason": reason}));
+    }
+    if report.missing_bytes > 0 {
+        let reason = format!("the file is {} bytes too short", report.missing_bytes);
+        found.damaged.push(json!({"reason": reason}));
+    }
+    let id = |number: u64| {
+        MessageId {
+            shard: dir.shard,
+            number,
+        }
+        .to_string()
+    };
+    for damage in &report.damage {
+        match (damage.acknowledged, damage.reason) {
+            (_, Reason::GivenUp) => found.notes.push(format!(
+                "positions {} to {}: {}",
+                damage.from, damage.to, damage.reason
+            )),
+            (true, _) => found.damaged.push(damage_json(dir.shard, damage)),
+            (false, _) => found.notes.push(format!(
+                "positions {} to {} were not finished when it stopped: {}",
+                damage.from, damage.to, damage.reason
+            )),
+        }
+    }
+    for message in &report.incomplete {
+        let (id, at) = (id(message.number), message.position);
+        match message.damaged {
+            true => {
+                let reason = format!("parts of large message {id} at position {at} are gone");
+                found
+                    .damaged
+                    .push(json!({"reason": reason, "first_id": id, "last_id": id}));
+            }
+            false => found.notes.push(format!(
+                "large message {id} at position {at} was not finished when it stopped"
+            )),
+        }
+    }
+    for (from, to) in &report.unreadable {
+        let reason = format!("bytes {from} to {to} of the file cannot be read");
+        found.damaged.push(json!({"reason": reason}));
+    }
+    Ok(found)
+}
+
+/// One line about a damaged range of [`Verified`].
+pub(super) fn damage_text(range: &Value) -> String {
+    let reason = range["reason"].as_str().unwrap_or("?");
+    if range["from"].is_null() {
+        return format!("  {reason}\n");
+    }
+    let missing = match (range.get("certain"), missing_text(range)) {
+        (None, _) => String::new(),
+        (Some(_), Some(missing)) => format!("; missing: {missing}"),
+        (Some(_), None) => "; no message begins in it".to_owned(),
+    };
+    format!(
+        "  positions {} to {}: {reason}{missing}\n",
+        range["from"], range["to"]
+    )
+}
+
+fn damage_json(shard: u32, damage: &Damage) -> Value {
+    let id = |number: u64| MessageId { shard, number }.to_string();
+    json!({
+        "from": damage.from,
+        "to": damage.to,
+        "bytes": damage.to - damage.from,
+        "reason": damage.reason.to_string(),
+        "acknowledged": damage.acknowledged,
+        "first_id": damage.first_number.map(id),
+        "last_id": damage.last_number.map(id),
+        "certain": damage.certain,
+    })
 }
 
 /// Rescues one shard: the document, and warnings.
@@ -367,7 +504,7 @@ impl Batch {
         builder.recursive(true).mode(0o700);
         let parts: &[&str] = match kind {
             Kind::Maildir => &["tmp", "new", "cur"],
-            Kind::Eml => &["."],
+            Kind::Eml => &[""],
         };
         let failed = |error: io::Error| Failure::usage(format!("'{}': {error}", dir.display()));
         for part in parts {
@@ -508,10 +645,10 @@ fn document(dir: &ShardDir, args: &RescueArguments, report: &Report, saved: &Sav
         })
     };
     let slots = report.slots.map(|slot| match slot {
-        Slot::Good { generation } => json!({"state": "good", "generation": generation}),
-        Slot::Damaged => json!({"state": "damaged"}),
-        Slot::Absent => json!({"state": "absent"}),
-        Slot::Unreadable => json!({"state": "unreadable"}),
+        SuperblockState::Good { generation } => json!({"state": "good", "generation": generation}),
+        SuperblockState::Damaged => json!({"state": "damaged"}),
+        SuperblockState::Absent => json!({"state": "absent"}),
+        SuperblockState::Unreadable => json!({"state": "unreadable"}),
     });
     let key = match report.key {
         KeySource::Superblock => json!({"from": "superblock"}),
@@ -522,18 +659,7 @@ fn document(dir: &ShardDir, args: &RescueArguments, report: &Report, saved: &Sav
     let damage: Vec<Value> = report
         .damage
         .iter()
-        .map(|damage| {
-            json!({
-                "from": damage.from,
-                "to": damage.to,
-                "bytes": damage.to - damage.from,
-                "reason": damage.reason.to_string(),
-                "acknowledged": damage.acknowledged,
-                "first_id": damage.first_number.map(id),
-                "last_id": damage.last_number.map(id),
-                "certain": damage.certain,
-            })
-        })
+        .map(|damage| damage_json(dir.shard, damage))
         .collect();
     let incomplete: Vec<Value> = report
         .incomplete

@@ -327,13 +327,18 @@ impl View {
                     dir.path.display()
                 )));
             }
+            // It died between taking the connection and answering.
+            Err(error) if error.is_gone() => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         let descriptor = client
             .take_descriptor()
             .ok_or_else(|| Failure::other("the server sent no descriptor of its ring"))?;
         let file = File::from(descriptor);
-        client.watch()?;
+        match client.watch() {
+            Err(error) if error.is_gone() => return Ok(None),
+            result => result?,
+        }
         let mut view = View::build(file, dir)?;
         view.window = window(client.progress());
         view.next_number = client.progress().next_number;

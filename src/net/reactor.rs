@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::time::Duration;
 
 use mio::event::Event;
@@ -23,7 +23,9 @@ use crate::clock::{Clock, Instant, nanos};
 use crate::conn::Token;
 use crate::ctl;
 use crate::http;
+use crate::limits::RULE_FILES_LOOK_MS;
 use crate::logger::{Class, Value};
+use crate::policy::rules::Rules;
 use crate::ringlog::backing::Backing;
 use crate::ringlog::reader::Window;
 use crate::server::control::Control;
@@ -104,6 +106,16 @@ struct Listening {
 /// Looks up the newest messages; runs on a thread of its own because it reads the ring.
 pub type FindNewest = Box<dyn FnMut(Window) -> Vec<Summary> + Send>;
 
+/// Loads the access rules when their files have changed since it was last called, or when `must` is set; runs on a
+/// thread of its own because it reads files. `None`: nothing has changed. An error is one sentence.
+pub type LoadRules = Box<dyn FnMut(bool) -> Option<Result<Rules, String>> + Send>;
+
+struct RulesThread {
+    /// Asks for the files to be read, changed or not.
+    requests: SyncSender<()>,
+    answers: Receiver<Result<Arc<Rules>, String>>,
+}
+
 struct NewestThread {
     requests: SyncSender<Window>,
     answers: Receiver<Vec<Summary>>,
@@ -141,6 +153,7 @@ pub struct Reactor<B: Backing, C: Committer> {
     /// Read-only descriptor of the ring, for readers.
     ring: Option<OwnedFd>,
     newest: Option<NewestThread>,
+    rules: Option<RulesThread>,
     signals: Signals,
     accept_paused_until: Option<Instant>,
     pause_logged_at: Option<Instant>,
@@ -191,6 +204,8 @@ pub struct Side {
     pub ring: Option<OwnedFd>,
     /// Looks up the newest messages.
     pub find_newest: Option<FindNewest>,
+    /// Loads the access rules again; `None` where no file holds any.
+    pub load_rules: Option<LoadRules>,
 }
 
 impl<B: Backing, C: Committer> Reactor<B, C> {
@@ -239,6 +254,10 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             Some(find) => Some(start_newest_thread(find, Arc::clone(&waker))?),
             None => None,
         };
+        let rules = match side.load_rules {
+            Some(load) => Some(start_rules_thread(load)?),
+            None => None,
+        };
         let now = clock.now();
         Ok(Reactor {
             poll,
@@ -257,6 +276,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             ctl: Desk::new(KIND_CTL, CTL_SESSIONS_MAX),
             ring: side.ring,
             newest,
+            rules,
             signals,
             accept_paused_until: None,
             pause_logged_at: None,
@@ -492,7 +512,13 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
                     // A closed listener refuses connections at once instead of letting them wait.
                     self.listeners.clear();
                 }
-                Request::Reload => self.server.reload(),
+                Request::Reload => {
+                    self.server.reload();
+                    if let Some(rules) = &self.rules {
+                        // One that waits already is enough.
+                        let _ = rules.requests.try_send(());
+                    }
+                }
             }
         }
     }
@@ -526,6 +552,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         }
         self.idle_at = now;
         self.server.idle_tick();
+        self.take_rules(now);
         for key in self
             .http
             .expire(Instant(now.0.saturating_sub(HTTP_IDLE_NS)))
@@ -536,6 +563,17 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             self.gave_back_at = now;
             self.server.give_back_idle_memory();
         }
+    }
+
+    /// Takes rules that were loaded meanwhile. Sessions under way ask the new ones from their next command on.
+    fn take_rules(&mut self, now: Instant) {
+        let Some(thread) = &self.rules else {
+            return;
+        };
+        let Ok(loaded) = thread.answers.try_recv() else {
+            return;
+        };
+        self.server.take_rules(loaded, now);
     }
 
     // HTTP.
@@ -777,6 +815,36 @@ fn accept_ready(
         }
     }
     None
+}
+
+fn start_rules_thread(mut load: LoadRules) -> io::Result<RulesThread> {
+    let (requests, jobs) = sync_channel::<()>(1);
+    let (results, answers) = sync_channel(1);
+    std::thread::Builder::new()
+        .name("rules".to_owned())
+        .spawn(move || {
+            // Rules are dropped here, where the time that takes is nobody's.
+            let mut kept: Vec<Arc<Rules>> = Vec::new();
+            loop {
+                let look = Duration::from_millis(RULE_FILES_LOOK_MS);
+                let must = match jobs.recv_timeout(look) {
+                    Ok(()) => true,
+                    Err(RecvTimeoutError::Timeout) => false,
+                    Err(RecvTimeoutError::Disconnected) => break,
+                };
+                kept.retain(|rules| Arc::strong_count(rules) > 1);
+                let Some(loaded) = load(must) else {
+                    continue;
+                };
+                let loaded = loaded.map(Arc::new);
+                kept.extend(loaded.as_ref().ok().map(Arc::clone));
+                // The loop looks once a second.
+                if results.send(loaded).is_err() {
+                    break;
+                }
+            }
+        })?;
+    Ok(RulesThread { requests, answers })
 }
 
 fn start_newest_thread(mut find: FindNewest, waker: Arc<Waker>) -> io::Result<NewestThread> {

@@ -2,9 +2,11 @@
 //!
 //! A loopback listener is a sink and takes everything; the rules of the edge go here.
 
+pub mod clients;
 pub mod networks;
 pub mod recipients;
 pub mod rules;
+pub mod stress;
 
 use crate::smtp::sink::{Question, Verdict};
 

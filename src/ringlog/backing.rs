@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
 use crate::clock::Clock;
+use crate::limits::PAGE_BYTES;
 use crate::sys;
 use crate::sys::mmap::WriteMap;
 
@@ -28,6 +29,14 @@ pub trait Backing {
     /// # Errors
     /// Whatever the storage reports.
     fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize>;
+
+    /// Reads all of `buf` from the medium, past a cache that may hold what a failed write-back has
+    /// not brought there. False, and `buf` is worth nothing: the storage can't tell the two apart,
+    /// or the medium can't be read there.
+    fn read_medium_at(&self, buf: &mut [u8], at: u64) -> bool {
+        let _ = (buf, at);
+        false
+    }
 
     /// Writes `parts` one after the other; may write less than given. Not durable before
     /// [`Backing::sync`].
@@ -121,6 +130,8 @@ pub enum WriteMethod {
 #[derive(Debug)]
 pub struct FileBacking {
     file: File,
+    /// The same file, read past the page cache (O_DIRECT), where the file system allows it.
+    direct: Option<File>,
     len: u64,
     map: Option<WriteMap>,
     clock: Clock,
@@ -140,11 +151,19 @@ impl FileBacking {
         };
         Ok(FileBacking {
             file,
+            direct: None,
             len,
             map,
             clock: Clock::new(),
             write_ns: 0,
         })
+    }
+
+    /// With a descriptor of the same file that was opened with O_DIRECT, for
+    /// [`Backing::read_medium_at`].
+    pub fn with_direct(mut self, direct: Option<File>) -> FileBacking {
+        self.direct = direct;
+        self
     }
 
     /// An anonymous file in memory, `len` bytes long, written through a map. It is lost when the
@@ -207,6 +226,28 @@ impl Backing for FileBacking {
 
     fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
         self.file.read_at(buf, at)
+    }
+
+    fn read_medium_at(&self, buf: &mut [u8], at: u64) -> bool {
+        let Some(direct) = &self.direct else {
+            return false;
+        };
+        // Such reads want place, length and memory to be multiples of the device's block; a page is
+        // one of all that are in use.
+        let from = at - at % PAGE_BYTES;
+        let to = (at + buf.len() as u64).next_multiple_of(PAGE_BYTES);
+        let len = (to - from) as usize;
+        let mut memory = vec![0_u8; len + PAGE_BYTES as usize];
+        let start = memory.as_ptr().align_offset(PAGE_BYTES as usize);
+        let Some(aligned) = memory.get_mut(start..start + len) else {
+            return false;
+        };
+        let skip = (at - from) as usize;
+        if direct.read_exact_at(aligned, from).is_err() {
+            return false;
+        }
+        buf.copy_from_slice(&aligned[skip..skip + buf.len()]);
+        true
     }
 
     fn write_at(&mut self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {

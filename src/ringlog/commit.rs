@@ -2,17 +2,18 @@
 //!
 //! The loop owns the state. It hands over a target that it read before the call; the thread syncs
 //! and stores the outcome in one atomic word before it wakes the loop, so no wake-up can be lost
-//! between looking and sleeping. One sync is in flight at a time and none is delayed: what piles up
+//! between looking and sleeping (`handshake`). One sync is in flight at a time and none is delayed: what piles up
 //! while it runs is the next batch.
 
+use std::cell::RefCell;
 use std::io;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::backing::{self, Backing, Flush};
 use super::format::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS};
+use super::handshake::{Handshake, LoopSide};
 use super::writer::{
     BACKGROUND_SYNC_AFTER, BACKGROUND_SYNC_BYTES, CHECKPOINT_BYTES, FREE_STEP_PARTS, Failed,
     InFlight, Log, Survive,
@@ -62,6 +63,9 @@ impl<B: Backing> Log<B> {
             }
         };
         if !superblock && !data {
+            return None;
+        }
+        if unsynced > 0 && !self.seal_page() {
             return None;
         }
         let at = superblock.then(|| {
@@ -161,6 +165,14 @@ impl<B: Backing> Log<B> {
                 errno: 0,
             });
         }
+        // The next opening begins behind what this sync covers.
+        if !self.seal_page() {
+            let failed = self.failed;
+            return Err(failed.unwrap_or(Failed {
+                operation: "close",
+                errno: 0,
+            }));
+        }
         self.sync_now()?;
         self.write_superblock(true)?;
         if let Err(error) = self.backing.sync() {
@@ -199,41 +211,33 @@ pub struct SyncDone {
 /// Dropping the value ends the thread after the sync it is in.
 #[derive(Debug)]
 pub struct SyncThread {
-    shared: Arc<Shared>,
+    shared: Arc<Handshake<Job>>,
+    side: LoopSide,
     thread: Option<JoinHandle<()>>,
-    /// The last word taken.
-    taken: u64,
-    /// Requests handed over.
-    submitted: u64,
 }
 
+/// What a sync is preceded by.
 #[derive(Debug)]
-struct Shared {
-    request: Mutex<Request>,
-    wanted: Condvar,
-    /// Target of the last finished request; its low six bits, which are zero in a position, hold
-    /// bit 0: failed, bits 1 to 5: count of finished requests modulo 32, which tells two requests
-    /// of one target apart.
-    done: AtomicU64,
-    /// Written before `done` and read after it.
-    errno: AtomicI32,
-    took_ns: AtomicU64,
-}
-
-#[derive(Debug)]
-struct Request {
-    /// Requests handed over so far.
-    count: u64,
-    target: u64,
+struct Job {
     superblock_at: Option<u64>,
     superblock: Box<[u8; SUPERBLOCK_BYTES]>,
-    stop: bool,
 }
 
-const DONE_FAILED: u64 = 1;
-const DONE_COUNT_SHIFT: u32 = 1;
-const DONE_COUNT_MASK: u64 = 31;
-const DONE_TARGET: u64 = !63;
+impl Job {
+    fn new() -> Job {
+        Job {
+            superblock_at: None,
+            superblock: Box::new([0; SUPERBLOCK_BYTES]),
+        }
+    }
+
+    fn set(&mut self, superblock: Option<(u64, &[u8; SUPERBLOCK_BYTES])>) {
+        self.superblock_at = superblock.map(|(at, _)| at);
+        if let Some((_, bytes)) = superblock {
+            self.superblock.copy_from_slice(bytes);
+        }
+    }
+}
 
 impl SyncThread {
     /// Starts the thread. `wake` is called after each finished request, with the outcome already
@@ -242,28 +246,15 @@ impl SyncThread {
     /// # Errors
     /// As pthread_create(3).
     pub fn start(flush: Box<dyn Flush>, wake: Box<dyn Fn() + Send>) -> io::Result<SyncThread> {
-        let shared = Arc::new(Shared {
-            request: Mutex::new(Request {
-                count: 0,
-                target: 0,
-                superblock_at: None,
-                superblock: Box::new([0; SUPERBLOCK_BYTES]),
-                stop: false,
-            }),
-            wanted: Condvar::new(),
-            done: AtomicU64::new(0),
-            errno: AtomicI32::new(0),
-            took_ns: AtomicU64::new(0),
-        });
+        let shared = Arc::new(Handshake::new(Job::new()));
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("sync".to_owned())
-            .spawn(move || theirs.run(flush, wake))?;
+            .spawn(move || run(&theirs, flush, wake))?;
         Ok(SyncThread {
             shared,
+            side: LoopSide::default(),
             thread: Some(thread),
-            taken: 0,
-            submitted: 0,
         })
     }
 
@@ -273,50 +264,25 @@ impl SyncThread {
     /// # Panics
     /// When the outcome of the last request has not been taken yet.
     pub fn submit(&mut self, request: &SyncRequest<'_>) {
-        let finished = (self.taken >> DONE_COUNT_SHIFT) & DONE_COUNT_MASK;
-        assert_eq!(
-            finished,
-            self.submitted & DONE_COUNT_MASK,
-            "one sync at a time"
-        );
-        self.submitted += 1;
-        let mut slot = self.shared.lock();
-        slot.count = self.submitted;
-        slot.target = request.target;
-        slot.superblock_at = request.superblock.map(|(at, _)| at);
-        if let Some((_, bytes)) = request.superblock {
-            slot.superblock.copy_from_slice(bytes);
-        }
-        drop(slot);
-        self.shared.wanted.notify_one();
+        self.shared.submit(&mut self.side, request.target, |job| {
+            job.set(request.superblock);
+        });
     }
 
     /// The outcome of the request in flight, once it is there. One atomic load while there is none.
     pub fn completed(&mut self) -> Option<SyncDone> {
-        let word = self.shared.done.load(Ordering::Acquire);
-        if word == self.taken {
-            return None;
-        }
-        self.taken = word;
-        let result = if word & DONE_FAILED == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::from_raw_os_error(
-                self.shared.errno.load(Ordering::Relaxed),
-            ))
-        };
+        let outcome = self.shared.completed(&mut self.side)?;
         Some(SyncDone {
-            target: word & DONE_TARGET,
-            result,
-            took: Duration::from_nanos(self.shared.took_ns.load(Ordering::Relaxed)),
+            target: outcome.target,
+            result: outcome.result.map_err(io::Error::from_raw_os_error),
+            took: Duration::from_nanos(outcome.took_ns),
         })
     }
 }
 
 impl Drop for SyncThread {
     fn drop(&mut self) {
-        self.shared.lock().stop = true;
-        self.shared.wanted.notify_one();
+        self.shared.stop();
         if let Some(thread) = self.thread.take() {
             // A panic of the thread has been printed; there is nothing to add while dropping.
             let _ = thread.join();
@@ -324,57 +290,27 @@ impl Drop for SyncThread {
     }
 }
 
-impl Shared {
-    /// Nothing can panic while the lock is held, and the request is plain data.
-    fn lock(&self) -> MutexGuard<'_, Request> {
-        self.request.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn run(&self, mut flush: Box<dyn Flush>, wake: Box<dyn Fn() + Send>) {
-        let clock = Clock::new();
-        let mut superblock = Box::new([0; SUPERBLOCK_BYTES]);
-        let mut finished = 0;
-        loop {
-            let mut request = self.lock();
-            while request.count == finished && !request.stop {
-                request = self
-                    .wanted
-                    .wait(request)
-                    .unwrap_or_else(PoisonError::into_inner);
-            }
-            if request.count == finished {
-                return;
-            }
-            finished = request.count;
-            let (target, at) = (request.target, request.superblock_at);
-            if at.is_some() {
-                superblock.copy_from_slice(&*request.superblock);
-            }
-            drop(request);
-
-            let start = clock.now();
-            let result = match at {
-                Some(at) => flush
-                    .write_superblock(&*superblock, at)
-                    .and_then(|()| flush.sync()),
-                None => flush.sync(),
-            };
-            self.took_ns
-                .store(clock.now().since_ns(start), Ordering::Relaxed);
-            let failed = match &result {
-                Ok(()) => 0,
-                Err(error) => {
-                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                    self.errno.store(errno, Ordering::Relaxed);
-                    DONE_FAILED
-                }
-            };
-            let count = (finished & DONE_COUNT_MASK) << DONE_COUNT_SHIFT;
-            self.done
-                .store(target & DONE_TARGET | count | failed, Ordering::Release);
-            wake();
-        }
-    }
+fn run(shared: &Handshake<Job>, mut flush: Box<dyn Flush>, wake: Box<dyn Fn() + Send>) {
+    let clock = Clock::new();
+    let job = RefCell::new(Job::new());
+    let take = |asked: &mut Job| {
+        let superblock = asked.superblock_at.map(|at| (at, &*asked.superblock));
+        job.borrow_mut().set(superblock);
+    };
+    let work = || {
+        let job = job.borrow();
+        let start = clock.now();
+        let result = match job.superblock_at {
+            Some(at) => flush
+                .write_superblock(&*job.superblock, at)
+                .and_then(|()| flush.sync()),
+            None => flush.sync(),
+        };
+        let took_ns = clock.now().since_ns(start);
+        let result = result.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
+        (result, took_ns)
+    };
+    shared.run(take, work, wake);
 }
 
 const _: () = assert!(SUPERBLOCK_OFFSETS[1] as usize >= SUPERBLOCK_BYTES);

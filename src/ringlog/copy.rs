@@ -80,16 +80,19 @@ struct Moving {
 /// A ring that is being filled with messages of another.
 #[derive(Debug)]
 pub struct RingCopy<B: Backing> {
-    log: Log<B>,
+    /// Formatted and not opened yet: that takes the time of the first message.
+    closed: Option<B>,
+    /// INVARIANT: `Some` when `closed` is `None`, unless opening failed.
+    log: Option<Log<B>>,
     consumers: Vec<Moving>,
     messages: u64,
 }
 
 impl<B: Backing> RingCopy<B> {
-    /// Formats `backing`, which holds zeros, and opens it. `epoch` is the last of the old ring.
+    /// Formats `backing`, which holds zeros. `epoch` is the last of the old ring.
     ///
     /// # Errors
-    /// `Create`, `Open`.
+    /// `Create`.
     pub fn new(
         mut backing: B,
         new: &NewRing,
@@ -97,37 +100,48 @@ impl<B: Backing> RingCopy<B> {
         consumers: &[Consumer],
     ) -> Result<RingCopy<B>, CopyError> {
         recover::format_in_epoch(&mut backing, new, epoch).map_err(CopyError::Create)?;
-        let mut options = OpenOptions::new(Survive::Power, 0);
-        // Nothing gives way to a later message.
-        options.full = FullPolicy::Defer;
-        let (log, _) = Log::open(backing, &options).map_err(CopyError::Open)?;
         let consumers = consumers.iter().map(|consumer| Moving {
             consumer: *consumer,
             begins_at: None,
         });
         Ok(RingCopy {
-            log,
+            closed: Some(backing),
+            log: None,
             consumers: consumers.collect(),
             messages: 0,
         })
     }
 
+    fn log(&mut self, wall_ns: u64) -> Result<&mut Log<B>, CopyError> {
+        if let Some(backing) = self.closed.take() {
+            let mut options = OpenOptions::new(Survive::Power, wall_ns);
+            // Nothing gives way to a later message.
+            options.full = FullPolicy::Defer;
+            let (log, _) = Log::open(backing, &options).map_err(CopyError::Open)?;
+            self.log = Some(log);
+        }
+        let unopened = CopyError::Open(OpenError::Missing);
+        self.log.as_mut().ok_or(unopened)
+    }
+
     /// Appends a message under its own number and time. Not durable before [`RingCopy::finish`].
     ///
     /// # Errors
-    /// `Full`, `TooLarge`, `Order`, `Failed`.
+    /// `Open`, `Full`, `TooLarge`, `Order`, `Failed`.
     pub fn append(&mut self, message: &Message) -> Result<(), CopyError> {
-        if message.number < self.log.next_number() {
+        let log = self.log(message.received_ns)?;
+        if message.number < log.next_number() {
             return Err(CopyError::Order {
                 number: message.number,
             });
         }
-        self.log.skip_numbers_to(message.number);
-        self.log.begin_turn(message.received_ns);
+        log.skip_numbers_to(message.number);
+        log.begin_turn(message.received_ns);
+        let at = log.written();
         for moving in &mut self.consumers {
             // It ends behind done_pos, so that its last record begins at or behind it.
             if moving.begins_at.is_none() && message.end > moving.consumer.done_pos {
-                moving.begins_at = Some(self.log.written());
+                moving.begins_at = Some(at);
             }
         }
         let bytes = message.envelope_bytes().len() + message.body().len();
@@ -139,42 +153,35 @@ impl<B: Backing> RingCopy<B> {
                 bytes: bytes as u64,
             },
         };
+        let log = self.log(message.received_ns)?;
         let payload = [message.envelope_bytes(), message.body()];
         let env_len = payload[0].len();
-        if bytes as u64 <= RECORD_PAYLOAD_BYTES_MAX.min(self.log.payload_bytes_max()) {
-            let slot = self.log.reserve(bytes as u64).map_err(refused)?;
-            self.write(&slot, env_len, &payload)?;
+        if bytes as u64 <= RECORD_PAYLOAD_BYTES_MAX.min(log.payload_bytes_max()) {
+            let slot = log.reserve(bytes as u64).map_err(refused)?;
+            write(log, &slot, env_len, &payload)?;
         } else {
-            let first_bytes = RECORD_PAYLOAD_BYTES_MAX.min(self.log.payload_bytes_max() / 2);
+            let first_bytes = RECORD_PAYLOAD_BYTES_MAX.min(log.payload_bytes_max() / 2);
             if env_len as u64 > first_bytes {
                 return Err(refused(ReserveError::TooLarge));
             }
             let whole = payload.concat();
             let crc = crc32c::crc32c(&whole);
-            let mut large = self.log.begin_large(bytes as u64).map_err(refused)?;
+            let mut large = log.begin_large(bytes as u64).map_err(refused)?;
             for piece in whole.chunks(first_bytes as usize) {
-                let slot = self.log.reserve_fragment(&mut large, piece.len() as u64);
+                let slot = log.reserve_fragment(&mut large, piece.len() as u64);
                 let slot = slot.map_err(refused)?;
                 match slot.kind {
                     Kind::Last => {
                         let described = large.whole(crc).encode();
-                        self.write(&slot, 0, &[&described, piece])?;
+                        write(log, &slot, 0, &[&described, piece])?;
                     }
-                    Kind::First => self.write(&slot, env_len, &[piece, &[]])?,
-                    _ => self.write(&slot, 0, &[piece, &[]])?,
+                    Kind::First => write(log, &slot, env_len, &[piece, &[]])?,
+                    _ => write(log, &slot, 0, &[piece, &[]])?,
                 }
             }
         }
         self.messages += 1;
         Ok(())
-    }
-
-    fn write(&mut self, slot: &Slot, env_len: usize, parts: &[&[u8]; 2]) -> Result<(), Failed> {
-        let crc = crc32c::crc32c_append(crc32c::crc32c(parts[0]), parts[1]);
-        let header = self.log.header(slot, env_len as u32, crc);
-        let padding = &[0; 64][..slot.padding];
-        let parts = [&header[..], parts[0], parts[1], padding].map(IoSlice::new);
-        self.log.write(&parts)
     }
 
     /// Messages appended.
@@ -183,22 +190,39 @@ impl<B: Backing> RingCopy<B> {
     }
 
     /// Registers the consumers, makes everything durable and closes the ring in order. The next
-    /// message of the ring takes `next_number` at least. `now` is any time after zero.
+    /// message of the ring takes `next_number` at least. `wall_ns` is the time of a ring without
+    /// messages.
     ///
     /// # Errors
     /// `Failed`, `Consumer`.
-    pub fn finish(mut self, next_number: u64, now: Instant) -> Result<B, CopyError> {
-        self.log.skip_numbers_to(next_number);
-        self.log.sync_inline(now)?;
-        for moving in &self.consumers {
+    pub fn finish(mut self, next_number: u64, wall_ns: u64, now: Instant) -> Result<B, CopyError> {
+        let consumers = std::mem::take(&mut self.consumers);
+        // One that holds no message has not been opened yet.
+        let log = self.log(wall_ns)?;
+        log.skip_numbers_to(next_number);
+        log.sync_inline(now)?;
+        for moving in &consumers {
             let start = match moving.begins_at {
                 Some(position) => StartAt::Position(position),
                 None => StartAt::Newest,
             };
-            self.log
-                .register(moving.consumer.name, start)
+            log.register(moving.consumer.name, start)
                 .map_err(CopyError::Consumer)?;
         }
-        Ok(self.log.close()?)
+        let log = self.log.ok_or(CopyError::Open(OpenError::Missing))?;
+        Ok(log.close()?)
     }
+}
+
+fn write<B: Backing>(
+    log: &mut Log<B>,
+    slot: &Slot,
+    env_len: usize,
+    parts: &[&[u8]; 2],
+) -> Result<(), Failed> {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(parts[0]), parts[1]);
+    let header = log.header(slot, env_len as u32, crc);
+    let padding = &[0; 64][..slot.padding];
+    let parts = [&header[..], parts[0], parts[1], padding].map(IoSlice::new);
+    log.write(&parts)
 }

@@ -16,7 +16,7 @@ use std::path::Path;
 use super::backing::{self, FileBacking, WriteMethod};
 use super::copy::{CopyError, RingCopy};
 use super::format::{Consumer, DATA_OFFSET};
-use super::recover::{self, LostRange, NewRing, OpenError, OpenOptions, Recovery};
+use super::recover::{self, LOST_RANGES_MAX, LostRange, NewRing, OpenError, OpenOptions, Recovery};
 use super::writer::Log;
 use crate::clock::{self, Clock};
 use crate::sys;
@@ -117,7 +117,7 @@ fn copy_into<E: From<OpenError> + From<CopyError>>(
     }
     let mut copy = RingCopy::new(storage, &new, plan.epoch, plan.consumers)?;
     let next_number = fill(&mut copy)?;
-    copy.finish(next_number, Clock::new().now())?;
+    copy.finish(next_number, plan.create.wall_ns, Clock::new().now())?;
     Ok(publish(dir, file).map_err(failed)?)
 }
 
@@ -236,8 +236,8 @@ fn sync_parents(dir: &Path) -> io::Result<()> {
 }
 
 /// Opens the ring in `dir` for writing, with the exclusive lock, and recovers it. `method` `None`
-/// chooses: a map on a file system in memory, `pwritev` elsewhere. Damaged ranges that are accepted
-/// are added to `lost`.
+/// chooses: a map on a file system in memory, `pwritev` elsewhere. Damaged ranges are added to `lost`
+/// before they are given up.
 ///
 /// # Errors
 /// [`OpenError`].
@@ -257,12 +257,29 @@ pub fn open_ring(
         Some(method) => method,
         None => write_method(&file).map_err(failed("examining"))?,
     };
-    let storage = FileBacking::new(file, method).map_err(failed("mapping"))?;
-    let (log, recovery) = Log::open(storage, options)?;
-    if !recovery.lost.is_empty() {
-        note_lost(dir, &recovery.lost, options.wall_ns).map_err(failed("noting the losses of"))?;
+    let direct = direct(dir, &file, method);
+    let storage = FileBacking::new(file, method)
+        .map_err(failed("mapping"))?
+        .with_direct(direct);
+    if options.accept_loss {
+        let lost = recover::find_lost(&storage)?;
+        // Before anything is given up: a crash in between notes it twice, never not at all.
+        if (1..=LOST_RANGES_MAX).contains(&lost.len()) {
+            note_lost(dir, &lost, options.wall_ns).map_err(failed("noting the losses of"))?;
+        }
     }
-    Ok((log, recovery))
+    Log::open(storage, options)
+}
+
+/// A second descriptor of the ring, past the page cache: after a failed write-back the cache may hold
+/// what the disk does not. `None` where the file system has no such reads.
+fn direct(dir: &Path, file: &File, method: WriteMethod) -> Option<File> {
+    if method == WriteMethod::Map {
+        return None;
+    }
+    let direct = sys::file::open_direct(&dir.join(RING_FILE)).ok()?;
+    let (one, other) = (file.metadata().ok()?, direct.metadata().ok()?);
+    ((one.dev(), one.ino()) == (other.dev(), other.ino())).then_some(direct)
 }
 
 /// Opens the ring in `dir` read-only, for a tool that works without the server. False: a server has

@@ -28,7 +28,7 @@ use super::format::{
     page_ceil, page_floor,
 };
 use super::writer::{
-    BACKGROUND_SYNC_BYTES, Failed, FullPolicy, Log, Point, Settings, Start, Survive,
+    BACKGROUND_SYNC_BYTES, CommitAlign, Failed, FullPolicy, Log, Point, Settings, Start, Survive,
 };
 use crate::limits::{CONSUMERS_MAX, GIB, NUMBERS_SKIPPED_BY_RECOVERY, RECORD_HEADER_BYTES};
 
@@ -51,6 +51,8 @@ pub struct OpenOptions {
     pub consumer_required: bool,
     /// Open although acknowledged mail is damaged.
     pub accept_loss: bool,
+    /// What the device leaves whole when power fails amid a write.
+    pub commit_align: CommitAlign,
     /// Wall clock, nanoseconds since 1970.
     pub wall_ns: u64,
 }
@@ -64,6 +66,7 @@ impl OpenOptions {
             keep_for: None,
             consumer_required: false,
             accept_loss: false,
+            commit_align: CommitAlign::Sector,
             wall_ns,
         }
     }
@@ -181,8 +184,8 @@ impl fmt::Display for OpenError {
                 f.write_str("the file is not a ring; move it away or name another directory")
             }
             OpenError::NotARing { damaged: true } => f.write_str(
-                "both superblocks of the ring are damaged; restore it from a copy or move it \
-                 away",
+                "both superblocks of the ring are damaged; ringmx log rescue saves the messages, on \
+                 request into a new ring",
             ),
             OpenError::NewerFormat {
                 major,
@@ -196,17 +199,25 @@ impl fmt::Display for OpenError {
             OpenError::WrongSize { expected, actual } => write!(
                 f,
                 "the ring should have {expected} bytes and has {actual}; it was truncated or \
-                 copied in part"
+                 copied in part; ringmx log rescue saves what is left"
             ),
             OpenError::InUse => f.write_str("another process has the ring open; stop it first"),
             OpenError::NotOurs(what) => write!(f, "{what}"),
             OpenError::DamagedAcknowledged { lost } => {
                 let bytes: u64 = lost.iter().map(|range| range.to - range.from).sum();
+                let places = lost.len();
+                if places > LOST_RANGES_MAX {
+                    return write!(
+                        f,
+                        "acknowledged mail in more than {LOST_RANGES_MAX} places is damaged, more \
+                         than --accept-loss gives up; ringmx log rescue --to-ring makes a new ring \
+                         of what is whole"
+                    );
+                }
                 write!(
                     f,
-                    "{bytes} bytes of acknowledged mail in {} places are damaged; ringmx log \
-                     export saves what is readable, --accept-loss starts without the rest",
-                    lost.len()
+                    "{bytes} bytes of acknowledged mail in {places} places are damaged; ringmx log \
+                     rescue saves what is whole, --accept-loss starts without the rest"
                 )
             }
             OpenError::ConsumersRegistered { count } => write!(
@@ -374,12 +385,37 @@ pub fn find_superblock<B: Backing>(backing: &B) -> Result<Found, OpenError> {
     }
     let mut found = found.ok_or(OpenError::NotARing { damaged })?;
     found.epoch = epoch;
+    // A clean one is written behind a good one of the generation before. Where that is missing, a
+    // newer superblock may have been there and be damaged: then this one says how the ring was
+    // closed some time ago, and all that came after would be lost without a word.
+    if other_generation(backing, found.slot) != Some(found.superblock.generation.wrapping_sub(1)) {
+        found.superblock.clean = false;
+    }
     let expected = found.superblock.data_offset + found.superblock.data_size;
     let actual = backing.len();
     if actual < expected {
         return Err(OpenError::WrongSize { expected, actual });
     }
     Ok(found)
+}
+
+/// Generation of the superblock that is not at `slot`, if it is valid.
+fn other_generation<B: Backing>(backing: &B, slot: usize) -> Option<u64> {
+    let mut bytes = [0; SUPERBLOCK_BYTES];
+    backing::read_exact_at(backing, &mut bytes, SUPERBLOCK_OFFSETS[1 - slot]).ok()?;
+    Some(Superblock::decode(&bytes).ok()?.generation)
+}
+
+/// What [`Log::open`] would refuse to give up, or gives up when the loss is accepted. Writes nothing.
+///
+/// # Errors
+/// As [`find_superblock`].
+pub fn find_lost<B: Backing>(backing: &B) -> Result<Vec<LostRange>, OpenError> {
+    let found = find_superblock(backing)?;
+    match found.superblock.clean {
+        true => Ok(Vec::new()),
+        false => Ok(Scan::new(backing, &found)?.judge()?.lost),
+    }
 }
 
 impl<B: Backing> Log<B> {
@@ -436,6 +472,7 @@ impl<B: Backing> Log<B> {
             survive: options.survive,
             full,
             keep_for: options.keep_for,
+            commit_align: options.commit_align,
         };
         let start = Start {
             superblock: judged.superblock,
@@ -541,25 +578,26 @@ impl Judged {
             return Ok(0);
         }
         let mut piece = vec![0; WINDOW_BYTES];
+        let align = options.commit_align;
         rewrite(
             backing,
             &mut piece[..SUPERBLOCK_BYTES],
             SUPERBLOCK_OFFSETS[found.slot],
+            align,
         )?;
+        let mut rewritten = 0;
         let size = self.superblock.data_size;
         let mut position = self.suspect_from;
         while position < self.head.position {
             let len = (self.head.position - position)
                 .min(size - position % size)
                 .min(WINDOW_BYTES as u64);
-            rewrite(
-                backing,
-                &mut piece[..len as usize],
-                self.superblock.place(position),
-            )?;
+            let place = self.superblock.place(position);
+            let written = rewrite(backing, &mut piece[..len as usize], place, align)?;
+            rewritten += u64::from(written) * len;
             position += len;
         }
-        Ok(self.head.position - self.suspect_from)
+        Ok(rewritten)
     }
 
     fn pad<B: Backing>(&self, backing: &mut B, range: &LostRange) -> io::Result<()> {
@@ -589,9 +627,28 @@ impl Judged {
     }
 }
 
-fn rewrite<B: Backing>(backing: &mut B, piece: &mut [u8], at: u64) -> io::Result<()> {
-    backing::read_exact_at(backing, piece, at)?;
-    backing::write_all_at(backing, piece, at)
+/// Writes the same bytes once more, as the medium has them where it tells; false when that was not
+/// needed. With [`CommitAlign::Page`] a page that may hold acknowledged bytes is written only if the
+/// cache has others than the medium.
+fn rewrite<B: Backing>(
+    backing: &mut B,
+    piece: &mut [u8],
+    at: u64,
+    align: CommitAlign,
+) -> io::Result<bool> {
+    if backing.read_medium_at(piece, at) {
+        if align == CommitAlign::Page {
+            let mut cached = vec![0; piece.len()];
+            backing::read_exact_at(backing, &mut cached, at)?;
+            if cached == piece {
+                return Ok(false);
+            }
+        }
+    } else {
+        backing::read_exact_at(backing, piece, at)?;
+    }
+    backing::write_all_at(backing, piece, at)?;
+    Ok(true)
 }
 
 /// What a look ahead over a stretch of the ring found.
@@ -621,6 +678,8 @@ struct Scan<'a, B: Backing> {
     /// Position of the first byte of the window.
     window_at: u64,
     window_len: u64,
+    /// From this position on the medium is read and not the cache.
+    medium_from: u64,
     /// What is known from the records passed.
     point: Point,
     epoch: u32,
@@ -637,6 +696,7 @@ impl<'a, B: Backing> Scan<'a, B> {
             window: vec![0; WINDOW_BYTES],
             window_at: 0,
             window_len: 0,
+            medium_from: u64::MAX,
             point: Point {
                 position: superblock.tail,
                 number: 0,
@@ -653,19 +713,29 @@ impl<'a, B: Backing> Scan<'a, B> {
         let tail = self.superblock.tail;
         let limit = tail + self.superblock.data_size;
         let verify_from = self.superblock.checkpoint;
+        // What was synced before the checkpoint is on the medium; behind it a failed write-back may
+        // have left pages that are clean and hold what the medium does not.
+        self.read_medium_from(verify_from);
         self.pass_good(limit, verify_from).map_err(reading)?;
+        // Nothing is written behind a failed sync, so that the hints, epochs and numbers of headers
+        // that are in the cache alone are true all the same; and this is the rest of the ring.
+        self.read_medium_from(u64::MAX);
         let ahead_from = self.point.position;
         let ahead = self.look_ahead(ahead_from, limit).map_err(reading)?;
         self.hint = self.hint.max(ahead.hint);
         let mut lost = Vec::new();
         let mut tail_moved = false;
         let reach = match (ahead.later_lap, ahead.early) {
-            (true, _) => u64::MAX,
-            (false, true) => REUSED_EARLY_BYTES_MAX,
+            (true, true) => u64::MAX,
+            // Where nothing is acknowledged early, space is used again only behind a durable
+            // superblock: this one is old because a newer one was damaged, and what was overwritten
+            // ends with the newest record. A break behind that is damage.
+            (true, false) => page_ceil(ahead.end).saturating_sub(self.superblock.data_size),
+            (false, true) => tail + REUSED_EARLY_BYTES_MAX,
             (false, false) => 0,
         };
         let broken = self.point.position < self.hint;
-        if ahead.later_lap || broken && self.point.position - tail < reach {
+        if ahead.later_lap || broken && self.point.position < reach {
             tail_moved = true;
             self.judge_reused(reach, ahead.newest, &mut lost)
                 .map_err(reading)?;
@@ -712,6 +782,11 @@ impl<'a, B: Backing> Scan<'a, B> {
             lost,
             superblock: self.superblock,
         })
+    }
+
+    fn read_medium_from(&mut self, position: u64) {
+        self.medium_from = position;
+        self.window_len = 0;
     }
 
     /// Passes good records until the first bad one.
@@ -763,9 +838,8 @@ impl<'a, B: Backing> Scan<'a, B> {
     }
 
     /// Space behind the superblock's tail has been used again. Follows every chain of records in
-    /// the order of positions over two laps; the last one that reaches the head counts. Breaks
-    /// further than `reach` behind the superblock's tail are damage. `newest` is the largest
-    /// position of a header.
+    /// the order of positions over two laps; the last one that reaches the head counts. Breaks at or
+    /// behind the position `reach` are damage. `newest` is the largest position of a header.
     fn judge_reused(
         &mut self,
         reach: u64,
@@ -799,7 +873,7 @@ impl<'a, B: Backing> Scan<'a, B> {
             let next = self
                 .next_record(at + RECORD_ALIGN, self.hint)?
                 .unwrap_or(self.hint);
-            if at - start < reach {
+            if at < reach {
                 chain.clear();
                 self.superblock.marks = [None; MARKS];
             } else if lost.len() <= LOST_RANGES_MAX {
@@ -809,13 +883,29 @@ impl<'a, B: Backing> Scan<'a, B> {
         }
         // Room for the page that the EPOCH record fills.
         let oldest = page_ceil(self.point.position + RECORD_ALIGN).saturating_sub(size);
-        let tail = chain
-            .into_iter()
-            .find(|at| page_floor(at.position) >= oldest)
-            .unwrap_or(self.point);
+        let behind = chain.partition_point(|at| page_floor(at.position) < oldest);
+        let tail = match chain.get(..behind).and_then(<[Point]>::last) {
+            // Between two places of the chain too, no message is given up that has room.
+            Some(before) => self.walk_on(*before, oldest)?,
+            None => chain.first().copied().unwrap_or(self.point),
+        };
         self.superblock.tail = tail.position;
         self.superblock.tail_messages = tail.messages;
         Ok(())
+    }
+
+    /// The first record from `at` on whose page lies at or behind `oldest`. All of them are good.
+    fn walk_on(&mut self, mut at: Point, oldest: u64) -> io::Result<Point> {
+        while at.position < self.point.position && page_floor(at.position) < oldest {
+            let Some(header) = self.header_at(at.position)? else {
+                return Ok(self.point);
+            };
+            at.position = header.end();
+            at.number = at.number.max(number_behind(&header));
+            at.messages += u64::from(matches!(header.kind, Kind::Message | Kind::Last));
+            at.received_ns = at.received_ns.max(header.received_ns);
+        }
+        Ok(at)
     }
 
     /// Passes good records and notes in `chain` where the tail may go: one place for each part of
@@ -922,13 +1012,17 @@ impl<'a, B: Backing> Scan<'a, B> {
             // Positions and sizes are multiples of 64, so that a header never lies across the
             // ring's end.
             let size = self.superblock.data_size;
-            let len = (size - position % size).min(self.window.len() as u64);
+            let mut len = (size - position % size).min(self.window.len() as u64);
+            if position < self.medium_from {
+                len = len.min(self.medium_from - position);
+            }
             self.window_len = 0;
-            backing::read_exact_at(
-                self.backing,
-                &mut self.window[..len as usize],
-                self.superblock.place(position),
-            )?;
+            let window = &mut self.window[..len as usize];
+            let place = self.superblock.place(position);
+            let read = position >= self.medium_from && self.backing.read_medium_at(window, place);
+            if !read {
+                backing::read_exact_at(self.backing, window, place)?;
+            }
             self.window_at = position;
             self.window_len = len;
         }

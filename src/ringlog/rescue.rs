@@ -43,7 +43,7 @@ const PIECE_BYTES: usize = PAGE_BYTES as usize;
 
 /// What one of the two superblocks is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slot {
+pub enum SuperblockState {
     /// Valid.
     Good {
         /// Its generation; the larger one counts.
@@ -199,7 +199,7 @@ pub struct Incomplete {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// The superblocks.
-    pub slots: [Slot; 2],
+    pub slots: [SuperblockState; 2],
     /// Where the key comes from.
     pub key: KeySource,
     /// Public identity; zeros when nothing tells it.
@@ -311,13 +311,13 @@ impl<'a, B: Backing> Rescue<'a, B> {
         if len < DATA_OFFSET + RECORD_ALIGN {
             return Err(RescueError::TooShort { bytes: len });
         }
-        let mut slots = [Slot::Absent; 2];
+        let mut slots = [SuperblockState::Absent; 2];
         let mut found: Option<Superblock> = None;
         let mut remains = Vec::new();
         for (slot, at) in slots.iter_mut().zip(SUPERBLOCK_OFFSETS) {
             let mut bytes = [0; SUPERBLOCK_BYTES];
             *slot = match backing::read_exact_at(backing, &mut bytes, at) {
-                Err(_) => Slot::Unreadable,
+                Err(_) => SuperblockState::Unreadable,
                 Ok(()) => match Superblock::decode(&bytes) {
                     Ok(superblock) => {
                         let generation = superblock.generation;
@@ -327,7 +327,7 @@ impl<'a, B: Backing> Rescue<'a, B> {
                         {
                             found = Some(superblock);
                         }
-                        Slot::Good { generation }
+                        SuperblockState::Good { generation }
                     }
                     Err(SuperblockError::Newer {
                         major,
@@ -340,8 +340,10 @@ impl<'a, B: Backing> Rescue<'a, B> {
                             features,
                         });
                     }
-                    Err(SuperblockError::Magic) => Slot::Absent,
-                    Err(SuperblockError::Checksum | SuperblockError::Field(_)) => Slot::Damaged,
+                    Err(SuperblockError::Magic) => SuperblockState::Absent,
+                    Err(SuperblockError::Checksum | SuperblockError::Field(_)) => {
+                        SuperblockState::Damaged
+                    }
                 },
             };
             remains.push(bytes);
@@ -849,12 +851,12 @@ impl<'a, B: Backing> Area<'a, B> {
     /// Bytes of the area that the file has.
     fn present(&self) -> u64 {
         let present = self.backing.len().saturating_sub(self.offset);
-        (present - present % RECORD_ALIGN).min(self.size)
+        present.min(self.size)
     }
 
     /// `place`, or the end of the area when the file ends before it.
     fn skip_missing(&self, place: u64) -> u64 {
-        match place < self.present() {
+        match place + RECORD_ALIGN <= self.present() {
             true => place,
             false => self.size.max(place),
         }
@@ -891,7 +893,7 @@ impl<'a, B: Backing> Area<'a, B> {
     /// The 64 bytes at a position.
     fn block(&mut self, position: u64) -> Result<[u8; RECORD_HEADER_BYTES], Reason> {
         let place = position % self.size;
-        if place >= self.present() {
+        if place + RECORD_ALIGN > self.present() {
             return Err(Reason::Missing);
         }
         self.load(place);

@@ -47,6 +47,17 @@ pub enum FullPolicy {
     Overwrite,
 }
 
+/// What the device leaves whole when power fails amid a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitAlign {
+    /// Every 512-byte sector, which then holds its old or its new bytes: a page that holds
+    /// acknowledged bytes is written again with the same ones in front of new ones.
+    Sector,
+    /// Nothing of a page that was being written: what is acknowledged ends with its page, so that
+    /// such a page is never written again. With `--survive power` only.
+    Page,
+}
+
 /// `--survive process`: bytes, or an eighth of a smaller ring, after which a background sync
 /// starts.
 pub const BACKGROUND_SYNC_BYTES: u64 = 64 * MIB;
@@ -273,6 +284,8 @@ pub struct Settings {
     /// Mail that nobody holds and that is older than this is removed, at a granularity of 1/32 of
     /// the ring.
     pub keep_for: Option<Duration>,
+    /// What the device leaves whole when power fails.
+    pub commit_align: CommitAlign,
 }
 
 /// Figures of the log, for `/status` and metrics.
@@ -699,7 +712,8 @@ impl<B: Backing> Log<B> {
             return Err(ReserveError::TooLarge);
         }
         let fragments = payload_bytes / LOG_WRITE_BYTES_MAX.min(MIB) + 4;
-        let set_aside = payload_bytes + fragments * 2 * RECORD_ALIGN + PAGE_BYTES;
+        let each = 2 * RECORD_ALIGN + self.sealing_bytes();
+        let set_aside = payload_bytes + fragments * each + PAGE_BYTES;
         let keep = self.epoch_reserve();
         self.make_room(set_aside, keep)?;
         self.large_open = true;
@@ -741,7 +755,9 @@ impl<B: Backing> Log<B> {
             (false, false) => (Kind::Middle, bytes),
         };
         let extent = record_extent(len);
-        let rest = self.large_bytes.saturating_sub(extent);
+        let rest = self
+            .large_bytes
+            .saturating_sub(extent + self.sealing_bytes());
         // What was set aside holds one page more than needed, for the page that the head is in.
         let keep = self.epoch_reserve() + rest.saturating_sub(PAGE_BYTES);
         self.make_room(extent, keep)?;
@@ -776,6 +792,45 @@ impl<B: Backing> Log<B> {
             self.large_open = false;
             self.large_bytes = 0;
         }
+    }
+
+    /// Whether what is handed to a sync has to end with its page.
+    fn seals_pages(&self) -> bool {
+        self.settings.commit_align == CommitAlign::Page && self.settings.survive == Survive::Power
+    }
+
+    /// Bytes that a record may cost beyond its extent because its page is sealed.
+    fn sealing_bytes(&self) -> u64 {
+        u64::from(self.seals_pages()) * PAGE_BYTES
+    }
+
+    /// Takes the rest of the page that the head is in for a PAD record; its header. The space is
+    /// there: free space counts whole pages. `None` when the head is at the end of a page, or
+    /// nothing has to be sealed.
+    fn take_rest_of_page(&mut self) -> Option<[u8; RECORD_HEADER_BYTES]> {
+        let rest = page_ceil(self.head.position) - self.head.position;
+        if rest == 0 || !self.seals_pages() {
+            return None;
+        }
+        let slot = self.take(Kind::Pad, rest - RECORD_ALIGN);
+        Some(self.header(&slot, 0, 0))
+    }
+
+    /// Fills the page up to which everything is written, before a sync takes it for its target.
+    /// False when that can't be, because something is reserved and not written or the write failed.
+    pub(super) fn seal_page(&mut self) -> bool {
+        if !self.seals_pages() || self.head.position.is_multiple_of(PAGE_BYTES) {
+            return true;
+        }
+        if self.head != self.written {
+            return false;
+        }
+        let Some(header) = self.take_rest_of_page() else {
+            return true;
+        };
+        let rest = (self.head.position - self.written.position - RECORD_ALIGN) as usize;
+        self.write(&[IoSlice::new(&header), IoSlice::new(&ZEROS[..rest])])
+            .is_ok()
     }
 
     fn take(&mut self, kind: Kind, len: u64) -> Slot {
@@ -856,10 +911,16 @@ impl<B: Backing> Log<B> {
         if given == 0 {
             return Ok(());
         }
+        // Without a sync under way the next one takes this very write.
+        let seal = match self.in_flight {
+            None => self.take_rest_of_page(),
+            Some(_) => None,
+        };
+        let seal = seal.as_ref().map_or(&[][..], |header| &header[..]);
         let result = if parts.len() < SHORT_LIST {
-            self.write_parts::<SHORT_LIST>(parts)
+            self.write_parts::<SHORT_LIST>(parts, seal)
         } else {
-            self.write_parts::<IOV_MAX>(parts)
+            self.write_parts::<IOV_MAX>(parts, seal)
         };
         if let Err(error) = result {
             return Err(self.fail("write", &error));
@@ -891,12 +952,19 @@ impl<B: Backing> Log<B> {
         self.writeback_from = self.written.position;
     }
 
-    fn write_parts<const N: usize>(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    /// Writes `parts`, the header of the PAD that seals the page if there is one, and zeros up to the
+    /// end of the page.
+    fn write_parts<const N: usize>(
+        &mut self,
+        parts: &[IoSlice<'_>],
+        seal: &[u8],
+    ) -> io::Result<()> {
         let size = self.data_size();
-        let fill = (page_ceil(self.head.position) - self.head.position) as usize;
-        let fill = [IoSlice::new(&ZEROS[..fill])];
-        let mut position = self.written.position;
+        let given: usize = parts.iter().map(|part| part.len()).sum();
         let end = page_ceil(self.head.position);
+        let fill = (end - self.written.position) as usize - given - seal.len();
+        let fill = [IoSlice::new(seal), IoSlice::new(&ZEROS[..fill])];
+        let mut position = self.written.position;
         // First part that is not written whole, and the bytes of it that are.
         let (mut index, mut skip) = (0, 0);
         while position < end {
@@ -994,9 +1062,17 @@ impl<B: Backing> Log<B> {
         superblock.checkpoint_messages = self.durable.messages;
         superblock.checkpoint_ns = self.durable.received_ns;
         superblock.clean = clean;
+        // With `process`, consumers run ahead of what is durable. A cursor must not: it would point behind the end of
+        // the log that a power cut leaves. An older one only means that messages are delivered again.
+        let cursors = superblock.consumers;
+        for consumer in superblock.consumers.iter_mut().flatten() {
+            consumer.scan_pos = consumer.scan_pos.min(superblock.checkpoint);
+            consumer.done_pos = consumer.done_pos.min(superblock.checkpoint);
+        }
         superblock.encode_into(&mut self.superblock_bytes);
         self.superblock_needed = false;
-        self.cursors_moved = false;
+        self.cursors_moved = superblock.consumers != cursors;
+        superblock.consumers = cursors;
         SUPERBLOCK_OFFSETS[1 - self.durable_slot]
     }
 
@@ -1084,7 +1160,7 @@ impl<B: Backing> Log<B> {
     /// messages are delivered again.
     ///
     /// # Errors
-    /// `Unknown`, `GoesBack`, `NotKept` (behind the durable position, or scan_pos behind done_pos).
+    /// `Unknown`, `GoesBack`, `NotKept` (behind what is acknowledged to clients, or scan_pos behind done_pos).
     pub fn acknowledge(
         &mut self,
         name: &ConsumerName,
@@ -1094,12 +1170,12 @@ impl<B: Backing> Log<B> {
         if let Some(failed) = self.failed {
             return Err(ConsumerError::Failed(failed));
         }
-        let (durable, turn_ns) = (self.durable.position, self.turn_ns);
+        let (acknowledged, turn_ns) = (self.acknowledged(), self.turn_ns);
         let consumer = self.consumer_mut(name)?;
         if scan_pos < consumer.scan_pos || done_pos < consumer.done_pos {
             return Err(ConsumerError::GoesBack);
         }
-        if scan_pos > done_pos || done_pos > durable {
+        if scan_pos > done_pos || done_pos > acknowledged {
             return Err(ConsumerError::NotKept);
         }
         if !scan_pos.is_multiple_of(RECORD_ALIGN) || !done_pos.is_multiple_of(RECORD_ALIGN) {
@@ -1169,10 +1245,10 @@ impl<B: Backing> Log<B> {
     fn resolve(&self, start: StartAt) -> Result<u64, ConsumerError> {
         match start {
             StartAt::Oldest => Ok(self.tail.position),
-            StartAt::Newest => Ok(self.durable.position),
-            StartAt::Position(position) if position == self.durable.position => Ok(position),
+            StartAt::Newest => Ok(self.acknowledged()),
+            StartAt::Position(position) if position == self.acknowledged() => Ok(position),
             StartAt::Position(position) => {
-                if position < self.tail.position || position > self.durable.position {
+                if position < self.tail.position || position > self.acknowledged() {
                     return Err(ConsumerError::NotKept);
                 }
                 if !position.is_multiple_of(RECORD_ALIGN) {
@@ -1335,6 +1411,44 @@ mod tests {
         }
         let full = log.register(ConsumerName::new("more").unwrap(), StartAt::Newest);
         assert_eq!(full, Err(ConsumerError::TableFull));
+    }
+
+    /// A consumer of a server with `--survive process` is given what was written and not synced yet. Its cursor was
+    /// refused there, and the consumer ended.
+    #[test]
+    fn cursor_runs_ahead_of_the_background_sync_but_is_stored_no_further_than_it() {
+        let mut log = open(Survive::Process, FullPolicy::Auto);
+        let name = ConsumerName::new("reader").unwrap();
+        let start = log.register(name, StartAt::Oldest).unwrap().scan_pos;
+        let first = append(&mut log, 100).unwrap().end;
+        let durable = log.durable();
+        assert!(start <= durable && durable < first);
+        log.acknowledge(&name, first, first).unwrap();
+        assert_eq!(log.consumer(&name).unwrap().done_pos, first);
+        assert_eq!(log.seek(&name, StartAt::Newest).unwrap().done_pos, first);
+        assert_eq!(
+            log.acknowledge(&name, first + 64, first + 64),
+            Err(ConsumerError::NotKept)
+        );
+        let stored = |log: &mut Log<MemoryBacking>| {
+            log.build_superblock(false);
+            let superblock = Superblock::decode(&log.superblock_bytes).unwrap();
+            let consumer = superblock
+                .consumers
+                .iter()
+                .flatten()
+                .next()
+                .copied()
+                .unwrap();
+            (consumer.scan_pos, consumer.done_pos, superblock.checkpoint)
+        };
+        assert_eq!(stored(&mut log), (durable, durable, durable));
+        // The cursor itself has not moved, and is stored as soon as it may be.
+        assert_eq!(log.consumer(&name).unwrap().done_pos, first);
+        assert!(log.cursors_moved);
+        log.sync_now().unwrap();
+        assert_eq!(stored(&mut log), (first, first, first));
+        assert!(!log.cursors_moved);
     }
 
     #[test]

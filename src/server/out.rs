@@ -8,12 +8,15 @@ use super::auth::Accounts;
 use super::storage::{Large, Pending, Queued};
 use crate::buffer::{Pool, Urgency};
 use crate::conn::{Io, Token};
+use crate::ctl::PROMISES;
 use crate::envelope::{Facts, Field};
 use crate::ip_prefix::IpPrefix;
 use crate::message::{ID_BYTES_MAX, Message};
 use crate::metrics::{CloseCause, Phase};
+use crate::policy::rules::Subject;
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::ReserveError;
+use crate::smtp::extension;
 use crate::smtp::parameter::Offered;
 use crate::smtp::reply::Reply;
 use crate::smtp::sasl::{Binding, BindingData};
@@ -106,6 +109,38 @@ impl<B: Backing, C> Out<'_, B, C> {
         }
     }
 
+    /// Asks everybody who has a say in a connection, those who count last.
+    fn admit_connection(&mut self, question: &Question<'_>) -> Option<Verdict> {
+        let verdict = self.decide(question);
+        if verdict != Some(Verdict::Accept) {
+            return verdict;
+        }
+        if let Some(refusal) = self.shared.admit_client(self.io) {
+            return Some(refusal);
+        }
+        let is_delayed = self.shared.delay_greeting(self.io, self.token);
+        (!is_delayed).then_some(Verdict::Accept)
+    }
+
+    /// Asks the access rules and, when they have nothing against it, the policy.
+    fn decide(&mut self, question: &Question<'_>) -> Option<Verdict> {
+        let subject = Subject {
+            client: self.io.peer.ip(),
+            role: self.shared.listeners[usize::from(self.io.listener)].role,
+            is_user: self.io.flags.is_user,
+        };
+        match self.shared.rules.decide(&subject, question) {
+            Verdict::Accept if self.io.flags.is_limited => {
+                match self.shared.admit_question(self.io, question) {
+                    None => (self.shared.policy)(question),
+                    Some(refusal) => Some(Verdict::Refuse(refusal)),
+                }
+            }
+            Verdict::Accept => (self.shared.policy)(question),
+            refusal => Some(refusal),
+        }
+    }
+
     /// Urgency with which this connection may take chunks: the oldest message that grows always finishes.
     pub(super) fn urgency(&self) -> Urgency {
         if self.io.flags.holds_growth && self.shared.growing.oldest() == Some(self.token.key) {
@@ -131,6 +166,18 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         self.io.tls.is_some()
     }
 
+    fn errors_max(&self) -> u32 {
+        self.shared.errors_max(self.io)
+    }
+
+    fn handshake_refusal(&mut self) -> Option<Reply> {
+        self.shared.admit_handshake(self.io)
+    }
+
+    fn idle_commands_max(&self) -> Option<u32> {
+        self.shared.idle_commands_max(self.io)
+    }
+
     fn command(&mut self, verb: Verb) {
         self.shared.metrics.command(verb as usize);
     }
@@ -142,7 +189,10 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             self.shared.log_refusal(self.io, reply);
         }
         self.shared.turn_replies += 1;
-        self.io.push_reply(&mut self.shared.pool, row.wire);
+        let (from, _) = self.io.push_reply(&mut self.shared.pool, row.wire);
+        if row.code >= 400 && self.io.flags.is_limited {
+            self.shared.tarpit(self.io, from, self.token);
+        }
         self.queue_to_flush();
     }
 
@@ -170,6 +220,8 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             // Nothing is queued here for a node, whoever asks: a consumer takes the mail when it is ready. RFC 1985 5.1
             // has 458 for that; 250 would say that something was started.
             Question::Etrn { .. } => Verdict::Refuse(Reply::EtrnUnable),
+            Question::Connect => return self.admit_connection(&question),
+            _ if self.io.flags.is_guarded => return self.decide(&question),
             _ => return (self.shared.policy)(&question),
         })
     }
@@ -218,6 +270,19 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         } else {
             Some(PasswordVerdict::Busy)
         }
+    }
+
+    fn user_is_known(&mut self, is_known: bool) {
+        self.io.flags.is_user = is_known;
+    }
+
+    fn keeps(&self) -> Offered {
+        let kept = self.shared.attachments.kept();
+        let names = PROMISES.iter().enumerate();
+        names
+            .filter(|(at, _)| kept & 1 << at != 0)
+            .filter_map(|(_, name)| extension::named(name))
+            .fold(Offered::NONE, Offered::with)
     }
 
     fn channel_binding(&mut self, _binding: Binding) -> Option<BindingData> {

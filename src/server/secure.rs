@@ -133,6 +133,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         secure.cipher = vec![0; CIPHER_BYTES].into_boxed_slice();
     }
 
+    /// TLS handshakes under way.
+    pub fn handshakes_under_way(&self) -> usize {
+        self.shared.secure.under_way
+    }
+
     /// Lets work run on a helper instead of here.
     pub fn set_offload(&mut self, offload: Offload<Answer>) {
         self.shared.offload = offload;
@@ -223,6 +228,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
 
     /// Begins TLS in front of the session, where the listener says so. False when none can be taken.
     pub(super) fn begin_implicit_tls(&mut self, token: Token) -> bool {
+        if self.admit_handshake(token).is_some() {
+            return false;
+        }
         let Some(conn) = live(&mut self.conns, token) else {
             return false;
         };

@@ -235,6 +235,12 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             storage.committer.submit(&request);
             shared.sync_since = Some(shared.now);
         }
+        // Not every failure is an answer to a write of this turn: a superblock may have failed on its own.
+        if let Some(failed) = storage.log.failed()
+            && shared.failed_at.is_none()
+        {
+            self.fail_storage(failed);
+        }
     }
 
     /// Settles every pending message that the acknowledged part of the log covers.
@@ -268,6 +274,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 continue;
             };
             conn.io.settle(pending.release_to);
+            // The wait was the disk's, not the client's: its time begins now.
+            conn.io.active_at = self.shared.now;
             self.shared.metrics.reply(Reply::Stored as usize);
             if !conn.io.flags.queued_to_flush {
                 conn.io.flags.queued_to_flush = true;
@@ -341,6 +349,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             let wire = Reply::CommitFailed.row().wire;
             conn.io.replace_reply(&mut shared.pool, begin, end, wire);
             conn.io.settle(begin);
+            conn.io.active_at = shared.now;
             shared.metrics.reply(Reply::CommitFailed as usize);
             if !conn.io.flags.queued_to_flush {
                 conn.io.flags.queued_to_flush = true;

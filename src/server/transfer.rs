@@ -2,6 +2,7 @@
 //! message data straight into its chunk, sending replies.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::out::Out;
 use super::secure::{Target, flush_tls, read_tls};
@@ -43,6 +44,7 @@ fn read_once<S: Stream>(
                 }
                 conn.io.active_at = now;
                 metrics.bytes_in += len as u64;
+                conn.io.uncounted_bytes += len as u64;
                 *budget = budget.saturating_sub(len);
                 return Some(len);
             }
@@ -239,7 +241,13 @@ pub(super) fn flush_one<S: Stream, B: Backing, C>(
     }
     // The 220 of STARTTLS, and what stands before it, is the last to leave in the clear.
     if conn.io.tls.as_ref().is_some_and(|tls| !tls.is_announced()) {
-        return flush_tls(conn, shared, token);
+        // What leaves is made by rustls, outside of the guard around sessions: a fault of it costs its session too.
+        if catch_unwind(AssertUnwindSafe(|| flush_tls(conn, shared, token))).is_err() {
+            shared.metrics.session_panics += 1;
+            conn.io.cause = CloseCause::Panicked;
+            conn.io.flags.dead = true;
+        }
+        return;
     }
     let bytes = conn.io.sendable(&shared.pool);
     if bytes.is_empty() {

@@ -202,6 +202,22 @@ replies! {
     TooSlow = "too_slow" 421 "4.4.2 " "Data arrived too slowly; closing";
     /// Too many errors in one session.
     TooManyErrors = "too_many_errors" 421 "4.7.0 " "Too many errors; closing";
+    /// Too many commands in one session that brought no mail.
+    TooManyIdleCommands = "too_many_idle_commands" 421 "4.7.0 " "Too many commands without mail; closing";
+    /// The client sent something before the greeting was due (RFC 5321 3.1, 4.3.1).
+    EarlyTalker = "early_talker" 554 "5.5.1 " "You talked before the greeting";
+    /// The client, or its network, has too many sessions open.
+    ClientSessions = "client_sessions" 421 "4.7.0 " "Too many sessions from your network; try again later";
+    /// The client, or its network, connects too often.
+    ClientConnections = "client_connections" 421 "4.7.0 " "Too many connections from your network; try again later";
+    /// The client, or its network, sends too many messages.
+    ClientMessages = "client_messages" 450 "4.7.1 " "Too many messages from your network; try again later";
+    /// The client, or its network, names too many recipients.
+    ClientRecipients = "client_recipients" 452 "4.7.1 " "Too many recipients from your network; try again later";
+    /// The client, or its network, has sent too many octets.
+    ClientBytes = "client_bytes" 450 "4.7.1 " "Too much data from your network; try again later";
+    /// The client, or its network, begins too many TLS handshakes (RFC 3207 4: 454).
+    ClientHandshakes = "client_handshakes" 454 "4.7.0 " "Too many TLS handshakes from your network; try again later";
     /// Something that is not SMTP at all, such as an HTTP request line.
     NotSmtp = "not_smtp" 554 "5.5.0 " "This is an SMTP server";
     /// The client's network may not connect (`--deny-from`, `--allow-from`).

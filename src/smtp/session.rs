@@ -38,7 +38,7 @@ use crate::envelope::{
 use crate::limits::{
     AUTH_FAILURES_MAX, AUTH_LINE_BYTES_MAX, COMMAND_LINE_BYTES_MAX, CONFIGURED_REPLY_BYTES_MAX,
     DOMAIN_BYTES_MAX, HOLD_S_DEFAULT, MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT,
-    RECIPIENTS_MAX_DEFAULT, SESSION_ERRORS_MAX,
+    RECIPIENTS_MAX_DEFAULT,
 };
 use crate::users::Verifier;
 use zeroize::Zeroizing;
@@ -366,7 +366,7 @@ pub struct Session {
     /// EHLO or LHLO rather than HELO was last.
     esmtp: bool,
     /// The session runs under TLS, with this cipher suite.
-    tls: Option<&'static str>,
+    tls: Option<&'static &'static str>,
     /// What the last EHLO offered.
     services: Services,
     auth: Option<Box<Auth>>,
@@ -380,6 +380,8 @@ pub struct Session {
     verdict: Option<Verdict>,
     /// Commands that got a 5xx of the session's own.
     errors: u32,
+    /// Commands since the last accepted message that brought none.
+    idle_commands: u32,
     /// MAIL commands that succeeded.
     messages: u32,
     transaction: Transaction,
@@ -621,6 +623,7 @@ impl Session {
             },
             verdict: None,
             errors: 0,
+            idle_commands: 0,
             messages: 0,
             transaction: Transaction::NONE,
             content: Content::None,
@@ -787,8 +790,9 @@ impl Session {
     /// errors it made. Where TLS comes before the greeting (RFC 8314 3), call [`Session::start`] next; otherwise
     /// [`Session::receive`], with octets that came under TLS alone.
     ///
-    /// `cipher` is the suite's registered name; it goes into trace fields (RFC 8314 4.3).
-    pub fn secured(&mut self, cipher: &'static str) {
+    /// `cipher` is the suite's registered name; it goes into trace fields (RFC 8314 4.3). A reference to it is half as
+    /// large as the name, and sessions are many.
+    pub fn secured(&mut self, cipher: &'static &'static str) {
         self.tls = Some(cipher);
         self.helo = HeloName::None;
         self.esmtp = false;
@@ -945,6 +949,16 @@ impl Session {
         if prior.is_none() {
             out.command(parsed.verb);
         }
+        let is_first_helo =
+            matches!(parsed.verb, Verb::Helo | Verb::Ehlo) && self.helo().is_empty();
+        if parsed.verb.is_idle() && prior.is_none() && !is_first_helo {
+            self.idle_commands = self.idle_commands.saturating_add(1);
+            let most = out.idle_commands_max();
+            if most.is_some_and(|most| self.idle_commands > most) {
+                self.close(Reply::TooManyIdleCommands, CloseReason::Refused, out);
+                return Step::Took(at + 1);
+            }
+        }
         let outcome = match parsed.command {
             Ok(command)
                 if ctx.needs_tls && !self.is_secured() && !is_allowed_before_tls(&command) =>
@@ -957,7 +971,7 @@ impl Session {
         };
         match outcome {
             Outcome::Reply(reply) => self.reply(reply, out),
-            Outcome::Refused(reply) => out.reply(reply),
+            Outcome::Refused(reply) => self.reply(reply, out),
             Outcome::RefusedAndClosed(reply) => self.close(reply, CloseReason::Refused, out),
             Outcome::Handshake => {
                 self.clear_transaction(out);
@@ -1115,6 +1129,7 @@ impl Session {
 
     fn authenticated(&mut self, user: Box<str>, out: &mut impl Sink) {
         self.auth = Some(Box::new(Auth::User(user)));
+        out.user_is_known(true);
         out.reply(Reply::AuthOk);
     }
 
@@ -1179,6 +1194,9 @@ impl Session {
         // that pipelines waiting, so that the session ends.
         if has_more {
             return Outcome::RefusedAndClosed(Reply::StartTlsPipelined);
+        }
+        if let Some(reply) = out.handshake_refusal() {
+            return Outcome::Refused(reply);
         }
         if !out.may_start_tls() {
             return Outcome::Refused(Reply::TlsUnavailable);
@@ -1312,6 +1330,7 @@ impl Session {
         self.esmtp = proxied.esmtp;
         let user = proxied.login.clone();
         self.auth = user.map(|user| Box::new(Auth::User(user)));
+        out.user_is_known(self.user().is_some());
         if said.address.is_some() || said.port.is_some() {
             self.client = client.ip();
             out.client_is(Some(client), listener);
@@ -1641,7 +1660,7 @@ impl Session {
             // Recipients go to the envelope and are not kept here; the clause is optional.
             recipient: None,
             priority: self.transaction.priority,
-            tls_cipher: self.tls,
+            tls_cipher: self.tls.copied(),
             wall_ns,
         });
         self.transaction.data_started = now;
@@ -1827,6 +1846,7 @@ impl Session {
                 };
                 self.transaction.is_open = false;
                 self.clear_transaction(out);
+                self.idle_commands = 0;
                 match out.end_of_message(&facts) {
                     Completion::Queued => self.answer_others(),
                     Completion::Wait => self.state = State::Commit,
@@ -1915,7 +1935,7 @@ impl Session {
     /// Sends a reply to a command. A client that makes too many errors is sent away with the next one.
     fn reply(&mut self, reply: Reply, out: &mut impl Sink) {
         if reply.code() >= 500 {
-            if self.errors >= SESSION_ERRORS_MAX {
+            if self.errors >= out.errors_max() {
                 return self.close(Reply::TooManyErrors, CloseReason::Refused, out);
             }
             self.errors += 1;

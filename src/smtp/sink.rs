@@ -193,6 +193,20 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// Whether it brings no mail: a client that sends nothing else wants something else.
+    pub fn is_idle(self) -> bool {
+        matches!(
+            self,
+            Verb::Helo
+                | Verb::Ehlo
+                | Verb::Rset
+                | Verb::Noop
+                | Verb::Vrfy
+                | Verb::Expn
+                | Verb::Help
+        )
+    }
+
     /// Number of variants.
     pub const COUNT: usize = 19;
     /// Names in the order of the variants, lower case.
@@ -211,6 +225,19 @@ pub trait Sink {
     fn has_room(&self) -> bool;
     /// Messages of this session that are queued and not yet durable.
     fn commits_pending(&self) -> u32;
+    /// Errors of one session after which the next one ends it. May change while the session lasts.
+    fn errors_max(&self) -> u32 {
+        crate::limits::SESSION_ERRORS_MAX
+    }
+    /// Commands that bring no mail (NOOP, RSET, VRFY, EXPN, HELP, a second EHLO) between two messages after which the
+    /// next one ends the session; `None`: no limit. May change while the session lasts.
+    fn idle_commands_max(&self) -> Option<u32> {
+        None
+    }
+    /// Why this client may not begin a TLS handshake now, though others may; `None`: it may, and it is counted.
+    fn handshake_refusal(&mut self) -> Option<Reply> {
+        None
+    }
     /// A command line was recognised (or not: [`Verb::Other`]). For counters.
     fn command(&mut self, verb: Verb);
     /// Sends a fixed reply.
@@ -238,6 +265,8 @@ pub trait Sink {
     /// Checks the password of this user; `None` means that the answer comes later through
     /// `Session::password_checked`. The password is to be wiped wherever it was copied to.
     fn check_password(&mut self, user: &str, password: &[u8]) -> Option<PasswordVerdict>;
+    /// The client is a user from now on, or is none any more.
+    fn user_is_known(&mut self, _is_known: bool) {}
     /// What binds the TLS channel; `None` where there is none, or it has no such binding.
     fn channel_binding(&mut self, binding: Binding) -> Option<BindingData>;
     /// Fresh random text for SCRAM: graphic ASCII without commas, at most `SERVER_NONCE_BYTES_MAX` octets.

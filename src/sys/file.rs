@@ -5,6 +5,9 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, FromRawFd};
+#[cfg(target_os = "linux")]
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 /// Parts that one [`pwritev`] takes at most (IOV_MAX of Linux).
 pub const IOV_MAX: usize = 1_024;
@@ -78,6 +81,26 @@ pub fn try_lock(file: &File, lock: Lock) -> io::Result<bool> {
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Ok(false),
         _ => Err(error),
+    }
+}
+
+/// Opens a file for reading past the page cache. Reads have to be aligned to the device's blocks in
+/// place, length and memory.
+///
+/// # Errors
+/// As open(2); `InvalidInput` where the file system can't, `Unsupported` where the system can't.
+pub fn open_direct(path: &Path) -> io::Result<File> {
+    #[cfg(target_os = "linux")]
+    {
+        File::options()
+            .read(true)
+            .custom_flags(libc::O_DIRECT | libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(path)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        Err(io::Error::from(io::ErrorKind::Unsupported))
     }
 }
 

@@ -111,6 +111,14 @@ pub fn terminate(pid: u32) -> io::Result<()> {
     send(pid, libc::SIGTERM)
 }
 
+/// Sends SIGHUP to a child that this process started.
+///
+/// # Errors
+/// Whatever kill says.
+pub fn hang_up(pid: u32) -> io::Result<()> {
+    send(pid, libc::SIGHUP)
+}
+
 fn send(pid: u32, number: libc::c_int) -> io::Result<()> {
     let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: kill takes any numbers; a positive pid names one process.

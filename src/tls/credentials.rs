@@ -19,7 +19,7 @@ use rustls::server::{
 };
 use rustls::sign::CertifiedKey;
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
+    CipherSuite, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
     SignatureAlgorithm, SignatureScheme, SupportedCipherSuite,
 };
 
@@ -270,17 +270,53 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
-/// A cipher suite's name in the registry of IANA (RFC 8314 4.3 wants that one in trace fields).
-pub(super) fn registered_name(suite: Option<SupportedCipherSuite>) -> &'static str {
-    use rustls::CipherSuite as Suite;
-    match suite.map(|suite| suite.suite()) {
-        Some(Suite::TLS13_AES_256_GCM_SHA384) => "TLS_AES_256_GCM_SHA384",
-        Some(Suite::TLS13_AES_128_GCM_SHA256) => "TLS_AES_128_GCM_SHA256",
-        Some(Suite::TLS13_CHACHA20_POLY1305_SHA256) => "TLS_CHACHA20_POLY1305_SHA256",
-        // Those of TLS 1.2 are called the same there and here.
-        Some(suite) => suite.as_str().unwrap_or("TLS_UNKNOWN"),
-        None => "TLS_UNKNOWN",
-    }
+/// The suites of the provider and their names in the registry of IANA (RFC 8314 4.3 wants that one in trace fields).
+static NAMES: [(CipherSuite, &str); 9] = [
+    (
+        CipherSuite::TLS13_AES_256_GCM_SHA384,
+        "TLS_AES_256_GCM_SHA384",
+    ),
+    (
+        CipherSuite::TLS13_AES_128_GCM_SHA256,
+        "TLS_AES_128_GCM_SHA256",
+    ),
+    (
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+        "TLS_CHACHA20_POLY1305_SHA256",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+    ),
+];
+
+/// A cipher suite's registered name.
+pub(super) fn registered_name(suite: Option<SupportedCipherSuite>) -> &'static &'static str {
+    let suite = suite.map(|suite| suite.suite());
+    NAMES
+        .iter()
+        .find(|(known, _)| Some(*known) == suite)
+        .map_or(&"TLS_UNKNOWN", |(_, name)| name)
 }
 
 /// Keys by the names in their certificates.
@@ -436,5 +472,26 @@ impl ClientCertVerifier for Asks {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.authorities.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_suite_of_the_provider_has_a_registered_name() {
+        let suites = ring::default_provider().cipher_suites;
+        assert_eq!(suites.len(), NAMES.len());
+        for suite in suites {
+            let name = registered_name(Some(suite));
+            assert_ne!(*name, "TLS_UNKNOWN", "{suite:?}");
+            let ours = suite
+                .suite()
+                .as_str()
+                .map(|name| name.replace("TLS13_", "TLS_"));
+            assert_eq!(Some((*name).to_owned()), ours);
+        }
+        assert_eq!(*registered_name(None), "TLS_UNKNOWN");
     }
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use ringmx::limits::{KIB, MIB};
+use ringmx::limits::{ENVELOPE_BYTES_MAX, KIB, MIB};
 use ringmx::ringlog::writer::{FullPolicy, Survive};
 use ringmx::server::Options;
 use ringmx::smtp::data::BareNewlines;
 
+use crate::peer::CHUNK_BYTES;
 use crate::random::Random;
 
 /// What one seed simulates.
@@ -15,13 +16,13 @@ pub struct Config {
     pub data_size: u64,
     pub survive: Survive,
     pub full: FullPolicy,
+    /// Mail that nobody holds goes after this time.
+    pub keep_for: Option<Duration>,
     /// Consumers come, read, acknowledge and go.
     pub consumers: bool,
     pub pool_bytes: u64,
     /// Chunks may run out.
     pub pool_is_tight: bool,
-    /// Space may run out.
-    pub can_be_full: bool,
     pub message_max: u64,
     /// Some messages are longer than that.
     pub exceeds: bool,
@@ -93,15 +94,21 @@ impl Config {
             data_size,
             survive,
             full,
+            keep_for: random
+                .one_in(6)
+                .then(|| Duration::from_secs(1 + random.below(300))),
             consumers: full == FullPolicy::Defer || full == FullPolicy::Auto && random.one_in(2),
             pool_bytes,
             pool_is_tight: tight,
-            can_be_full: true,
             message_max,
             exceeds: random.one_in(3),
             recipients_max: 1 + random.below(6) as u32,
             messages_max: if random.one_in(8) { 2 } else { 999_999 },
-            sessions_max: 1 + random.below(12) as usize,
+            sessions_max: if tight {
+                8 + random.below(16) as usize
+            } else {
+                1 + random.below(12) as usize
+            },
             bare: if random.one_in(4) {
                 BareNewlines::Keep
             } else {
@@ -110,6 +117,8 @@ impl Config {
             letters_max: 1 + random.below(12),
             peers_max: if large {
                 6
+            } else if tight {
+                24
             } else {
                 1 + random.below(14) as usize
             },
@@ -119,12 +128,24 @@ impl Config {
             shortest_timeout_ns: timeout.as_nanos() as u64,
             request_deadline_ns: timeout.as_nanos() as u64 * 2,
             data_grace_ns: 30_000_000_000,
-            pool_wait_max_ns: 15_000_000_000,
+            pool_wait_max_ns: [3_000_000, 300_000_000, 15_000_000_000][random.below(3) as usize],
             sync_stall_ns: 5_000_000_000,
             linger_ns: 2_000_000_000,
             crashes: if large { 10 } else { 50 },
             jumps: random.one_in(4),
         }
+    }
+
+    /// Bytes of the pool as the server makes it.
+    pub fn pool_total(&self) -> u64 {
+        self.pool_bytes / CHUNK_BYTES * CHUNK_BYTES
+    }
+
+    /// What the server sets aside of them.
+    pub fn pool_reserve(&self) -> u64 {
+        let reserve = 4 * CHUNK_BYTES + self.message_max + ENVELOPE_BYTES_MAX as u64;
+        let chunks = reserve.div_ceil(CHUNK_BYTES);
+        chunks.min(self.pool_total() / CHUNK_BYTES / 2) * CHUNK_BYTES
     }
 
     /// The server's options.

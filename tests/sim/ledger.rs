@@ -48,6 +48,8 @@ pub struct Ledger {
     active: BTreeSet<u64>,
     /// Which letter a message number was ever seen to name.
     numbers: BTreeMap<u64, u64>,
+    /// Numbers of messages promised since somebody last looked.
+    pub fresh: Vec<u64>,
     /// Promises made.
     pub promised: u64,
     /// Promised letters that a recovery found again.
@@ -78,6 +80,7 @@ impl Ledger {
         letter.fate = Fate::Must(number);
         letter.accepted = Some(accepted.to_vec());
         self.promised += 1;
+        self.fresh.push(number);
     }
 
     fn name(&mut self, number: u64, key: u64) {
@@ -88,7 +91,7 @@ impl Ledger {
         );
     }
 
-    /// Compares a message with the letter it came from; returns its key.
+    /// Compares a message with the letter it came from; returns the letter's key.
     pub fn check(&mut self, stored: &Stored) -> u64 {
         let from = stored
             .field(Field::ReversePath)

@@ -48,6 +48,12 @@ pub struct Wire {
     pub unchecked: Vec<u8>,
     /// Bytes the client has read.
     pub client_read: u64,
+    /// Bytes the server has written.
+    pub server_wrote: u64,
+    /// Simulated time.
+    pub now_ns: u64,
+    /// Since when the server has replies that the network does not take.
+    pub stuck_since_ns: Option<u64>,
     /// The server ended its direction.
     pub server_fin: bool,
     /// The server dropped the connection.
@@ -77,6 +83,9 @@ impl Wire {
             to_client_max,
             unchecked: Vec::new(),
             client_read: 0,
+            server_wrote: 0,
+            now_ns: 0,
+            stuck_since_ns: None,
             server_fin: false,
             server_gone: false,
             wants_writable: false,
@@ -122,6 +131,7 @@ impl Wire {
         if !self.client_reset {
             self.to_client.extend_from_slice(bytes);
             self.unchecked.extend_from_slice(bytes);
+            self.server_wrote += bytes.len() as u64;
         }
     }
 
@@ -243,6 +253,12 @@ impl Stream for SimStream {
         }
         wire.to_client.extend_from_slice(&bytes[..taken]);
         wire.unchecked.extend_from_slice(&bytes[..taken]);
+        wire.server_wrote += taken as u64;
+        wire.stuck_since_ns = match wire.stuck_since_ns {
+            _ if taken == bytes.len() => None,
+            Some(since_ns) if taken == 0 => Some(since_ns),
+            _ => Some(wire.now_ns),
+        };
         if taken < bytes.len() {
             wire.write_blocked = true;
             if wire.wants_writable && taken < room {

@@ -51,6 +51,16 @@ pub enum Expect {
     Fixed(Reply),
 }
 
+/// A reply that is to come.
+#[derive(Clone, Debug)]
+struct Awaited {
+    expect: Expect,
+    /// Octets of the client's stream up to the end of what it answers; `u64::MAX` when that never comes.
+    ends_at: u64,
+    /// The turn in which the server had read all of it.
+    read_in: Option<usize>,
+}
+
 /// One thing to be said.
 #[derive(Debug)]
 enum Item {
@@ -78,6 +88,9 @@ enum Stage {
     Envelope,
     Chunks,
     Failed(Reply),
+    /// A last chunk was refused for want of space. Was it refused before its octets came, so that the transaction
+    /// has failed, or at its end, so that there is none? The next reply tells.
+    NoneOrFailed,
 }
 
 /// The session as the client sees it, command by command.
@@ -120,7 +133,11 @@ pub struct Peer {
     /// Octets put into `out` since the start.
     queued: u64,
     /// Replies that are to come.
-    expected: VecDeque<Expect>,
+    expected: VecDeque<Awaited>,
+    /// Letters that are still to be planned.
+    letters_left: u64,
+    /// The end of the session is planned.
+    end_planned: bool,
     /// Where replies that were written and not read end in the stream.
     reply_ends: VecDeque<u64>,
     written: u64,
@@ -133,19 +150,55 @@ pub struct Peer {
     unchecked: bool,
     /// The last reply that the server sends has been written.
     closing: bool,
+    /// The 452 that was taken for the answer to a chunk may have been the last word to a message that had waited too
+    /// long for the pool. Another reply says that it was not.
+    perhaps_closing: bool,
     pub finished: bool,
     random: Random,
-    /// When the server last read, nanoseconds.
-    read_at_ns: u64,
+    /// Bytes that the server had read and written when it was last looked at, and since when neither grew.
     read_counted: u64,
+    read_at_ns: u64,
+    active_counted: u64,
+    active_at_ns: u64,
+    /// The same, but while a commit is awaited time stands still.
+    idle_since_ns: u64,
+    /// Longest time without a byte read, and without a byte read or written.
+    unread_max_ns: u64,
     silence_max_ns: u64,
+    /// Since when the server has the beginning of something whose end it has not read.
+    partial_since_ns: u64,
+    partial_max_ns: u64,
+    /// When a timer should have ended the session.
+    overdue_since_ns: Option<u64>,
     pub connected_ns: u64,
     /// The server's leaving was looked at.
-    gone_checked: bool,
-    /// Ends in mid-command or mid-content: that has no answer.
-    may_stay_unanswered: bool,
+    pub gone_checked: bool,
     /// Letters whose end has been said, and where in the stream.
     pub completed: Vec<(u64, u64)>,
+}
+
+/// What was true of the server at some time in one turn, as far as it can be known from outside. What changes within
+/// a turn has two bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Nobody holds anything: space for a message is only a sync away.
+    pub frees_itself: bool,
+    /// Below the high-water mark of the ring, with hysteresis.
+    pub accepting: bool,
+    /// Bytes of the ring that are held.
+    pub held_min: u64,
+    pub held_max: u64,
+    /// Bytes that the ring can take at least, once everything is free that nobody holds.
+    pub room_min: u64,
+    /// Bytes of the pool that are free.
+    pub pool_min: u64,
+    pub pool_max: u64,
+    /// The log had failed before the turn began, and when it ended.
+    pub failed_before: bool,
+    pub failed: bool,
+    /// A sync took too long at some time, and all the time.
+    pub stalled: bool,
+    pub stalled_throughout: bool,
 }
 
 /// What the checker has to know of the server's circumstances.
@@ -154,12 +207,63 @@ pub struct Circumstances<'a> {
     pub context: &'a Context,
     pub now_ns: u64,
     pub draining: bool,
-    pub storage_failed: bool,
-    pub sync_stalled: bool,
+    /// The process died in this turn.
+    pub dead: bool,
+    /// All turns of this life, the last of which just ended.
+    pub moments: &'a [Moment],
 }
 
+impl Circumstances<'_> {
+    /// The turns in which a reply that was written in the last one can have been decided.
+    fn since(&self, read_in: Option<usize>) -> &[Moment] {
+        let last = self.moments.len() - 1;
+        &self.moments[read_in.unwrap_or(last).min(last)..]
+    }
+
+    fn storage_failed(&self) -> bool {
+        self.moments.last().is_some_and(|moment| moment.failed)
+    }
+
+    fn pool_mark(&self, percent: u64) -> u64 {
+        self.config.pool_reserve() + self.config.pool_total() * percent / 100
+    }
+
+    /// Whether MAIL may be refused for want of space.
+    fn may_refuse(&self, moment: &Moment, declared: u64) -> bool {
+        let mark = self.config.data_size / 100 * 90;
+        let ring = !moment.frees_itself && (!moment.accepting || moment.held_max + declared > mark);
+        ring || self.config.pool_is_tight && moment.pool_min < self.pool_mark(10)
+    }
+
+    /// Whether MAIL may be accepted.
+    fn may_admit(&self, moment: &Moment, declared: u64) -> bool {
+        let mark = self.config.data_size / 100 * 90;
+        let ring = moment.frees_itself || moment.accepting && moment.held_min + declared <= mark;
+        let storage = !moment.failed_before && !moment.stalled_throughout;
+        ring && storage && moment.pool_max >= self.pool_mark(5)
+    }
+
+    /// Whether the pool may have had no chunk for an envelope or the begin of a body.
+    fn pool_is_dry(&self, moment: &Moment) -> bool {
+        self.config.pool_is_tight && moment.pool_min < self.config.pool_reserve() + 2 * CHUNK_BYTES
+    }
+
+    /// Whether the ring may have had no place for a message of so many octets. It is never for want of chunks that a
+    /// message is refused behind its end.
+    fn ring_is_out(&self, moment: &Moment, octets: u64) -> bool {
+        !moment.frees_itself && octets + ENVELOPE_BYTES > moment.room_min
+    }
+}
+
+/// A chunk of the pool.
+pub const CHUNK_BYTES: u64 = 65_536;
+/// Envelope, trace field, headers and page filling of a letter at most.
+const ENVELOPE_BYTES: u64 = 2 * 4_096;
+/// Time within which a timer that is due has been looked at: the shortest limit, and the tick of the wheel.
+const TIMER_STEP_NS: u64 = 2_000_000_000 + 2 * 50_000_000;
+
 impl Peer {
-    pub fn new(random: &mut Random, config: &Config, ledger: &mut Ledger, now_ns: u64) -> Peer {
+    pub fn new(random: &mut Random, config: &Config, now_ns: u64) -> Peer {
         let mut random = random.fork();
         let unread_max = [512, 4_096, 65_536, 262_144][random.below(4) as usize];
         let window_max = [40, 300, 2_000, 65_536][random.below(4) as usize];
@@ -184,7 +288,13 @@ impl Peer {
             out: Vec::new(),
             out_at: 0,
             queued: 0,
-            expected: VecDeque::from([Expect::Greeting]),
+            expected: VecDeque::from([Awaited {
+                expect: Expect::Greeting,
+                ends_at: 0,
+                read_in: None,
+            }]),
+            letters_left: 0,
+            end_planned: false,
             reply_ends: VecDeque::new(),
             written: 0,
             partial: Vec::new(),
@@ -201,17 +311,24 @@ impl Peer {
             style,
             unchecked: false,
             closing: false,
+            perhaps_closing: false,
             finished: false,
             random,
-            read_at_ns: now_ns,
             read_counted: 0,
+            read_at_ns: now_ns,
+            active_counted: 0,
+            active_at_ns: now_ns,
+            idle_since_ns: now_ns,
+            unread_max_ns: 0,
             silence_max_ns: 0,
+            partial_since_ns: now_ns,
+            partial_max_ns: 0,
+            overdue_since_ns: None,
             connected_ns: now_ns,
             gone_checked: false,
-            may_stay_unanswered: false,
             completed: Vec::new(),
         };
-        peer.make_plan(config, ledger);
+        peer.begin_plan(config);
         peer
     }
 
@@ -222,7 +339,7 @@ impl Peer {
             .push_back(Item::Say((line + "\r\n").into_bytes(), expect));
     }
 
-    fn make_plan(&mut self, config: &Config, ledger: &mut Ledger) {
+    fn begin_plan(&mut self, config: &Config) {
         if self.random.one_in(8) {
             self.plan.push_back(Item::Wait);
         }
@@ -230,14 +347,23 @@ impl Peer {
             let esmtp = !self.random.one_in(6);
             self.hello(esmtp);
         }
-        for _ in 0..1 + self.random.below(config.letters_max) {
-            match self.random.below(16) {
+        self.letters_left = 1 + self.random.below(config.letters_max);
+    }
+
+    /// Plans the next letter, or the end.
+    fn plan_on(&mut self, config: &Config, ledger: &mut Ledger) {
+        if self.letters_left > 0 {
+            self.letters_left -= 1;
+            return match self.random.below(16) {
                 0 => self.noise(),
                 1 => self.aborted(config, ledger),
                 2 => self.wrong_order(ledger, config),
                 3..=6 => self.by_chunks(config, ledger),
                 _ => self.by_data(config, ledger),
-            }
+            };
+        }
+        if std::mem::replace(&mut self.end_planned, true) {
+            return;
         }
         match self.random.below(12) {
             0 => self.plan.push_back(Item::Reset),
@@ -253,6 +379,13 @@ impl Peer {
             }
             _ => self.say("QUIT".into(), Expect::Quit),
         }
+    }
+
+    /// Nothing more is said.
+    fn forget_plan(&mut self) {
+        self.plan.clear();
+        self.letters_left = 0;
+        self.end_planned = true;
     }
 
     fn hello(&mut self, esmtp: bool) {
@@ -377,7 +510,6 @@ impl Peer {
         }
         if self.random.one_in(16) {
             // Gives up in the middle.
-            self.may_stay_unanswered = true;
             bytes.truncate(self.random.below(whole as u64 + 3) as usize);
             ledger.letter(letter).is_valid = false;
             self.plan.push_back(Item::Body {
@@ -516,6 +648,7 @@ impl Peer {
     fn content(&mut self, config: &Config, by_lines: bool) -> (Vec<u8>, bool) {
         let octets = match self.random.below(16) {
             0 => 0,
+            1..=11 if config.pool_is_tight => self.random.below(config.message_max),
             1..=6 => self.random.below(300),
             7..=11 => self.random.below(6_000),
             12 if config.exceeds => config.message_max + self.random.below(2_000),
@@ -563,7 +696,7 @@ impl Peer {
     // Talking.
 
     /// Sends, reads, or does nothing. `hurry`: as fast as it can, and nothing rude.
-    pub fn act(&mut self, hurry: bool) {
+    pub fn act(&mut self, hurry: bool, config: &Config, ledger: &mut Ledger) {
         if self.finished {
             return;
         }
@@ -575,7 +708,11 @@ impl Peer {
             self.finish();
             return;
         }
-        self.write(hurry);
+        if !hurry && self.random.one_in(600) {
+            // Gone, wherever it stands.
+            return self.reset();
+        }
+        self.write(hurry, config, ledger);
         let mut wire = self.wire.borrow_mut();
         if hurry || self.random.one_in(2) {
             wire.deliver(hurry);
@@ -607,8 +744,11 @@ impl Peer {
         self.expected.len() + self.reply_ends.len()
     }
 
-    fn write(&mut self, hurry: bool) {
+    fn write(&mut self, hurry: bool, config: &Config, ledger: &mut Ledger) {
         loop {
+            if self.plan.is_empty() && !self.end_planned {
+                self.plan_on(config, ledger);
+            }
             if self.out_at < self.out.len() {
                 let rest = &self.out[self.out_at..];
                 let most = if hurry {
@@ -642,7 +782,7 @@ impl Peer {
     /// Puts the next item into `out`. False when nothing can be said now.
     fn prepare(&mut self, hurry: bool) -> bool {
         if self.unchecked {
-            self.plan.clear();
+            self.forget_plan();
             self.wire.borrow_mut().end_sending();
             return false;
         }
@@ -659,7 +799,11 @@ impl Peer {
             Item::Wait => {}
             Item::Say(bytes, expect) => {
                 self.queue(&bytes);
-                self.expected.push_back(expect);
+                self.expected.push_back(Awaited {
+                    expect,
+                    ends_at: self.queued,
+                    read_in: None,
+                });
             }
             Item::Body {
                 bytes,
@@ -671,10 +815,16 @@ impl Peer {
                     return true;
                 }
                 self.queue(&bytes);
+                let mut ends_at = u64::MAX;
                 if bytes.ends_with(b"\r\n.\r\n") || bytes == b".\r\n" {
-                    self.completed.push((letter, self.queued));
+                    ends_at = self.queued;
+                    self.completed.push((letter, ends_at));
                 }
-                self.expected.push_back(expect);
+                self.expected.push_back(Awaited {
+                    expect,
+                    ends_at,
+                    read_in: None,
+                });
             }
             Item::Complete(letter) => self.completed.push((letter, self.queued)),
             Item::Fragment(bytes) => self.queue(&bytes),
@@ -682,7 +832,7 @@ impl Peer {
                 if self.out_at == self.out.len() {
                     self.wire.borrow_mut().end_sending();
                 }
-                self.plan.clear();
+                self.forget_plan();
                 return false;
             }
             Item::Reset => {
@@ -710,7 +860,7 @@ impl Peer {
     /// The client is done; its socket is closed.
     fn finish(&mut self) {
         self.finished = true;
-        self.plan.clear();
+        self.forget_plan();
         let mut wire = self.wire.borrow_mut();
         if !wire.client_reset && !wire.client_fin {
             wire.end_sending();
@@ -725,7 +875,7 @@ impl Peer {
 
     /// Says nothing more and reads nothing more.
     pub fn fall_silent(&mut self) {
-        self.plan.clear();
+        self.forget_plan();
         self.out.clear();
         self.out_at = 0;
         self.style.deaf_from = 0;
@@ -733,6 +883,7 @@ impl Peer {
 
     /// Leaves with the next command.
     pub fn cut_short(&mut self) {
+        self.letters_left = self.letters_left.min(1);
         self.style.deaf_from = u64::MAX;
     }
 
@@ -747,6 +898,7 @@ impl Peer {
             let mut wire = self.wire.borrow_mut();
             (std::mem::take(&mut wire.unchecked), wire.server_gone)
         };
+        self.count_progress(at);
         self.partial.extend_from_slice(&bytes);
         while let Some(len) = reply_len(&self.partial) {
             let wire: Vec<u8> = self.partial.drain(..len).collect();
@@ -754,78 +906,171 @@ impl Peer {
             self.reply_ends.push_back(self.written);
             self.reply(&wire, ledger, at);
         }
-        if self.wire.borrow().server_read > self.read_counted {
-            self.read_counted = self.wire.borrow().server_read;
-            self.silence_max_ns = self.silence_ns(at);
-            self.read_at_ns = at.now_ns;
-        }
+        self.check_timers(at);
         if gone && !self.gone_checked {
             self.gone_checked = true;
-            // A client that does not read is left without a word in the end.
-            let late = at.now_ns - self.connected_ns >= at.config.linger_ns;
-            let reset = self.wire.borrow().client_reset;
-            assert!(
-                self.partial.is_empty() || reset || late,
-                "the server left in mid-reply"
-            );
-            let excused = self.closing
-                || self.unchecked
-                || reset
-                || self.may_stay_unanswered && self.expected.len() <= 1
-                || at.config.pool_is_tight
-                || late && (self.says_goodbye() || at.storage_failed)
-                || self.silence_ns(at) >= at.config.shortest_timeout_ns
-                || at.now_ns - self.connected_ns >= at.config.data_grace_ns
-                || self.expected.is_empty();
-            assert!(
-                excused,
-                "the server left without a word: {}; connected {} ns ago, silence {:?}, storage \
-                 failed {}, draining {}",
-                self.describe(),
-                at.now_ns - self.connected_ns,
-                (self.silence_ns(at), at.config.timeout),
-                at.storage_failed,
-                at.draining
-            );
+            self.check_leaving(at);
         }
     }
 
+    /// Notes what the server has read and written by the end of this turn, and since when it has not.
+    fn count_progress(&mut self, at: &Circumstances<'_>) {
+        let wire = self.wire.borrow();
+        let (read, active) = (wire.server_read, wire.server_read + wire.server_wrote);
+        drop(wire);
+        let turn = at.moments.len() - 1;
+        let mut completed = false;
+        let mut is_partial = false;
+        for awaited in &mut self.expected {
+            if awaited.read_in.is_none() {
+                if awaited.ends_at > read {
+                    is_partial = true;
+                    break;
+                }
+                awaited.read_in = Some(turn);
+                completed = true;
+            }
+        }
+        self.unread_max_ns = self.unread_max_ns.max(at.now_ns - self.read_at_ns);
+        self.silence_max_ns = self.silence_max_ns.max(at.now_ns - self.active_at_ns);
+        self.partial_max_ns = self.partial_max_ns.max(at.now_ns - self.partial_since_ns);
+        if completed || !is_partial {
+            self.partial_since_ns = at.now_ns;
+        }
+        if read > self.read_counted {
+            self.read_counted = read;
+            self.read_at_ns = at.now_ns;
+        }
+        if active > self.active_counted {
+            self.active_counted = active;
+            self.active_at_ns = at.now_ns;
+            self.idle_since_ns = at.now_ns;
+            self.overdue_since_ns = None;
+        }
+        if self.awaits_commit() {
+            self.idle_since_ns = at.now_ns;
+            self.overdue_since_ns = None;
+        }
+    }
+
+    /// Whether the server has a whole message of this client that it has not answered.
+    fn awaits_commit(&self) -> bool {
+        self.expected.iter().any(|awaited| {
+            awaited.read_in.is_some()
+                && matches!(
+                    awaited.expect,
+                    Expect::Body { .. } | Expect::Chunk { last: true, .. }
+                )
+        })
+    }
+
+    /// No session outlives its timers: silent for longer than any of them, it has been told so; and then it lingers
+    /// only for so long.
+    fn check_timers(&mut self, at: &Circumstances<'_>) {
+        if at.dead || self.token.is_none() || self.wire.borrow().server_gone {
+            return;
+        }
+        let config = at.config;
+        let longest = config.shortest_timeout_ns.max(config.pool_wait_max_ns);
+        if at.now_ns - self.idle_since_ns <= longest + TIMER_STEP_NS {
+            return;
+        }
+        let since_ns = *self.overdue_since_ns.get_or_insert(at.now_ns);
+        assert!(
+            at.now_ns - since_ns <= config.linger_ns + 2 * TIMER_STEP_NS,
+            "a session outlives its timers: idle since {}, overdue since {since_ns}, now {}, unread since {:?}; {}",
+            self.idle_since_ns,
+            at.now_ns,
+            self.wire.borrow().stuck_since_ns,
+            self.describe()
+        );
+    }
+
+    /// The server dropped the connection: its last reply said why, or there is a reason to say nothing.
+    fn check_leaving(&mut self, at: &Circumstances<'_>) {
+        let wire = self.wire.borrow();
+        // Replies that the client does not read are kept until a time-out, or until a closing session has lingered.
+        let unread = wire
+            .stuck_since_ns
+            .is_some_and(|since_ns| at.now_ns - since_ns >= at.config.linger_ns);
+        let answered = self
+            .expected
+            .iter()
+            .all(|awaited| awaited.ends_at > wire.server_read);
+        let half_closed = wire.client_fin && answered;
+        let excused = wire.client_reset
+            || unread
+            || self.perhaps_closing && wire.server_fin
+            || self.partial.is_empty() && (self.closing || self.unchecked || half_closed);
+        let stuck = wire.stuck_since_ns;
+        drop(wire);
+        assert!(
+            excused,
+            "the server left without a word: {}; partial {:?}, connected {} ns ago, unread since {stuck:?}, \
+             storage failed {}, draining {}, {:?}",
+            self.describe(),
+            String::from_utf8_lossy(&self.partial),
+            at.now_ns - self.connected_ns,
+            at.storage_failed(),
+            at.draining,
+            at.moments.last(),
+        );
+    }
+
     fn reply(&mut self, wire: &[u8], ledger: &mut Ledger, at: &Circumstances<'_>) {
-        let text = String::from_utf8_lossy(wire).into_owned();
+        let text = String::from_utf8_lossy(wire);
+        let number = stored_number(&text);
         if self.unchecked {
+            // What the server makes of content that it did not ask for is not foreseen, but it holds no message.
+            assert_eq!(number, None, "nothing was sent");
             self.expected.pop_front();
             return;
         }
         assert!(!self.closing, "{text:?} behind the last reply");
-        let Some(expect) = self.expected.pop_front() else {
+        self.perhaps_closing = false;
+        let Some(awaited) = self.expected.pop_front() else {
             return self.last_words(&text, None, ledger, at);
         };
-        let number = stored_number(&text);
-        let is = |reply: Reply| reply.row().wire == wire;
-        let config = at.config;
-        let allowed = self.allowed(&expect, at);
-        let found = allowed.iter().copied().find(|reply| match reply {
-            Reply::Greeting => wire == at.context.greeting,
-            Reply::Helo => wire == at.context.helo_reply,
-            Reply::Ehlo => is_ehlo(wire, at.context),
-            Reply::Help => wire == at.context.help_reply,
-            Reply::Stored => number.is_some(),
-            reply => is(*reply),
-        });
-        match found {
-            Some(reply) => self.apply(&expect, reply, number, ledger, config.pool_is_tight),
-            None => self.last_words(&text, Some((&expect, allowed)), ledger, at),
+        let possible: &[Stage] = match self.model.stage {
+            Stage::NoneOrFailed => &[Stage::None, Stage::Failed(Reply::BdatFailed)],
+            _ => &[self.model.stage],
+        };
+        let mut fits = [None; 2];
+        for (stage, fit) in possible.iter().zip(&mut fits) {
+            let allowed = self.allowed(&awaited, *stage, at);
+            *fit = allowed.iter().copied().find(|reply| match reply {
+                Reply::Greeting => wire == at.context.greeting,
+                Reply::Helo => wire == at.context.helo_reply,
+                Reply::Ehlo => is_ehlo(wire, at.context),
+                Reply::Help => wire == at.context.help_reply,
+                Reply::Stored => number.is_some(),
+                reply => reply.row().wire == wire,
+            });
+        }
+        let stage = match fits {
+            [Some(_), Some(_)] => self.model.stage,
+            [None, Some(_)] => possible[1],
+            _ => possible[0],
+        };
+        match fits[0].or(fits[1]) {
+            Some(reply) => {
+                self.model.stage = stage;
+                self.apply(&awaited, reply, number, ledger, at);
+            }
+            None => self.last_words(&text, Some(&awaited), ledger, at),
         }
     }
 
-    /// Replies that the server may give to this now. The first is what it gives when nothing is scarce.
-    fn allowed(&self, expect: &Expect, at: &Circumstances<'_>) -> Vec<Reply> {
+    /// Replies that the server may give to this. The first is what it gives when nothing is scarce.
+    fn allowed(&self, awaited: &Awaited, stage: Stage, at: &Circumstances<'_>) -> Vec<Reply> {
         let config = at.config;
-        let stage = self.model.stage;
+        let moments = at.since(awaited.read_in);
         let mut allowed = Vec::new();
-        match expect {
+        match &awaited.expect {
             Expect::Greeting => {
-                allowed.push(Reply::Greeting);
+                if moments.iter().any(|moment| !moment.failed_before) {
+                    allowed.push(Reply::Greeting);
+                }
             }
             Expect::Hello { esmtp: true } => allowed.push(Reply::Ehlo),
             Expect::Hello { esmtp: false } => allowed.push(Reply::Helo),
@@ -843,6 +1088,7 @@ impl Peer {
                     Stage::Envelope => return vec![Reply::NestedMail],
                     Stage::Chunks => return vec![Reply::BdatOpen],
                     Stage::Failed(reply) => return vec![reply],
+                    Stage::NoneOrFailed => unreachable!("looked at one by one"),
                 }
                 if *declared > 0 && !self.model.esmtp {
                     return vec![Reply::ParameterUnknown];
@@ -853,11 +1099,16 @@ impl Peer {
                 if self.model.mails >= config.messages_max {
                     return vec![Reply::TooManyMessages];
                 }
-                allowed.push(Reply::MailOk);
-                if at.storage_failed || at.sync_stalled {
+                if moments.iter().any(|moment| at.may_admit(moment, *declared)) {
+                    allowed.push(Reply::MailOk);
+                }
+                if moments.iter().any(|moment| moment.failed || moment.stalled) {
                     allowed.push(Reply::StorageDown);
                 }
-                if config.can_be_full {
+                if moments
+                    .iter()
+                    .any(|moment| at.may_refuse(moment, *declared))
+                {
                     allowed.push(Reply::NoSpace);
                 }
             }
@@ -870,12 +1121,13 @@ impl Peer {
                     Stage::Envelope => {}
                     Stage::Chunks => return vec![Reply::BdatOpen],
                     Stage::Failed(reply) => return vec![reply],
+                    Stage::NoneOrFailed => unreachable!("looked at one by one"),
                 }
                 if self.model.accepted.len() as u32 >= config.recipients_max {
                     return vec![Reply::TooManyRecipients];
                 }
                 allowed.push(Reply::RcptOk);
-                if config.pool_is_tight {
+                if moments.iter().any(|moment| at.pool_is_dry(moment)) {
                     allowed.push(Reply::EnvelopeFull);
                 }
             }
@@ -885,18 +1137,19 @@ impl Peer {
                     Stage::Envelope => {}
                     Stage::Chunks => return vec![Reply::BdatOpen],
                     Stage::Failed(reply) => return vec![reply],
+                    Stage::NoneOrFailed => unreachable!("looked at one by one"),
                 }
                 if self.model.accepted.is_empty() {
                     return vec![Reply::NeedRcpt];
                 }
                 allowed.push(Reply::DataStart);
-                if config.pool_is_tight {
+                if moments.iter().any(|moment| at.pool_is_dry(moment)) {
                     allowed.push(Reply::NoSpace);
                 }
             }
             Expect::Body {
                 octets, is_bare, ..
-            } => self.end_of_content(*octets, *is_bare, at, &mut allowed),
+            } => end_of_content(*octets, *is_bare, moments, at, &mut allowed),
             Expect::Chunk {
                 octets,
                 last,
@@ -910,6 +1163,7 @@ impl Peer {
                     }
                     Stage::Envelope | Stage::Chunks => {}
                     Stage::Failed(reply) => return vec![reply],
+                    Stage::NoneOrFailed => unreachable!("looked at one by one"),
                 }
                 let total = self.model.chunk_octets + octets;
                 if total > config.message_max {
@@ -917,11 +1171,11 @@ impl Peer {
                 }
                 if *last {
                     let is_bare = self.model.chunk_bare || *is_bare;
-                    self.end_of_content(total, is_bare, at, &mut allowed);
+                    end_of_content(total, is_bare, moments, at, &mut allowed);
                 } else {
                     allowed.push(Reply::ChunkOk);
                 }
-                if stage == Stage::Envelope && config.pool_is_tight {
+                if stage == Stage::Envelope && moments.iter().any(|moment| at.pool_is_dry(moment)) {
                     allowed.push(Reply::NoSpace);
                 }
             }
@@ -933,37 +1187,13 @@ impl Peer {
         allowed
     }
 
-    fn end_of_content(
-        &self,
-        octets: u64,
-        is_bare: bool,
-        at: &Circumstances<'_>,
-        allowed: &mut Vec<Reply>,
-    ) {
-        if octets > at.config.message_max {
-            allowed.push(Reply::TooBig);
-            return;
-        }
-        if is_bare {
-            allowed.push(Reply::BareNewline);
-            return;
-        }
-        allowed.push(Reply::Stored);
-        if at.storage_failed {
-            allowed.extend([Reply::CommitFailed, Reply::StorageDown]);
-        }
-        if at.config.can_be_full {
-            allowed.push(Reply::NoSpace);
-        }
-    }
-
     fn apply(
         &mut self,
-        expect: &Expect,
+        awaited: &Awaited,
         reply: Reply,
         number: Option<u64>,
         ledger: &mut Ledger,
-        pool_is_tight: bool,
+        at: &Circumstances<'_>,
     ) {
         let model = &mut self.model;
         let clear = |model: &mut Model| {
@@ -981,7 +1211,7 @@ impl Peer {
                 letter.fate = Fate::Never;
             }
         };
-        match expect {
+        match &awaited.expect {
             Expect::Hello { esmtp } => {
                 clear(model);
                 model.hello = true;
@@ -1026,14 +1256,24 @@ impl Peer {
                 (refusal, None) => {
                     refuse(ledger, *letter);
                     // RFC 3030 2: a refused chunk spoils the transaction; a refused last one ends it.
-                    let began = model.stage == Stage::Chunks
-                        || !matches!(refusal, Reply::NeedRcpt | Reply::NoSpace);
-                    let ends = *last && (began || refusal == Reply::NoSpace && !pool_is_tight);
-                    // Refused at its begin or at its end? Only the server knows.
-                    self.unchecked |= *last && !began && refusal == Reply::NoSpace && pool_is_tight;
+                    let no_space = refusal == Reply::NoSpace;
+                    self.perhaps_closing =
+                        no_space && self.unread_max_ns >= at.config.pool_wait_max_ns;
+                    let began =
+                        model.stage == Stage::Chunks || refusal != Reply::NeedRcpt && !no_space;
+                    let moments = at.since(awaited.read_in);
+                    let total = model.chunk_octets + octets;
+                    let at_end =
+                        no_space && moments.iter().any(|moment| at.ring_is_out(moment, total));
+                    let at_begin = no_space && moments.iter().any(|moment| at.pool_is_dry(moment));
                     match model.stage {
                         Stage::None | Stage::Failed(_) => {}
-                        _ if ends => clear(model),
+                        Stage::NoneOrFailed => {}
+                        _ if *last && (began || at_end && !at_begin) => clear(model),
+                        _ if *last && at_end => {
+                            clear(model);
+                            model.stage = Stage::NoneOrFailed;
+                        }
                         _ => model.stage = Stage::Failed(Reply::BdatFailed),
                     }
                 }
@@ -1048,39 +1288,46 @@ impl Peer {
     fn last_words(
         &mut self,
         text: &str,
-        instead: Option<(&Expect, Vec<Reply>)>,
+        instead: Option<&Awaited>,
         ledger: &mut Ledger,
         at: &Circumstances<'_>,
     ) {
         let is = |reply: Reply| reply.row().wire == text.as_bytes();
-        let silent_ns = self.silence_ns(at);
-        let at_greeting = matches!(instead, Some((Expect::Greeting, _)));
+        let config = at.config;
+        let greeting = instead.filter(|awaited| matches!(awaited.expect, Expect::Greeting));
         let reason_holds = if is(Reply::TimedOut) {
-            silent_ns >= at.config.shortest_timeout_ns
-                || at.now_ns - self.connected_ns >= at.config.request_deadline_ns
+            self.silence_max_ns >= config.shortest_timeout_ns
+                || self.partial_max_ns >= config.request_deadline_ns
         } else if is(Reply::TooSlow) {
-            at.now_ns - self.connected_ns >= at.config.data_grace_ns
+            // When the content began is not known here; the session is older than that.
+            at.now_ns - self.connected_ns >= config.data_grace_ns
         } else if is(Reply::ShuttingDown) {
             at.draining
         } else if is(Reply::StorageDownClose) {
-            at.storage_failed && at_greeting
+            greeting.is_some_and(|awaited| {
+                let mut moments = at.since(awaited.read_in).iter();
+                moments.any(|moment| moment.failed)
+            })
         } else if is(Reply::TooManySessions) {
-            at_greeting
+            greeting.is_some()
         } else if is(Reply::NoSpace) {
-            at.config.pool_is_tight && at.now_ns - self.connected_ns >= at.config.pool_wait_max_ns
+            // A message that waits for chunks is not read.
+            config.pool_is_tight && self.unread_max_ns >= config.pool_wait_max_ns
         } else {
             false
         };
         assert!(
             reason_holds,
-            "{text:?} is no answer to {instead:?} at {:?}; silent for {silent_ns} ns",
-            self.model
+            "{text:?} is no answer to {instead:?} at {:?}; silent for {} ns, unread for {} ns; {:?}",
+            self.model,
+            self.silence_max_ns,
+            self.unread_max_ns,
+            at.since(instead.and_then(|awaited| awaited.read_in)),
         );
         self.closing = true;
         // What stands behind has not been looked at by the server, or was thrown away.
-        let first = instead.map(|(expect, _)| expect.clone());
-        for expect in first.iter().chain(&self.expected) {
-            if let Expect::Body { letter, .. } | Expect::Chunk { letter, .. } = expect
+        for awaited in instead.into_iter().chain(&self.expected) {
+            if let Expect::Body { letter, .. } | Expect::Chunk { letter, .. } = &awaited.expect
                 && *letter != 0
             {
                 let letter = ledger.letter(*letter);
@@ -1092,24 +1339,15 @@ impl Peer {
         self.expected.clear();
     }
 
-    /// The longest time for which the server read nothing.
-    fn silence_ns(&self, at: &Circumstances<'_>) -> u64 {
-        self.silence_max_ns.max(at.now_ns - self.read_at_ns)
-    }
-
-    /// Whether the client has said, one way or another, that it wants to leave.
-    fn says_goodbye(&self) -> bool {
-        let quits = matches!(self.expected.back(), Some(Expect::Quit));
-        quits || self.wire.borrow().client_fin
-    }
-
     /// Whether the server owes a reply to something it has been sent whole.
     pub fn is_owed(&self) -> bool {
         !self.finished
             && !self.closing
             && !self.unchecked
-            && !self.may_stay_unanswered
-            && !self.expected.is_empty()
+            && self
+                .expected
+                .iter()
+                .any(|awaited| awaited.ends_at != u64::MAX)
     }
 
     /// What this client still waits for, for messages of failed checks.
@@ -1132,6 +1370,30 @@ impl Peer {
             wire.server_fin,
             wire.server_gone,
         )
+    }
+}
+
+fn end_of_content(
+    octets: u64,
+    is_bare: bool,
+    moments: &[Moment],
+    at: &Circumstances<'_>,
+    allowed: &mut Vec<Reply>,
+) {
+    if octets > at.config.message_max {
+        allowed.push(Reply::TooBig);
+        return;
+    }
+    if is_bare {
+        allowed.push(Reply::BareNewline);
+        return;
+    }
+    allowed.push(Reply::Stored);
+    if at.storage_failed() {
+        allowed.extend([Reply::CommitFailed, Reply::StorageDown]);
+    }
+    if moments.iter().any(|moment| at.ring_is_out(moment, octets)) {
+        allowed.push(Reply::NoSpace);
     }
 }
 

@@ -16,6 +16,10 @@ pub struct Stored {
     pub position: u64,
     /// Position behind its last record.
     pub end: u64,
+    /// When its first record was written, by the wall clock, nanoseconds.
+    pub received_ns: u64,
+    /// Where each of its records begins and ends.
+    pub records: Vec<(u64, u64)>,
     /// Envelope, trace field and body.
     pub payload: Vec<u8>,
     /// Length of the envelope.
@@ -73,67 +77,101 @@ pub struct Contents {
 
 /// Reads records from `from` to `head`; panics at anything that should not be there.
 pub fn read(file: &[u8], superblock: &Superblock, from: u64, head: u64) -> Contents {
-    let bytes = |from: u64, len: u64| {
-        let mut taken = Vec::with_capacity(len as usize);
-        let mut position = from;
-        while position < from + len {
-            let before_wrap = superblock.data_size - position % superblock.data_size;
-            let take = before_wrap.min(from + len - position);
-            let at = superblock.place(position) as usize;
-            taken.extend_from_slice(&file[at..at + take as usize]);
-            position += take;
-        }
-        taken
-    };
     let mut contents = Contents {
         first_number: u64::MAX,
         messages: BTreeMap::new(),
         open_at: None,
     };
-    let mut open: Option<(Stored, u32)> = None;
-    let mut position = from;
-    let mut last = (0, 0);
-    while position < head {
-        let header = Header::decode(
-            bytes(position, 64).first_chunk().expect("64 bytes"),
-            superblock.ring_key,
-        )
-        .unwrap_or_else(|error| panic!("at {position}: {error}"));
-        assert_eq!(header.position, position, "a record of another place");
-        assert!((header.epoch, header.number) >= last, "order at {position}");
-        last = (header.epoch, header.number);
-        contents.first_number = contents.first_number.min(header.number);
-        assert_eq!(header.flags & RECORD_LOST, 0, "nothing was damaged");
-        let payload = bytes(position + 64, u64::from(header.len));
-        if header.kind != Kind::Pad {
-            assert_eq!(
-                crc32c::crc32c(&payload),
-                header.payload_crc,
-                "payload at {position}"
-            );
+    let mut scanner = Scanner::new(from);
+    while scanner.position < head {
+        let complete = scanner.step(file, superblock, head);
+        contents.first_number = contents.first_number.min(scanner.last.1);
+        if let Some(message) = complete {
+            let number = message.number;
+            let twice = contents.messages.insert(number, message);
+            assert_eq!(twice, None, "number {number} names two messages");
         }
+    }
+    contents.open_at = scanner.open.map(|(message, _)| message.position);
+    contents
+}
+
+/// Goes along the records and puts messages together.
+#[derive(Clone, Debug)]
+pub struct Scanner {
+    /// Where the next record is read.
+    pub position: u64,
+    /// Epoch and number of the last record.
+    last: (u32, u64),
+    /// The message that is not complete yet, and its fragments so far.
+    open: Option<(Stored, u32)>,
+}
+
+impl Scanner {
+    /// A walk that begins with the record at `from`.
+    pub fn new(from: u64) -> Scanner {
+        Scanner {
+            position: from,
+            last: (0, 0),
+            open: None,
+        }
+    }
+
+    /// Reads one record, which ends by `head`; gives the message that it completes. Panics at anything that should
+    /// not be there.
+    pub fn step(&mut self, file: &[u8], superblock: &Superblock, head: u64) -> Option<Stored> {
+        let position = self.position;
+        let at = superblock.place(position) as usize;
+        let header = file[at..].first_chunk().expect("records are aligned");
+        let header = Header::decode(header, superblock.ring_key)
+            .unwrap_or_else(|error| panic!("at {position}: {error}"));
+        assert_eq!(header.position, position, "a record of another place");
+        assert!(
+            (header.epoch, header.number) >= self.last,
+            "order at {position}"
+        );
+        assert!(header.end() <= head, "a record that ends behind the head");
+        if self.last.0 < header.epoch {
+            // What the process before left open stays incomplete.
+            self.open = None;
+        }
+        self.last = (header.epoch, header.number);
+        assert_eq!(header.flags & RECORD_LOST, 0, "nothing was damaged");
+        self.position = header.end();
+        if !matches!(
+            header.kind,
+            Kind::Message | Kind::First | Kind::Middle | Kind::Last
+        ) {
+            return None;
+        }
+        let mut payload = Vec::with_capacity(header.len as usize);
+        append(&mut payload, file, superblock, position + 64, header.len);
+        assert_eq!(
+            crc32c::crc32c(&payload),
+            header.payload_crc,
+            "payload at {position}"
+        );
         let stored = |payload| Stored {
             number: header.number,
             position,
             end: header.end(),
+            received_ns: header.received_ns,
             payload,
             envelope_bytes: header.env_len as usize,
+            records: vec![(position, header.end())],
         };
-        let mut add = |message: Stored| {
-            let number = message.number;
-            let twice = contents.messages.insert(number, message);
-            assert_eq!(twice, None, "number {number} names two messages");
-        };
-        match (header.kind, &mut open) {
-            (Kind::Message, _) => add(stored(payload)),
-            (Kind::First, _) => open = Some((stored(payload), 1)),
+        match (header.kind, &mut self.open) {
+            (Kind::Message, _) => return Some(stored(payload)),
+            (Kind::First, _) => self.open = Some((stored(payload), 1)),
             (Kind::Middle, Some((message, fragments))) => {
-                message.payload.extend(payload);
+                message.payload.extend_from_slice(&payload);
+                message.records.push((position, header.end()));
                 *fragments += 1;
             }
             (Kind::Last, Some(_)) => {
-                let (mut message, fragments) = open.take().expect("matched");
-                message.payload.extend(&payload[WHOLE_BYTES..]);
+                let (mut message, fragments) = self.open.take().expect("matched");
+                message.payload.extend_from_slice(&payload[WHOLE_BYTES..]);
+                message.records.push((position, header.end()));
                 message.end = header.end();
                 let expected = Whole {
                     number: message.number,
@@ -143,36 +181,24 @@ pub fn read(file: &[u8], superblock: &Superblock, from: u64, head: u64) -> Conte
                     crc: crc32c::crc32c(&message.payload),
                 };
                 assert_eq!(Whole::decode(&payload), Some(expected));
-                add(message);
+                return Some(message);
             }
+            // Its beginning was overwritten.
             _ => {}
         }
-        position = header.end();
+        None
     }
-    assert_eq!(position, head, "the last record ends behind the head");
-    contents.open_at = open.map(|(message, _)| message.position);
-    contents
 }
 
-/// Numbers of the complete messages from the tail on, as far as whole headers go, and where each ends.
-pub fn ends(file: &[u8], superblock: &Superblock) -> BTreeMap<u64, u64> {
-    let mut ends = BTreeMap::new();
-    let mut open = None;
-    let mut position = superblock.tail;
-    loop {
+fn append(to: &mut Vec<u8>, file: &[u8], superblock: &Superblock, from: u64, len: u32) {
+    let end = from + u64::from(len);
+    let mut position = from;
+    while position < end {
+        let before_wrap = superblock.data_size - position % superblock.data_size;
+        let take = before_wrap.min(end - position);
         let at = superblock.place(position) as usize;
-        let bytes = file[at..].first_chunk().expect("records are aligned");
-        let header = match Header::decode(bytes, superblock.ring_key) {
-            Ok(header) if header.position == position => header,
-            _ => return ends,
-        };
-        match (header.kind, open) {
-            (Kind::Message, _) => drop(ends.insert(header.number, header.end())),
-            (Kind::First, _) => open = Some(header.number),
-            (Kind::Last, Some(number)) => drop(ends.insert(number, header.end())),
-            _ => {}
-        }
-        position = header.end();
+        to.extend_from_slice(&file[at..at + take as usize]);
+        position += take;
     }
 }
 

@@ -364,6 +364,11 @@ impl Rig {
 }
 
 impl Client {
+    /// Lays bytes ready for the server; no event tells of them.
+    pub fn feed(&self, bytes: &[u8]) {
+        self.pipe.borrow_mut().input.extend_from_slice(bytes);
+    }
+
     /// Takes what the server wrote since the last call.
     pub fn read(&self) -> String {
         let mut pipe = self.pipe.borrow_mut();

@@ -96,6 +96,32 @@ pub enum Cut {
     Random(u64),
 }
 
+impl Cut {
+    /// The pieces of `bytes`.
+    pub fn pieces(self, bytes: &[u8]) -> Vec<Vec<u8>> {
+        let mut random = match self {
+            Cut::Random(seed) => seed | 1,
+            Cut::Whole | Cut::Octets => 1,
+        };
+        let mut rest = bytes;
+        let mut pieces = Vec::new();
+        while !rest.is_empty() {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let len = match self {
+                Cut::Whole => rest.len(),
+                Cut::Octets => 1,
+                Cut::Random(_) => 1 + (random % 300) as usize,
+            };
+            let (piece, behind) = rest.split_at(len.min(rest.len()));
+            pieces.push(piece.to_vec());
+            rest = behind;
+        }
+        pieces
+    }
+}
+
 /// Settings of a client that trusts this identity.
 pub fn client_config(
     identity: &Identity,
@@ -117,7 +143,7 @@ pub struct TlsClient {
     pub tls: ClientConnection,
     pub plain: Client,
     cut: Cut,
-    random: u64,
+    sends: u64,
     heard: Vec<u8>,
     goodbye: bool,
     pub failed: Option<rustls::Error>,
@@ -142,10 +168,7 @@ impl TlsClient {
             tls: ClientConnection::new(config, name).expect("settings"),
             plain,
             cut,
-            random: match cut {
-                Cut::Random(seed) => seed | 1,
-                _ => 1,
-            },
+            sends: 0,
             heard: Vec::new(),
             goodbye: false,
             failed: None,
@@ -159,7 +182,8 @@ impl TlsClient {
             while self.tls.wants_write() {
                 self.tls.write_tls(&mut sent).expect("memory");
             }
-            for piece in self.pieces(&sent) {
+            self.sends += 1;
+            for piece in self.next_cut().pieces(&sent) {
                 rig.send(&self.plain, &piece);
             }
             let answer = std::mem::take(&mut self.plain.pipe.borrow_mut().output);
@@ -192,25 +216,14 @@ impl TlsClient {
         }
     }
 
-    fn pieces(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
-        let mut rest = bytes;
-        let mut pieces = Vec::new();
-        while !rest.is_empty() {
-            let len = match self.cut {
-                Cut::Whole => rest.len(),
-                Cut::Octets => 1,
-                Cut::Random(_) => {
-                    self.random ^= self.random << 13;
-                    self.random ^= self.random >> 7;
-                    self.random ^= self.random << 17;
-                    1 + (self.random % 300) as usize
-                }
-            };
-            let (piece, behind) = rest.split_at(len.min(rest.len()));
-            pieces.push(piece.to_vec());
-            rest = behind;
+    /// Other cuts for each send, where they are random.
+    fn next_cut(&self) -> Cut {
+        match self.cut {
+            Cut::Random(seed) => {
+                Cut::Random(seed.wrapping_add(self.sends).wrapping_mul(0x9e37_79b9))
+            }
+            cut => cut,
         }
-        pieces
     }
 
     /// Goes through the handshake.

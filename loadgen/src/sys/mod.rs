@@ -60,6 +60,11 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
+/// Returns the monotonic clock, in ns since some fixed point before the start of this process.
+pub fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
 /// Returns the CPU time this thread has used, in ns.
 pub fn thread_cpu_ns() -> u64 {
     clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
@@ -184,7 +189,7 @@ impl Timer {
         Ok(Self { fd })
     }
 
-    /// Rings once, `after_ns` from now, at least 1.
+    /// Rings once, `after_ns` from now, at least 1. Nobody has to read that it rang: setting it again makes it silent.
     pub fn set(&self, after_ns: u64) {
         let after_ns = after_ns.max(1);
         let zero = libc::timespec {
@@ -206,13 +211,6 @@ impl Timer {
     /// The descriptor to poll.
     pub fn raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
-    }
-
-    /// Makes it silent after it rang.
-    pub fn clear(&self) {
-        let mut count = [0u8; 8];
-        // SAFETY: `count` has room for the 8 bytes that a timerfd gives.
-        unsafe { libc::read(self.fd.as_raw_fd(), count.as_mut_ptr().cast(), 8) };
     }
 }
 
@@ -280,7 +278,7 @@ mod tests {
         let rang = unsafe { libc::poll(&mut fd, 1, 5000) };
         assert_eq!(rang, 1);
         assert!(start.elapsed().as_nanos() >= 300_000);
-        timer.clear();
+        timer.set(60_000_000_000);
         // SAFETY: as above.
         let rang = unsafe { libc::poll(&mut fd, 1, 0) };
         assert_eq!(rang, 0);

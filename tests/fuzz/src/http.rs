@@ -124,6 +124,7 @@ fn check_answer(request: &Request) {
 
 fn status<'a>(metrics: &'a Metrics, replies: &'a [(&'a str, u16)]) -> Status<'a> {
     Status {
+        clients: None,
         server_name: "mx.example.org",
         started_ns: 1,
         now_ns: 2,

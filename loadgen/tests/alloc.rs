@@ -1,0 +1,136 @@
+//! Allocations per message, counted: none on a kept connection.
+//!
+//! This file has one test, because the counter counts every thread.
+
+use smtp_loadgen::plan::{Pipelining, Plan, Sizes, Workload};
+use smtp_loadgen::run;
+use smtp_loadgen::wire::{Address, Target};
+use smtp_loadgen::worker::{Logs, Tuning};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The system's allocator, counting.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+#[expect(
+    unsafe_code,
+    reason = "an allocator cannot be counted without being one"
+)]
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// A sink in a process of its own.
+struct Sink {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Sink {
+    fn start() -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
+            .args(["sink", "--duration", "10m"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let address = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+        Self { child, address }
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Makes a workload another one.
+type Change = fn(&mut Plan);
+
+/// Runs `messages` and returns how often memory was asked for meanwhile, and for how many seconds it went on.
+fn allocations(sink: &Sink, change: Change, messages: u64) -> (u64, u64) {
+    let plan = smtp_loadgen::cli::selftest_plans().remove(1).1;
+    let mut plan = Plan {
+        sessions: 16,
+        messages: Some(messages),
+        ..plan
+    };
+    change(&mut plan);
+    let load = Arc::new(Workload::new(plan));
+    let target = Arc::new(Target {
+        address: Address::Tcp(sink.address),
+        sources: None,
+        congestion: None,
+        security: None,
+        proxy: None,
+    });
+    let tuning = Tuning {
+        spin: false,
+        cpus: Vec::new(),
+        connecting_max: 64,
+        attempts_max: 3,
+    };
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let done = run::run(load, target, &tuning, 1, &Logs::default(), |_, _| {}).unwrap();
+    let counted = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    assert_eq!(done.recorder.totals.accepted, messages);
+    (counted, done.elapsed.as_secs() + 1)
+}
+
+#[test]
+fn a_message_on_a_kept_connection_allocates_nothing() {
+    let sink = Sink::start();
+    let shapes: [(&str, Change); 4] = [
+        ("pipelined", |_| {}),
+        ("lock-step", |plan| plan.pipelining = Pipelining::Off),
+        ("BDAT", |plan| plan.chunking = true),
+        ("large", |plan| plan.sizes = Sizes::Uniform(20_000, 90_000)),
+    ];
+    for (name, change) in shapes {
+        let (few, few_seconds) = allocations(&sink, change, 1_000);
+        let (many, many_seconds) = allocations(&sink, change, 11_000);
+        // Each second of a run has a row of its own: two allocations, and the table of them may grow.
+        let rows = 3 * many_seconds + 3 * few_seconds;
+        let more = many.saturating_sub(few);
+        assert!(
+            more <= rows,
+            "{name}: {more} allocations for 10,000 more messages"
+        );
+    }
+}
