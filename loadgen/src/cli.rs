@@ -1,5 +1,6 @@
 //! The command line: arguments to plan, plan to run, run to report and exit code.
 
+use crate::ceiling::{self, Ceiling};
 use crate::compare;
 use crate::corpus::Corpus;
 use crate::formats;
@@ -65,8 +66,9 @@ smtp-loadgen: an SMTP load generator that says whether it was you or the target
   smtp-loadgen sweep TARGET --rates R,R,...    one run at each rate, one table
   smtp-loadgen ab --a TARGET --b TARGET  two targets in turns, ratio of each round
   smtp-loadgen compare A.json B.json     two reports, difference or none
-  smtp-loadgen report FILE [--format text|csv|prometheus|html]
-  smtp-loadgen report --schema           the JSON Schema of what --json writes
+  smtp-loadgen report FILE [--format text|csv|prometheus|html|hlog]
+  smtp-loadgen report --schema [NAME]    the JSON Schema of what --json writes: run, search, ab,
+                                         compare, verify or selftest [run]
   smtp-loadgen raw FILE [--from TIME] [--to TIME]
                                          counts and percentiles of what --raw wrote, or of a part
   smtp-loadgen profile show [NAME]       the named workloads and where their figures come from
@@ -141,14 +143,15 @@ Result
   --raw FILE                a line for each message: its planned start, its steps, what it got
   --json FILE               the report as JSON
   --html FILE               the report as one page with pictures
-  --ceiling R               what selftest reached here, to state the share of it that was used
+  --ceiling R|FILE          a rate, or what selftest --json wrote, to state the share of it that
+                            was used [what selftest kept on this machine]
   --fail-if EXPR            exit 1 when EXPR holds: p99>50ms, error_rate>0.1%, rate<9900,
                             unsent>0; repeat for more
   --quiet                   only the report
   --dry-run                 print plan and first message, send nothing
 
 find-max: --max-p99 TIME [50ms], --max-errors N% [0.1%], --start-rate R [1000]; --duration is
-  the length of a step [10s].  ab: --rounds N [5].  compare: --force despite different plans
+  the length of a step [10s].  ab: --rounds N [5].  compare: --force despite different plans, --json FILE
 
 sink: --eml DIR keeps messages; --lose, --duplicate, --corrupt, --reset, --defer, --reject,
   --shut N do that to every Nth message; --duration TIME ends it [1h]
@@ -418,7 +421,7 @@ pub struct Options {
     hostile: Vec<(usize, f64)>,
     corpus: Option<PathBuf>,
     proxy: Option<Proxy>,
-    ceiling: Option<f64>,
+    ceiling: Option<CeilingFrom>,
     fail_if: Vec<Threshold>,
     run_id: Option<u64>,
     rate: Option<f64>,
@@ -426,6 +429,14 @@ pub struct Options {
     by_connection: bool,
     /// The options that all this was read from, for the processes of a run.
     arguments: Vec<String>,
+}
+
+/// Where the ceiling of this machine comes from.
+enum CeilingFrom {
+    /// Given as a rate.
+    Rate(f64),
+    /// A file that `selftest --json` wrote.
+    File(PathBuf),
 }
 
 /// One `--fail-if`.
@@ -798,8 +809,14 @@ impl Options {
             "json" => self.json = Some(text.into()),
             "html" => self.html = Some(text.into()),
             "ceiling" => {
-                let ceiling = text.parse::<f64>().ok().filter(|ceiling| *ceiling > 0.0);
-                self.ceiling = Some(bad(ceiling, flag, text)?);
+                self.ceiling = Some(match text.parse::<f64>() {
+                    Ok(rate) => CeilingFrom::Rate(bad(
+                        Some(rate).filter(|rate| *rate > 0.0 && rate.is_finite()),
+                        flag,
+                        text,
+                    )?),
+                    Err(_) => CeilingFrom::File(text.into()),
+                });
             }
             "fail-if" => self.fail_if.push(bad(Threshold::parse(text), flag, text)?),
             _ => {
@@ -809,6 +826,33 @@ impl Options {
             }
         }
         Ok(())
+    }
+
+    /// Returns what one thread reaches with a workload like `plan`, if that is known.
+    ///
+    /// **Errors**: a file that was named is not what `selftest` wrote on this machine.
+    fn ceiling(&self, plan: &Plan) -> Result<Option<Ceiling>, Stop> {
+        match &self.ceiling {
+            Some(CeilingFrom::Rate(per_s)) => Ok(Some(Ceiling {
+                per_s: *per_s,
+                workload: None,
+                measured_unix_s: None,
+            })),
+            Some(CeilingFrom::File(path)) => {
+                let found = ceiling::read(path).and_then(|file| Ceiling::of(&file, plan));
+                found.map(Some).ok_or_else(|| {
+                    usage(format!(
+                        "--ceiling {}: neither a rate nor what `selftest --json` of this version \
+                         wrote on this machine",
+                        path.display()
+                    ))
+                })
+            }
+            None => {
+                let file = ceiling::place().and_then(|path| ceiling::read(&path));
+                Ok(file.and_then(|file| Ceiling::of(&file, plan)))
+            }
+        }
     }
 
     /// Fills in what depends on other arguments.
@@ -1130,7 +1174,7 @@ fn execute(
             .ledger
             .as_ref()
             .map(|path| path.display().to_string()),
-        ceiling: options.ceiling,
+        ceiling: options.ceiling(plan)?,
     };
     let mut report = report::run(&facts, &done.recorder, &verdict);
     if let Some(path) = &options.raw {
@@ -1196,7 +1240,20 @@ fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
             Value(path) if file.is_none() => file = Some(PathBuf::from(path)),
             Long("format") => format = parser.value()?.string()?,
             Long("schema") => {
-                print!("{}", report::JSON_SCHEMA);
+                let name = match parser.optional_value() {
+                    Some(name) => name.string()?,
+                    None => match parser.next()? {
+                        Some(Value(name)) => name.string()?,
+                        None => "run".into(),
+                        Some(other) => return Err(other.unexpected().into()),
+                    },
+                };
+                let schema = report::JSON_SCHEMAS.iter().find(|known| known.0 == name);
+                let schema = schema.ok_or_else(|| {
+                    let names: Vec<_> = report::JSON_SCHEMAS.iter().map(|known| known.0).collect();
+                    usage(format!("no schema `{name}`: {}", names.join(", ")))
+                })?;
+                print!("{}", schema.1);
                 return Ok(OK);
             }
             other => return Err(other.unexpected().into()),
@@ -1208,10 +1265,12 @@ fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         "text" => report::text(&report),
         "csv" => formats::csv(&report),
         "prometheus" => formats::prometheus(&report),
+        "hlog" if report["schema"] == report::SCHEMA => formats::hlog(&report),
+        "hlog" => return Err(usage("hlog needs the report of a run")),
         "html" => html::page(&report),
         other => {
             return Err(usage(format!(
-                "no format `{other}`: text, csv, prometheus or html"
+                "no format `{other}`: text, csv, prometheus, html or hlog"
             )));
         }
     };
@@ -1242,19 +1301,23 @@ fn raw_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
 }
 
 fn compare_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
-    let (mut files, mut force) = (Vec::new(), false);
+    let (mut files, mut force, mut json) = (Vec::new(), false, None);
     while let Some(argument) = parser.next()? {
         match argument {
             Value(path) if files.len() < 2 => files.push(PathBuf::from(path)),
             Long("force") => force = true,
+            Long("json") => json = Some(PathBuf::from(parser.value()?)),
             other => return Err(other.unexpected().into()),
         }
     }
     let [a, b] = &files[..] else {
         return Err(usage("compare needs two report files"));
     };
-    let text = compare::text(&read_report(a)?, &read_report(b)?, force).map_err(usage)?;
-    print!("{text}");
+    let answer = compare::document(&read_report(a)?, &read_report(b)?, force).map_err(usage)?;
+    print!("{}", compare::text(&answer));
+    if let Some(path) = json {
+        write_json(&path, &answer)?;
+    }
     Ok(OK)
 }
 
@@ -1357,6 +1420,14 @@ fn step(
     Ok((report, verdict.state, interrupted))
 }
 
+/// The share of the ceiling that `rate` is, for the report of a search.
+fn search_generator(options: &Options, rate: f64) -> Result<Value, Stop> {
+    let ceiling = options.ceiling(&options.plan)?;
+    Ok(serde_json::json!({
+        "ceiling": ceiling.map(|ceiling| ceiling.json(rate, options.threads * options.processes)),
+    }))
+}
+
 fn find_max_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
     let mut options = Options::new();
     let search = SearchOptions::parse(&mut parser, &mut options)?;
@@ -1392,12 +1463,13 @@ fn find_max_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8,
         Ok(step)
     };
     let found = search::find_max(search.start.unwrap_or(1000.0), &mut ask)?;
-    let report = search::report(
+    let mut report = search::report(
         &found,
         &limits,
         &prepared.address.to_string(),
         &options.plan,
     );
+    report["generator"] = search_generator(&options, found.rate)?;
     print!("{}", search::text(&report));
     write_reports(&options, &report)?;
     Ok(if found.rate > 0.0 { OK } else { INVALID })
@@ -1431,12 +1503,13 @@ fn sweep_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, St
         }
     }
     let found = search::Found::of_sweep(steps);
-    let report = search::report(
+    let mut report = search::report(
         &found,
         &limits,
         &prepared.address.to_string(),
         &options.plan,
     );
+    report["generator"] = search_generator(&options, found.rate)?;
     print!("{}", search::text(&report));
     write_reports(&options, &report)?;
     Ok(OK)
@@ -1475,7 +1548,11 @@ fn ab_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop>
         } else {
             (report_one, report_two)
         };
-        let round_row = compare::Round::new(&ra, &rb);
+        let mut states = (verdict_one.state, verdict_two.state);
+        if flip {
+            states = (states.1, states.0);
+        }
+        let round_row = compare::Round::new(&ra, &rb, states);
         println!("{}", round_row.line(round + 1));
         for verdict in [verdict_one, verdict_two] {
             if verdict.state != State::Valid {
@@ -1493,7 +1570,7 @@ fn ab_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop>
     }
     print!("{}", compare::rounds_text(&rounds));
     if let Some(path) = &options.json {
-        write_json(path, &compare::rounds_json(&a, &b, &rounds))?;
+        write_json(path, &compare::rounds_json(&a, &b, &options.plan, &rounds))?;
     }
     Ok(OK)
 }
@@ -1659,46 +1736,28 @@ fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     Ok(OK)
 }
 
-/// The workloads of `selftest`: name, sessions, plan.
+/// The workloads of `selftest`.
 pub fn selftest_plans() -> Vec<(&'static str, Plan)> {
     let base = Plan {
         run: 1,
         sessions: 64,
         ..default_plan()
     };
-    let mut plans = vec![
-        (
-            "kept, lock-step, 1 KiB",
-            Plan {
-                pipelining: Pipelining::Off,
-                ..base.clone()
-            },
-        ),
-        ("kept, pipelined, 1 KiB", base.clone()),
-        (
-            "kept, pipelined BDAT, 1 KiB",
-            Plan {
-                chunking: true,
-                ..base.clone()
-            },
-        ),
-        (
-            "connection per message, 1 KiB",
-            Plan {
-                per_connection: Count::Fixed(1),
-                ..base.clone()
-            },
-        ),
-        (
-            "kept, pipelined, 1 MiB",
-            Plan {
-                sizes: Sizes::Fixed(1 << 20),
-                ..base
-            },
-        ),
-    ];
-    plans[4].1.sessions = 16;
-    plans
+    let plans = ceiling::Workload::ALL.iter().map(|workload| {
+        let mut plan = base.clone();
+        match workload {
+            ceiling::Workload::LockStep => plan.pipelining = Pipelining::Off,
+            ceiling::Workload::Pipelined => {}
+            ceiling::Workload::Chunked => plan.chunking = true,
+            ceiling::Workload::PerConnection => plan.per_connection = Count::Fixed(1),
+            ceiling::Workload::Large => {
+                plan.sizes = Sizes::Fixed(1 << 20);
+                plan.sessions = 16;
+            }
+        }
+        (workload.name(), plan)
+    });
+    plans.collect()
 }
 
 fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
@@ -1759,9 +1818,18 @@ fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         }
     }
     println!("the sink runs in this process on a thread of its own; one generator thread");
+    let document = ceiling::document(rows);
+    if let Some(path) = ceiling::place() {
+        match ceiling::keep(&path, &document) {
+            Ok(()) => println!(
+                "kept in {}; reports state the share of it that was used",
+                path.display()
+            ),
+            Err(error) => eprintln!("not kept: {}: {error}", path.display()),
+        }
+    }
     if let Some(path) = json {
-        let value = serde_json::json!({ "schema": "smtp-loadgen/selftest/1", "rows": rows });
-        write_json(&path, &value)?;
+        write_json(&path, &document)?;
     }
     Ok(OK)
 }
