@@ -82,6 +82,8 @@ pub struct Flags {
     pub is_guarded: bool,
     /// What this client does counts for the limits on clients.
     pub is_limited: bool,
+    /// Its client was counted before the question whether it may connect.
+    pub is_admitted: bool,
     /// The client was refused in place of its greeting: it waits for that and has sent nothing, so that the connection
     /// closes with the reply and holds no place meanwhile.
     pub is_turned_away: bool,

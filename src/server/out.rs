@@ -127,9 +127,11 @@ impl<B: Backing, C> Out<'_, B, C> {
             self.io.flags.is_turned_away = verdict.is_some();
             return verdict;
         }
-        if let Some(refusal) = self.shared.admit_client(self.io) {
+        // Where a TLS handshake came first, the connection was counted before it.
+        let is_admitted = std::mem::take(&mut self.io.flags.is_admitted);
+        if !is_admitted && let Some(refusal) = self.shared.admit_client(self.io) {
             self.io.flags.is_turned_away = true;
-            return Some(refusal);
+            return Some(Verdict::RefuseAndClose(refusal));
         }
         let is_delayed = self.shared.delay_greeting(self.io, self.token);
         (!is_delayed).then_some(Verdict::Accept)

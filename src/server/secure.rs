@@ -228,7 +228,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
 
     /// Begins TLS in front of the session, where the listener says so. False when none can be taken.
     pub(super) fn begin_implicit_tls(&mut self, token: Token) -> bool {
-        if self.admit_handshake(token).is_some() {
+        if !self.admit_unheard(token) {
             return false;
         }
         let Some(conn) = live(&mut self.conns, token) else {
