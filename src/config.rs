@@ -19,12 +19,13 @@ use crate::limits::{
     ACCEPTED_DOMAINS_MAX, DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, GIB, KIB,
     MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, NETWORKS_MAX,
     POOL_BYTES_DEFAULT, RECIPIENTS_MAX_DEFAULT, RING_BYTES_DEFAULT, RING_BYTES_STEP,
-    SESSIONS_MAX_DEFAULT,
+    SESSIONS_MAX_DEFAULT, TLS_CERTIFICATES_MAX, TLS_HANDSHAKES_DEFAULT,
 };
 pub use crate::logger::{LogFormat, LogLevel};
 use crate::policy::clients::Limit;
 use crate::server::listener::{Listener, ProxyMode, TlsMode};
 use crate::smtp::session::Role;
+use crate::tls::credentials::ClientCertificates;
 use listen::{Listen, Place};
 use options::{Kind, LATER, OPTIONS, Opt, Setting};
 use units::{quoted, size_text};
@@ -174,6 +175,18 @@ pub struct Config {
     pub listen_tls: Vec<Listen>,
     /// Addresses that take mail from authenticated users.
     pub listen_submission: Vec<Listen>,
+    /// Certificate chains, PEM.
+    pub tls_cert: Vec<PathBuf>,
+    /// Their keys, in the same order.
+    pub tls_key: Vec<PathBuf>,
+    /// Uses a certificate of the server's own making.
+    pub tls_self_signed: bool,
+    /// Authorities of clients' certificates, PEM.
+    pub tls_client_ca: Option<PathBuf>,
+    /// What is asked of clients.
+    pub tls_client_cert: ClientCertificates,
+    /// TLS handshakes under way at the same time.
+    pub tls_handshakes: usize,
     /// Networks whose PROXY headers are believed.
     pub proxy_from: Vec<IpPrefix>,
     /// Address of the HTTP server; `None` turns it off.
@@ -273,6 +286,8 @@ pub struct Config {
     pub timeout_data: Duration,
     /// Time a client may leave its replies unread.
     pub timeout_reply: Duration,
+    /// Time for a TLS handshake.
+    pub timeout_tls: Duration,
     /// Time from the first octet of a command to its end.
     pub request_deadline: Duration,
     /// Least average rate of a message, bytes per second; 0 for none.
@@ -303,6 +318,12 @@ impl Default for Config {
             listen: vec![Listen::plain(SocketAddr::from((Ipv4Addr::LOCALHOST, 2525)))],
             listen_tls: Vec::new(),
             listen_submission: Vec::new(),
+            tls_cert: Vec::new(),
+            tls_key: Vec::new(),
+            tls_self_signed: false,
+            tls_client_ca: None,
+            tls_client_cert: ClientCertificates::Off,
+            tls_handshakes: TLS_HANDSHAKES_DEFAULT,
             proxy_from: Vec::new(),
             http: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8025))),
             server_name: String::new(),
@@ -355,6 +376,7 @@ impl Default for Config {
             timeout_command: Duration::from_secs(300),
             timeout_data: Duration::from_secs(180),
             timeout_reply: Duration::from_secs(300),
+            timeout_tls: Duration::from_secs(30),
             request_deadline: Duration::from_secs(300),
             min_data_rate: 500,
             min_data_rate_grace: Duration::from_secs(60),
@@ -535,6 +557,7 @@ impl Config {
             );
             return Err(self.fault("server-name", reason));
         }
+        self.validate_tls()?;
         self.validate_addresses()?;
         self.validate_access()?;
         self.validate_sizes()?;
@@ -661,8 +684,6 @@ impl Config {
     ) -> Result<(), ConfigError> {
         let missing = if listener.role == Role::Submission {
             format!("role={}", listener.role)
-        } else if listener.tls != TlsMode::Off {
-            format!("tls={}", listener.tls)
         } else if listener.lmtp {
             "lmtp".to_owned()
         } else {
@@ -673,11 +694,16 @@ impl Config {
     }
 
     /// Every listener, with the option that asked for it, in the order listen, listen-tls, listen-submission.
-    /// `--listen` is a sink without TLS unless it says otherwise, `--listen-tls` a sink that begins with the
-    /// handshake, `--listen-submission` takes mail from users and wants STARTTLS first (RFC 6409, RFC 8314).
+    /// `--listen` is a sink that offers STARTTLS where there is a certificate, unless it says otherwise, `--listen-tls`
+    /// a sink that begins with the handshake, `--listen-submission` takes mail from users and wants STARTTLS first
+    /// (RFC 6409, RFC 8314).
     pub fn listeners(&self) -> Vec<(&'static str, Place, Listener)> {
+        let usual = match self.has_certificates() {
+            true => TlsMode::Offered,
+            false => TlsMode::Off,
+        };
         let groups = [
-            ("listen", &self.listen, Role::Sink, TlsMode::Off),
+            ("listen", &self.listen, Role::Sink, usual),
             (
                 "listen-tls",
                 &self.listen_tls,
@@ -705,6 +731,70 @@ impl Config {
             }));
         }
         listeners
+    }
+
+    /// Whether there is a certificate.
+    pub fn has_certificates(&self) -> bool {
+        !self.tls_cert.is_empty() || self.tls_self_signed
+    }
+
+    fn validate_tls(&self) -> Result<(), ConfigError> {
+        let (certificates, keys) = (self.tls_cert.len(), self.tls_key.len());
+        if certificates != keys {
+            let key = if certificates < keys {
+                "tls-key"
+            } else {
+                "tls-cert"
+            };
+            let reason = format!(
+                "{certificates} of --tls-cert and {keys} of --tls-key; each certificate needs its key"
+            );
+            return Err(self.fault(key, reason));
+        }
+        if certificates > TLS_CERTIFICATES_MAX {
+            let reason =
+                format!("{certificates} certificates; allowed: up to {TLS_CERTIFICATES_MAX}");
+            return Err(self.fault("tls-cert", reason));
+        }
+        if certificates > 0 && self.tls_self_signed {
+            let reason = "there is a --tls-cert; give one or the other";
+            return Err(self.fault("tls-self-signed", reason.to_owned()));
+        }
+        let asks = self.tls_client_cert != ClientCertificates::Off;
+        if asks && self.tls_client_ca.is_none() {
+            let reason = "needs --tls-client-ca, the authorities to check against";
+            return Err(self.fault("tls-client-cert", reason.to_owned()));
+        }
+        if !asks && self.tls_client_ca.is_some() {
+            let reason = "has no use without --tls-client-cert request or require";
+            return Err(self.fault("tls-client-ca", reason.to_owned()));
+        }
+        let listeners = self.listeners();
+        let wanted = listeners
+            .iter()
+            .find(|(.., listener)| listener.tls != TlsMode::Off);
+        match wanted {
+            Some((key, place, listener)) if !self.has_certificates() => {
+                let reason = format!(
+                    "{place}: tls={} needs --tls-cert and --tls-key, or --tls-self-signed",
+                    listener.tls
+                );
+                Err(self.fault(key, reason))
+            }
+            None if self.has_certificates() => {
+                let key = if self.tls_self_signed {
+                    "tls-self-signed"
+                } else {
+                    "tls-cert"
+                };
+                Err(self.fault(key, "every listener says tls=off".to_owned()))
+            }
+            None if asks => {
+                let reason = "no listener has TLS".to_owned();
+                Err(self.fault("tls-client-cert", reason))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn validate_sizes(&mut self) -> Result<(), ConfigError> {

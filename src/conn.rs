@@ -14,6 +14,7 @@ use crate::metrics::CloseCause;
 use crate::policy::clients::Places;
 use crate::smtp::session::Session;
 use crate::smtp::sink::Blocked;
+use crate::tls::Tls;
 
 /// A non-blocking byte stream.
 pub trait Stream {
@@ -108,6 +109,8 @@ pub struct Io {
     pub generation: u32,
     /// The client's address.
     pub peer: SocketAddr,
+    /// TLS, from the STARTTLS or the first octet on.
+    pub tls: Option<Box<Tls>>,
     /// The message that is being collected.
     pub message: Option<Message>,
     /// Input that waits, from the front of its chunk.
@@ -170,6 +173,7 @@ impl Io {
             listener,
             generation,
             peer,
+            tls: None,
             message: None,
             input: None,
             input_len: 0,
@@ -200,6 +204,47 @@ impl Io {
         !self.is_held_back()
             && usize::from(self.output_len) + CONFIGURED_REPLY_BYTES_MAX <= CHUNK_SMALL_BYTES
             && u32::from(self.commits_pending) < COMMITS_PENDING_MAX
+    }
+
+    /// Whether something can be read: the socket may hold octets, or TLS holds plaintext.
+    pub fn may_read(&self) -> bool {
+        self.flags.readable || self.tls.as_ref().is_some_and(|tls| tls.has_waiting())
+    }
+
+    /// Whether something is to be sent, now or when a commit is acknowledged.
+    pub fn has_output(&self) -> bool {
+        match &self.tls {
+            None => self.output_len > 0,
+            // Replies can't leave any more.
+            Some(tls) if tls.is_failed() => tls.has_output(),
+            Some(tls) => self.output_len > 0 || tls.has_output(),
+        }
+    }
+
+    /// Whether messages of this session wait for their commit.
+    pub fn awaits_commit(&self) -> bool {
+        self.commits_pending > 0 || self.flags.large_pending
+    }
+
+    /// Whether the connection has to stay for what it owes its client.
+    pub fn is_outstanding(&self) -> bool {
+        let failed = self.tls.as_ref().is_some_and(|tls| tls.is_failed());
+        self.has_output() || (self.awaits_commit() && !failed)
+    }
+
+    /// Whether close_notify is due when everything else has left.
+    pub fn owes_tls_goodbye(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.owes_goodbye())
+    }
+
+    /// Whether nothing more of the client will be heard: the socket is at its end, or TLS is.
+    pub fn input_is_over(&self) -> bool {
+        self.flags.eof || self.tls.as_ref().is_some_and(|tls| tls.is_ended())
+    }
+
+    /// Whether a TLS handshake is under way, or about to begin.
+    pub fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
     }
 
     /// Whether the session stands still until [`Io::held_until`].
@@ -361,6 +406,9 @@ impl Io {
         }
         if let Some(message) = self.message.take() {
             message.free(pool);
+        }
+        if let Some(tls) = &mut self.tls {
+            tls.release(pool);
         }
         self.output_len = 0;
         self.input_len = 0;

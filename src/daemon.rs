@@ -20,11 +20,12 @@ use crate::config::units;
 use crate::config::{CommitAlign, Config, Full, OnStorageFailure, RingWrite, Survive};
 use crate::ctl;
 use crate::http::NEWEST_MAX;
-use crate::limits::{GIB, KIB, MIB};
+use crate::limits::{GIB, KIB, MIB, OFFLOAD_JOBS_MAX};
 use crate::log_cli::view::{RingSource, read_superblock};
 use crate::logger::{Class, Logger, Value};
 use crate::metrics::Metrics;
 use crate::net::reactor::{self, Outcome, Reactor, Side, Wake};
+use crate::offload::Offload;
 use crate::policy::clients::{ClientLimits, ClientTable};
 use crate::ringlog::backing::{FileBacking, WriteMethod};
 use crate::ringlog::commit::SyncThread;
@@ -33,10 +34,13 @@ use crate::ringlog::reader::{NewestFirst, Reader, Source, Window};
 use crate::ringlog::recover::{OpenError, OpenOptions, Recovery};
 use crate::ringlog::writer::{FullPolicy, Log};
 use crate::server::limiter::Limiter;
-use crate::server::{self, Listener, Server, Storage};
+use crate::server::listener::TlsMode;
+use crate::server::{self, Listener, Security, Server, Storage};
 use crate::smtp::data::BareNewlines;
+use crate::smtp::extension;
+use crate::smtp::parameter::Offered;
 use crate::smtp::reply;
-use crate::smtp::session::{Context, ContextOptions};
+use crate::smtp::session::{Context, ContextOptions, Role};
 use crate::smtp::sink::Verb;
 use crate::status::{About, Summary};
 use crate::sys::descriptors;
@@ -44,11 +48,16 @@ use crate::sys::signal::Signals;
 
 mod privileges;
 mod sockets;
+mod tls;
 
 use self::sockets::Bound;
 
 /// Bytes of one session's entry in the slab and in the timer wheel, a HELO name of its own included.
 const SESSION_BYTES: u64 = 768;
+/// Bytes of TLS for one open session: the state of rustls, what is known of the client.
+const TLS_SESSION_BYTES: u64 = 8 * KIB;
+/// Bytes of a handshake under way, beside those of the session: what came and was not used, our answer to it.
+const TLS_HANDSHAKE_BYTES: u64 = 48 * KIB;
 /// Bytes of everything else: program, histograms, buffers, control and HTTP sessions.
 const BASE_BYTES: u64 = 16 * MIB;
 /// How often, and after what time, a ring in use is tried again.
@@ -100,6 +109,7 @@ fn run(given: &Config) -> Result<i32, StartError> {
     raise_descriptor_limit(config, &mut logger, &clock);
     let bound = sockets::bind_all(config)?;
     let http = sockets::bind_http(config)?;
+    let mut security = tls::load(config)?;
     privileges::drop_privileges(config)?;
     // Read by the user that has to read them again.
     let addresses = bound.iter().map(|bound| bound.listener.address.ip());
@@ -116,6 +126,9 @@ fn run(given: &Config) -> Result<i32, StartError> {
     } else {
         Some(open_storage(config, &clock, &wake)?)
     };
+    if security.is_none() {
+        security = tls::self_signed(config)?;
+    }
     if let Some(opened) = &opened {
         fit_message_to_ring(config, opened.storage.log.payload_bytes_max());
     }
@@ -151,7 +164,13 @@ fn run(given: &Config) -> Result<i32, StartError> {
     let http_address = http.as_ref().map(|(_, address)| *address);
     privileges::refuse_core_dumps(config)?;
     // Nothing of the storage can fail behind this: whoever reads these lines may send.
-    print_start(config, &bound, http_address, opened.as_ref());
+    print_start(
+        config,
+        &bound,
+        http_address,
+        opened.as_ref(),
+        security.as_ref(),
+    );
     if let Some(recovery) = recovery.filter(|recovery| !recovery.clean) {
         log_recovery(&recovery, &mut logger, &clock);
     }
@@ -181,6 +200,13 @@ fn run(given: &Config) -> Result<i32, StartError> {
         clock.now(),
     );
     server.shared.proxy_from = config.proxy_from.clone();
+    if let Some(security) = security {
+        let capacity = security.handshakes_max + OFFLOAD_JOBS_MAX;
+        let helper = Offload::start(capacity, clock, wake.handle())
+            .map_err(|error| start_error(EXIT_FAILURE, format!("the helper thread: {error}")))?;
+        server.set_offload(helper);
+        server.secure(security);
+    }
     server.shared.rules = Arc::new(rules);
     server.shared.limiter = config.limits_clients().then(|| Box::new(limiter(config)));
     let mut files = Vec::new();
@@ -509,9 +535,23 @@ fn context(config: &Config, listener: Listener) -> Result<Context, StartError> {
             crate::config::BareNewlines::Normalize => BareNewlines::Normalize,
             crate::config::BareNewlines::Keep => BareNewlines::Keep,
         },
-        ..ContextOptions::default()
+        offered: offered(&listener),
+        needs_tls: listener.tls == TlsMode::Required,
     })
     .map_err(|error| start_error(EXIT_USAGE, format!("server-name: {error}")))
+}
+
+/// The extensions of a listener. REQUIRETLS promises what a next hop has to keep, so that only a sink, which has
+/// none, may offer it by itself (RFC 8689 2).
+fn offered(listener: &Listener) -> Offered {
+    let mut offered = extension::ALL;
+    if matches!(listener.tls, TlsMode::Offered | TlsMode::Required) {
+        offered = offered.with(Offered::STARTTLS);
+    }
+    if listener.tls != TlsMode::Off && listener.role == Role::Sink {
+        offered = offered.with(Offered::REQUIRETLS);
+    }
+    offered
 }
 
 fn server_options(config: &Config) -> server::Options {
@@ -672,6 +712,7 @@ fn print_start(
     bound: &[Bound],
     http: Option<SocketAddr>,
     opened: Option<&Opened>,
+    security: Option<&Security>,
 ) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     for warning in config.warnings(cores) {
@@ -714,6 +755,10 @@ fn print_start(
         size(config.pool),
         size(config.max_message),
     );
+    if let Some(security) = security {
+        let names = security.credentials.names().join(", ");
+        text += &format!("  tls         certificate for {names}\n");
+    }
     if let Some(http) = http {
         text += &format!("  status      http://{http}/\n");
     }
@@ -796,6 +841,12 @@ fn memory_bound(config: &Config) -> u64 {
         + config.pool / 128
         + clients
         + config.max_sessions as u64 * SESSION_BYTES
+        + if config.has_certificates() {
+            config.max_sessions as u64 * TLS_SESSION_BYTES
+                + config.tls_handshakes.min(config.max_sessions) as u64 * TLS_HANDSHAKE_BYTES
+        } else {
+            0
+        }
         + BASE_BYTES
         + ring_in_memory
 }

@@ -35,6 +35,10 @@ pub enum Field {
     MailParameters = 9,
     /// Forward-path without brackets and source route. One field for each recipient, in order.
     ForwardPath = 10,
+    /// Name that the client asked for in its TLS handshake (RFC 6066 3), in lower case.
+    TlsServerName = 12,
+    /// The client's certificate: `sha256:`, 64 hexadecimal digits, a space, `verified` or `unverified`.
+    TlsClient = 13,
     /// Parameters of the RCPT whose `ForwardPath` field stands before this one.
     RcptParameters = 11,
     /// Reserved: a verdict, "policy-name result".
@@ -64,6 +68,8 @@ impl Field {
             9 => Field::MailParameters,
             10 => Field::ForwardPath,
             11 => Field::RcptParameters,
+            12 => Field::TlsServerName,
+            13 => Field::TlsClient,
             32 => Field::Verdict,
             33 => Field::AuthenticationResults,
             34 => Field::HoldUntil,

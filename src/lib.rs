@@ -13,6 +13,7 @@ pub mod limits;
 pub mod logger;
 pub mod message;
 pub mod metrics;
+pub mod offload;
 pub mod timer_wheel;
 // L1: the only unsafe code.
 pub mod sys;
@@ -27,6 +28,7 @@ pub mod smtp;
 pub mod conn;
 pub mod server;
 pub mod status;
+pub mod tls;
 // L4: the only code that names mio.
 pub mod net;
 // L5: process life.

@@ -76,6 +76,25 @@ pub const PROXY_DETECT_MS: u64 = 500;
 /// Networks of one option.
 pub const NETWORKS_MAX: usize = 256;
 
+// TLS.
+
+/// One record with its header (RFC 5246 6.2.3: 2^14 + 2048; RFC 8446 5.2 allows less), bytes.
+pub const TLS_RECORD_BYTES_MAX: usize = 5 + 16_384 + 2_048;
+/// Octets of a client's handshake that wait to be used, bytes: a ClientHello, or its certificates.
+pub const TLS_HANDSHAKE_BYTES_MAX: usize = 20_480;
+/// Certificate chain that is sent, bytes of DER.
+pub const TLS_CHAIN_BYTES_MAX: usize = 16_384;
+/// File of certificates or keys, bytes.
+pub const TLS_FILE_BYTES_MAX: u64 = MIB;
+/// Certificates that one server chooses from.
+pub const TLS_CERTIFICATES_MAX: usize = 256;
+/// Default of `--tls-handshakes`: handshakes under way at the same time.
+pub const TLS_HANDSHAKES_DEFAULT: usize = 1_000;
+/// Steps of handshakes that the loop makes in one turn; each takes up to 200 us.
+pub const TLS_TURN_STEPS: u32 = 16;
+/// Jobs on the helper's queue beside one for each handshake.
+pub const OFFLOAD_JOBS_MAX: usize = 256;
+
 // Ring log.
 
 /// Header of a record, and the alignment of records in the ring.

@@ -98,6 +98,14 @@ classes! {
     Cut = "cut" Info 20;
     /// A connection was closed because no good header of the PROXY protocol came.
     ProxyRefused = "proxy_refused" Warning 1;
+    /// A TLS handshake succeeded.
+    TlsOpened = "tls_opened" Debug 100;
+    /// TLS failed, and its connection was closed.
+    TlsFailed = "tls_failed" Info 20;
+    /// Certificates were read again.
+    TlsReloaded = "tls_reloaded" Info 20;
+    /// Certificates could not be read again; the old ones stay.
+    TlsReloadFailed = "tls_reload_failed" Error 20;
     /// No connections are accepted for a while: no descriptors, or no memory for them.
     AcceptPaused = "accept_paused" Warning 1;
     /// The pool has no room; messages wait.

@@ -5,6 +5,8 @@
 
 use hdrhistogram::Histogram;
 
+use crate::choice::choices;
+
 /// Significant decimal digits of the histograms: values are exact to 1 %.
 const DIGITS: u8 = 2;
 /// Longest time a histogram tells from longer ones, nanoseconds (1 hour).
@@ -40,11 +42,13 @@ pub enum CloseCause {
     StorageFailed,
     /// The session panicked.
     Panicked,
+    /// TLS failed, before or after the end of its handshake.
+    TlsFailed,
 }
 
 impl CloseCause {
     /// Number of causes.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 12;
     /// Names in the order of the variants.
     pub const NAMES: [&'static str; CloseCause::COUNT] = [
         "quit",
@@ -58,6 +62,7 @@ impl CloseCause {
         "draining",
         "storage_failed",
         "panicked",
+        "tls_failed",
     ];
 }
 
@@ -251,6 +256,61 @@ impl Distribution {
     }
 }
 
+choices! {
+    /// Why TLS failed, for counters and log lines.
+    #[derive(Default)]
+    TlsFailure {
+        /// What came is no TLS.
+        #[default]
+        NotTls = "not_tls",
+        /// The client speaks no version from 1.2 on.
+        Version = "version",
+        /// No cipher suite, group or signature in common.
+        NothingInCommon = "nothing_in_common",
+        /// The client's certificate is missing or not good.
+        ClientCertificate = "client_certificate",
+        /// The client sent an alert: it does not trust the certificate, or gave up for a reason of its own.
+        Alert = "alert",
+        /// The client broke the protocol, or its octets were changed on their way.
+        Misbehaved = "misbehaved",
+        /// A message of the handshake, or of its kind, is longer than is taken.
+        TooLong = "too_long",
+        /// The connection ended amid the handshake.
+        Closed = "closed",
+        /// The handshake took too long.
+        TimedOut = "timed_out",
+        /// No place on the helper's queue.
+        Busy = "busy",
+        /// Ours.
+        Internal = "internal",
+    }
+}
+
+/// What became of TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsCounters {
+    /// Handshakes that ended with TLS 1.2, and with 1.3.
+    pub completed: [u64; 2],
+    /// How many of them resumed an earlier session.
+    pub resumed: u64,
+    /// How many of them came with a certificate of the client.
+    pub with_client_certificate: u64,
+    /// Handshakes that failed, by [`TlsFailure`].
+    pub failed: [u64; TlsFailure::ALL.len()],
+    /// Open sessions that failed.
+    pub broken: u64,
+    /// Open sessions whose client ended the connection without close_notify.
+    pub truncated: u64,
+    /// Handshakes not taken because enough were under way.
+    pub refused: u64,
+    /// Handshakes done by the helper.
+    pub offloaded: u64,
+    /// Times that certificates were read again, and that they could not be.
+    pub reloads: [u64; 2],
+    /// Octets of plaintext received and sent under TLS.
+    pub plaintext: [u64; 2],
+}
+
 /// Everything one loop counts. All counters start at 0 and only rise.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -262,6 +322,8 @@ pub struct Metrics {
     pub sessions_refused: u64,
     /// Connections closed before their session for want of a good header of the PROXY protocol.
     pub proxy_headers_refused: u64,
+    /// What became of TLS.
+    pub tls: TlsCounters,
     /// Times that accepting stopped for want of descriptors or memory.
     pub accept_pauses: u64,
     /// Commands, by index of the verb.
@@ -333,6 +395,7 @@ impl Metrics {
             connections_closed: [0; CloseCause::COUNT],
             sessions_refused: 0,
             proxy_headers_refused: 0,
+            tls: TlsCounters::default(),
             accept_pauses: 0,
             commands: vec![0; verbs],
             replies: vec![0; replies],
@@ -426,7 +489,7 @@ mod tests {
         assert_eq!(metrics.replies, [1]);
         assert_eq!(
             metrics.connections_closed,
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]
         );
     }
 

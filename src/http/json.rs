@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::status::{Message, NEWEST_MAX, Status, path_text};
 use crate::clock::rfc3339;
-use crate::metrics::{CloseCause, Limited, Phase, Scope, StressCause};
+use crate::metrics::{CloseCause, Limited, Phase, Scope, StressCause, TlsFailure};
 
 /// Version of the layout.
 const SCHEMA: &str = "ringmx.status.v1";
@@ -98,6 +98,20 @@ pub(super) fn render(status: &Status<'_>) -> String {
             "sessions_refused": m.sessions_refused,
             "proxy_headers_refused": m.proxy_headers_refused,
             "accept_pauses": m.accept_pauses,
+        },
+        "tls": {
+            "handshakes": {"tls1_2": m.tls.completed[0], "tls1_3": m.tls.completed[1]},
+            "resumed": m.tls.resumed,
+            "with_client_certificate": m.tls.with_client_certificate,
+            "failed": counted(&TlsFailure::NAMES, &m.tls.failed),
+            "refused": m.tls.refused,
+            "offloaded": m.tls.offloaded,
+            "broken": m.tls.broken,
+            "truncated": m.tls.truncated,
+            "reloads": m.tls.reloads[0],
+            "reloads_failed": m.tls.reloads[1],
+            "plaintext_bytes_in": m.tls.plaintext[0],
+            "plaintext_bytes_out": m.tls.plaintext[1],
         },
         "commands": counted(status.commands, &m.commands),
         "replies": replies,

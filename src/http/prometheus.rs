@@ -2,7 +2,7 @@
 
 use super::status::Status;
 use super::{push_line, seconds_text};
-use crate::metrics::{CloseCause, Distribution, Limited, Phase, Scope, StressCause};
+use crate::metrics::{CloseCause, Distribution, Limited, Phase, Scope, StressCause, TlsFailure};
 
 /// Content type that announces the format.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -201,6 +201,48 @@ families! {
     Counter "ringmx_proxy_headers_refused_total" [""]
         "Connections closed for want of a good PROXY header." => |out, s| {
         out.plain(s.metrics.proxy_headers_refused);
+    };
+    Counter "ringmx_tls_handshakes_total" ["version"] "TLS handshakes that succeeded." => |out, s| {
+        for (version, count) in ["1.2", "1.3"].iter().zip(s.metrics.tls.completed) {
+            out.labelled(format_args!("version=\"{version}\""), count);
+        }
+    };
+    Counter "ringmx_tls_resumed_total" [""] "Of these, those that resumed an earlier session." => |out, s| {
+        out.plain(s.metrics.tls.resumed);
+    };
+    Counter "ringmx_tls_client_certificates_total" [""]
+        "Of these, those with a certificate of the client." => |out, s| {
+        out.plain(s.metrics.tls.with_client_certificate);
+    };
+    Counter "ringmx_tls_handshakes_failed_total" ["reason"] "TLS handshakes that failed." => |out, s| {
+        for (reason, count) in TlsFailure::NAMES.iter().zip(s.metrics.tls.failed) {
+            out.labelled(format_args!("reason=\"{reason}\""), count);
+        }
+    };
+    Counter "ringmx_tls_handshakes_refused_total" [""]
+        "TLS handshakes not taken because tls-handshakes were under way." => |out, s| {
+        out.plain(s.metrics.tls.refused);
+    };
+    Counter "ringmx_tls_handshakes_offloaded_total" [""]
+        "TLS handshakes whose signature the helper thread made." => |out, s| {
+        out.plain(s.metrics.tls.offloaded);
+    };
+    Counter "ringmx_tls_broken_total" [""] "Sessions under TLS that failed behind their handshake." => |out, s| {
+        out.plain(s.metrics.tls.broken);
+    };
+    Counter "ringmx_tls_truncated_total" [""]
+        "Sessions under TLS that ended without close_notify." => |out, s| {
+        out.plain(s.metrics.tls.truncated);
+    };
+    Counter "ringmx_tls_reloads_total" ["result"] "Times that SIGHUP had certificates read again." => |out, s| {
+        for (result, count) in ["ok", "failed"].iter().zip(s.metrics.tls.reloads) {
+            out.labelled(format_args!("result=\"{result}\""), count);
+        }
+    };
+    Counter "ringmx_tls_plaintext_bytes_total" ["direction"] "Octets under TLS, decrypted." => |out, s| {
+        for (direction, count) in ["in", "out"].iter().zip(s.metrics.tls.plaintext) {
+            out.labelled(format_args!("direction=\"{direction}\""), count);
+        }
     };
     Counter "ringmx_accept_pauses_total" [""]
         "Times that accepting stopped for want of descriptors or memory." => |out, s| {

@@ -123,6 +123,8 @@ pub fn readable(message: &Message) -> String {
         ("role", envelope.role),
         ("helo", envelope.helo),
         ("tls", envelope.tls),
+        ("tls name", envelope.tls_server_name),
+        ("tls client", envelope.tls_client),
         ("user", envelope.user),
     ] {
         if let Some(value) = value {
@@ -227,6 +229,8 @@ pub fn json(message: &Message, body: bool) -> Value {
         ("role", envelope.role),
         ("helo", envelope.helo),
         ("tls", envelope.tls),
+        ("tls_server_name", envelope.tls_server_name),
+        ("tls_client", envelope.tls_client),
         ("user", envelope.user),
         ("reverse_path", envelope.reverse_path),
         ("mail_parameters", envelope.mail_parameters),

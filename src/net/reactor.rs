@@ -29,6 +29,7 @@ use crate::policy::rules::Rules;
 use crate::ringlog::backing::Backing;
 use crate::ringlog::reader::Window;
 use crate::server::control::Control;
+use crate::server::listener::TlsMode;
 use crate::server::{Committer, Server};
 use crate::smtp::reply::Reply;
 use crate::status::{self, About, Summary};
@@ -450,7 +451,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
 
     fn admit(&mut self, socket: Socket, peer: SocketAddr, listener: usize) {
         if !self.server.has_place() {
-            self.refuse(socket);
+            self.refuse(socket, listener);
             return;
         }
         let registry = &self.registry;
@@ -461,14 +462,19 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
     }
 
     /// Tells a client that all places are taken, if its socket takes that at once.
-    fn refuse(&mut self, mut socket: Socket) {
+    fn refuse(&mut self, mut socket: Socket, listener: usize) {
+        self.server.shared.metrics.sessions_refused += 1;
+        let listener = self.server.shared.listeners.get(listener);
+        if listener.is_some_and(|listener| listener.tls == TlsMode::Implicit) {
+            // Nothing is said there in the clear.
+            return;
+        }
         let row = Reply::TooManySessions.row();
         let _ = io::Write::write(&mut socket, row.wire);
         self.server
             .shared
             .metrics
             .reply(Reply::TooManySessions as usize);
-        self.server.shared.metrics.sessions_refused += 1;
     }
 
     fn pause_accepting(&mut self, error: &io::Error, now: Instant) {
@@ -507,6 +513,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
                     self.listeners.clear();
                 }
                 Request::Reload => {
+                    self.server.reload();
                     if let Some(rules) = &self.rules {
                         // One that waits already is enough.
                         let _ = rules.requests.try_send(());

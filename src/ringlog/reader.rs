@@ -197,6 +197,10 @@ pub struct Envelope<'a> {
     pub helo: Option<&'a [u8]>,
     /// TLS version and cipher suite.
     pub tls: Option<&'a [u8]>,
+    /// Name the client asked for in its TLS handshake.
+    pub tls_server_name: Option<&'a [u8]>,
+    /// The client's certificate: its fingerprint, and whether it was verified.
+    pub tls_client: Option<&'a [u8]>,
     /// Authenticated user.
     pub user: Option<&'a [u8]>,
     /// Reverse-path without brackets, empty for the null reverse-path.
@@ -222,6 +226,8 @@ impl<'a> Envelope<'a> {
                 Some(Field::Role) => envelope.role = Some(value),
                 Some(Field::Helo) => envelope.helo = Some(value),
                 Some(Field::Tls) => envelope.tls = Some(value),
+                Some(Field::TlsServerName) => envelope.tls_server_name = Some(value),
+                Some(Field::TlsClient) => envelope.tls_client = Some(value),
                 Some(Field::User) => envelope.user = Some(value),
                 Some(Field::ReversePath) => envelope.reverse_path = Some(value),
                 Some(Field::MailParameters) => envelope.mail_parameters = Some(value),

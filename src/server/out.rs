@@ -3,7 +3,7 @@
 
 use super::Shared;
 use super::storage::{Large, Pending, Queued};
-use crate::buffer::Urgency;
+use crate::buffer::{Pool, Urgency};
 use crate::conn::{Io, Token};
 use crate::envelope::{Facts, Field};
 use crate::message::{ID_BYTES_MAX, Message};
@@ -13,6 +13,7 @@ use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::ReserveError;
 use crate::smtp::reply::Reply;
 use crate::smtp::sink::{CloseReason, Completion, MessageFacts, Question, Sink, Verb, Verdict};
+use crate::tls;
 
 /// The 250 of a server that throws messages away: it promises nothing.
 const DISCARDED: &[u8] = b"250 2.0.0 Ok: discarded\r\n";
@@ -161,6 +162,12 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         u32::from(self.io.commits_pending) + u32::from(self.io.flags.large_pending)
     }
 
+    fn may_start_tls(&mut self) -> bool {
+        self.io.tls = self.shared.secure.announce();
+        self.shared.metrics.tls.refused += u64::from(self.io.tls.is_none());
+        self.io.tls.is_some()
+    }
+
     fn errors_max(&self) -> u32 {
         self.shared.errors_max(self.io)
     }
@@ -241,7 +248,9 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let taken = message.envelope_field(pool, Field::Client, &[&client_ip, &client_port])
             && message.envelope_field(pool, Field::Listener, &[&listener_ip, &listener_port])
             && message.envelope_field(pool, Field::Role, &[role.name().as_bytes()]);
-        debug_assert!(taken, "three short fields fit into a fresh chunk");
+        let tls = self.io.tls.as_ref().and_then(|tls| tls.facts());
+        let taken = taken && tls.is_none_or(|facts| put_tls(&mut message, pool, facts));
+        debug_assert!(taken, "a few short fields fit into a fresh chunk");
         self.io.message = Some(message);
         true
     }
@@ -403,6 +412,20 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         self.io.phase_at = self.shared.now;
         self.queue_to_flush();
     }
+}
+
+/// Stores what is known of the client's TLS.
+fn put_tls(message: &mut Message, pool: &mut Pool, facts: &tls::Facts) -> bool {
+    let (version, cipher) = (facts.version.as_bytes(), facts.cipher.as_bytes());
+    let name = facts.server_name.as_ref();
+    message.envelope_field(pool, Field::Tls, &[version, b" ", cipher])
+        && name.is_none_or(|name| {
+            message.envelope_field(pool, Field::TlsServerName, &[name.as_bytes()])
+        })
+        && facts.client.as_ref().is_none_or(|client| {
+            let text = client.to_string();
+            message.envelope_field(pool, Field::TlsClient, &[text.as_bytes()])
+        })
 }
 
 /// The facts as the envelope stores them.

@@ -281,7 +281,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 conn.io.flags.queued_to_flush = true;
                 self.shared.flush.push(pending.token);
             }
-            if conn.io.blocked == Some(Blocked::Replies) {
+            let goes_on = match conn.io.blocked {
+                Some(Blocked::Commits) => !conn.io.awaits_commit(),
+                blocked => blocked == Some(Blocked::Replies),
+            };
+            if goes_on {
                 run_later(conn, &mut self.shared, pending.token);
             }
         }

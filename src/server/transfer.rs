@@ -2,13 +2,16 @@
 //! message data straight into its chunk, sending replies.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::out::Out;
+use super::secure::{Target, flush_tls, read_tls};
 use super::storage::Committer;
 use super::{Shared, TURN_READ_BYTES, may_grow, urgency, waits_for};
 use crate::buffer::Urgency;
 use crate::clock::Instant;
 use crate::conn::{Conn, Stream, Token};
+use crate::limits::TLS_RECORD_BYTES_MAX;
 use crate::metrics::{CloseCause, Metrics};
 use crate::ringlog::backing::Backing;
 use crate::smtp::session::Context;
@@ -71,7 +74,7 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     budget: &mut usize,
 ) -> bool {
     let needs_more = conn.io.input.is_none() || conn.io.flags.input_is_partial;
-    if needs_more && !conn.io.flags.readable {
+    if needs_more && !conn.io.may_read() {
         return false;
     }
     // What is read and not taken has to be kept: without a free chunk nothing is read.
@@ -82,13 +85,25 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     let was_partial = conn.io.flags.input_is_partial;
     let mut len = conn.io.unpark(&mut shared.pool, scratch);
     if needs_more {
-        match read_once(
-            conn,
-            shared.now,
-            &mut shared.metrics,
-            &mut scratch[len..],
-            budget,
-        ) {
+        let read = if conn.io.tls.is_some() {
+            // Behind one record a message's next chunk begins, which is read into without this copy.
+            let message = conn.io.message.as_ref();
+            let end = match message.is_some_and(|message| message.wants_direct_reads()) {
+                true => len + TLS_RECORD_BYTES_MAX,
+                false => scratch.len(),
+            };
+            let target = Target::Buffer(&mut scratch[len..end]);
+            read_tls(conn, shared, token, target, budget)
+        } else {
+            read_once(
+                conn,
+                shared.now,
+                &mut shared.metrics,
+                &mut scratch[len..],
+                budget,
+            )
+        };
+        match read {
             Some(more) => len += more,
             None => {
                 if len > 0 {
@@ -134,7 +149,7 @@ pub(super) fn read_in_place<S: Stream, B: Backing, C: Committer>(
     scratch: &mut [u8],
     budget: &mut usize,
 ) -> bool {
-    if !conn.io.flags.readable {
+    if !conn.io.may_read() {
         return false;
     }
     let urgency = urgency(&conn.io, shared, token);
@@ -156,8 +171,14 @@ pub(super) fn read_in_place<S: Stream, B: Backing, C: Committer>(
         conn.io.blocked = Some(Blocked::Pool);
         return false;
     };
+    let read = if conn.io.tls.is_some() {
+        let target = Target::Chunk(chunk, range.clone());
+        read_tls(conn, shared, token, target, budget)
+    } else {
+        let buf = &mut shared.pool.bytes_mut(chunk)[range.clone()];
+        read_once(conn, shared.now, &mut shared.metrics, buf, budget)
+    };
     let buf = &mut shared.pool.bytes_mut(chunk)[range];
-    let read = read_once(conn, shared.now, &mut shared.metrics, buf, budget);
     let (decoded, rest) = match read {
         Some(len) => {
             let decoded = conn.session.receive_in_place(context, &mut buf[..len]);
@@ -212,6 +233,16 @@ pub(super) fn flush_one<S: Stream, B: Backing, C>(
     token: Token,
 ) {
     if conn.io.flags.dead || conn.io.flags.write_blocked {
+        return;
+    }
+    // The 220 of STARTTLS, and what stands before it, is the last to leave in the clear.
+    if conn.io.tls.as_ref().is_some_and(|tls| !tls.is_announced()) {
+        // What leaves is made by rustls, outside of the guard around sessions: a fault of it costs its session too.
+        if catch_unwind(AssertUnwindSafe(|| flush_tls(conn, shared, token))).is_err() {
+            shared.metrics.session_panics += 1;
+            conn.io.cause = CloseCause::Panicked;
+            conn.io.flags.dead = true;
+        }
         return;
     }
     let bytes = conn.io.sendable(&shared.pool);

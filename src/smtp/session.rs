@@ -264,8 +264,8 @@ pub struct Session {
     helo: HeloName,
     /// EHLO rather than HELO was last.
     esmtp: bool,
-    /// The session runs under TLS.
-    tls: bool,
+    /// The session runs under TLS, with this cipher suite.
+    tls: Option<&'static &'static str>,
     /// The answer to what the command line at the front of the input asked.
     verdict: Option<Verdict>,
     /// Commands that got a 5xx of the session's own.
@@ -459,7 +459,7 @@ impl Session {
             state: State::Greeting,
             helo: HeloName::None,
             esmtp: false,
-            tls: false,
+            tls: None,
             verdict: None,
             errors: 0,
             idle_commands: 0,
@@ -614,8 +614,11 @@ impl Session {
     /// The TLS handshake succeeded. What the client said before it is forgotten (RFC 3207 4.2), but not how many
     /// errors it made. Where TLS comes before the greeting (RFC 8314 3), call [`Session::start`] next; otherwise
     /// [`Session::receive`], with octets that came under TLS alone.
-    pub fn secured(&mut self) {
-        self.tls = true;
+    ///
+    /// `cipher` is the suite's registered name; it goes into trace fields (RFC 8314 4.3). A reference to it is half as
+    /// large as the name, and sessions are many.
+    pub fn secured(&mut self, cipher: &'static &'static str) {
+        self.tls = Some(cipher);
         self.helo = HeloName::None;
         self.esmtp = false;
         self.verdict = None;
@@ -626,7 +629,7 @@ impl Session {
 
     /// Whether the session runs under TLS.
     pub fn is_secured(&self) -> bool {
-        self.tls
+        self.tls.is_some()
     }
 
     /// What the session waits for.
@@ -744,7 +747,9 @@ impl Session {
             }
         }
         let outcome = match parsed.command {
-            Ok(command) if ctx.needs_tls && !self.tls && !is_allowed_before_tls(&command) => {
+            Ok(command)
+                if ctx.needs_tls && !self.is_secured() && !is_allowed_before_tls(&command) =>
+            {
                 self.refuse_without_tls(&command)
             }
             Ok(Command::StartTls) => self.start_tls(ctx, rest.len() > at + 1, out),
@@ -811,7 +816,7 @@ impl Session {
 
     /// Decides about STARTTLS. `has_more`: octets stand behind its line.
     fn start_tls(&mut self, ctx: &Context, has_more: bool, out: &mut impl Sink) -> Outcome {
-        if self.tls {
+        if self.is_secured() {
             return Outcome::Reply(Reply::TlsActive);
         }
         if !ctx.plain.offered.has(Offered::STARTTLS) {
@@ -1121,7 +1126,12 @@ impl Session {
         (now, wall_ns): (Instant, u64),
         out: &mut impl Sink,
     ) -> bool {
-        let protocol = Protocol::new(self.esmtp, self.transaction.smtputf8, self.tls, false);
+        let protocol = Protocol::new(
+            self.esmtp,
+            self.transaction.smtputf8,
+            self.is_secured(),
+            false,
+        );
         let trace = trace::build(&TraceArguments {
             helo: self.helo.as_bytes(),
             client: self.client,
@@ -1129,6 +1139,7 @@ impl Session {
             protocol,
             // Recipients go to the envelope and are not kept here; the clause is optional.
             recipient: None,
+            tls_cipher: self.tls.copied(),
             wall_ns,
         });
         self.transaction.data_started = now;
@@ -1367,7 +1378,11 @@ impl Session {
     }
 
     fn services<'a>(&self, ctx: &'a Context) -> &'a Services {
-        if self.tls { &ctx.tls } else { &ctx.plain }
+        if self.is_secured() {
+            &ctx.tls
+        } else {
+            &ctx.plain
+        }
     }
 
     /// Sends a reply to a command. A client that makes too many errors is sent away with the next one.

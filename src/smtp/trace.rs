@@ -7,7 +7,8 @@
 //! ```text
 //! Received: from client.example ([192.0.2.1]) by mx.example with ESMTP
 //!     id 0-17
-//!     for <user@example.org>;
+//!     for <user@example.org>
+//!     tls TLS_AES_256_GCM_SHA384;
 //!     Mon, 23 Nov 2026 01:02:03 +0000
 //! ```
 
@@ -99,6 +100,8 @@ pub struct TraceArguments<'a> {
     /// Forward-path without brackets, only when there is exactly one recipient (RFC 5321 7.6: more
     /// would disclose blind copies). Left out on the same terms as `helo`.
     pub recipient: Option<&'a [u8]>,
+    /// Registered name of the cipher suite under TLS (RFC 8314 4.3), at most [`CIPHER_BYTES_MAX`] bytes.
+    pub tls_cipher: Option<&'static str>,
     /// Time of arrival, nanoseconds since 1970.
     pub wall_ns: u64,
 }
@@ -182,10 +185,12 @@ const LINE_BYTES_PREFERRED: usize = 78;
 const ID_BYTES: usize = 26;
 /// Longest text of a client address: `([IPv6:` eight groups `])`.
 const ADDRESS_BYTES_MAX: usize = 48;
+/// Longest name of a cipher suite.
+const CIPHER_BYTES_MAX: usize = 64;
 /// Longest mailbox of a path, with `@`.
 const MAILBOX_BYTES_MAX: usize = LOCAL_PART_BYTES_MAX + 1 + DOMAIN_BYTES_MAX;
 /// Everything that is not a name: keywords, protocol, date, folding.
-const FIXED_BYTES_MAX: usize = 160;
+const FIXED_BYTES_MAX: usize = 160 + CIPHER_BYTES_MAX;
 
 const _: () = assert!(
     FIXED_BYTES_MAX + 2 * DOMAIN_BYTES_MAX + ADDRESS_BYTES_MAX + MAILBOX_BYTES_MAX
@@ -237,6 +242,12 @@ pub fn build(arguments: &TraceArguments<'_>) -> Trace {
         trace.push(b"\tfor <");
         trace.push(recipient);
         trace.push(b">");
+    }
+    if let Some(cipher) = arguments.tls_cipher {
+        trace.push(b"\r\n");
+        trace.line_at = trace.len;
+        trace.push(b"\ttls ");
+        trace.push(&cipher.as_bytes()[..cipher.len().min(CIPHER_BYTES_MAX)]);
     }
     trace.push(b";\r\n\t");
     put_date(&mut trace, arguments.wall_ns / NS_PER_SECOND);
@@ -339,6 +350,7 @@ mod tests {
             server_name: "mx.example",
             protocol: Protocol::Esmtp,
             recipient: Some(b"user@example.org"),
+            tls_cipher: None,
             wall_ns: WALL_NS,
         }
     }
@@ -534,6 +546,7 @@ mod tests {
             server_name: &domain,
             protocol: Protocol::Utf8Smtpsa,
             recipient: Some(recipient.as_bytes()),
+            tls_cipher: None,
             wall_ns: u64::MAX,
         });
         let expected = format!(

@@ -2,6 +2,8 @@
 """Delivers mail to a real server with clients that other people wrote, and reads it back.
 
     deliver.py RINGMX CLIENT            swaks, smtplib, curl, msmtp, smtp-source or ringmx-send
+    deliver.py RINGMX tls CLIENT        swaks, smtplib, curl, msmtp or openssl, over STARTTLS and over
+                                        TLS from the first octet, the certificate checked
     deliver.py RINGMX messages DIR      the messages of DIR, see samples/fetch
 
 RINGMX is the program. Each run has a server of its own on a free port of the loopback interface and
@@ -17,6 +19,7 @@ import re
 import select
 import shutil
 import smtplib
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -65,12 +68,17 @@ class Server:
         )
         ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
         line = self.process.stdout.readline().decode() if ready else ""
-        found = re.fullmatch(r"ringmx \S+ on 127\.0\.0\.1:(\d+)\n", line)
+        found = re.fullmatch(
+            r"ringmx \S+ on 127\.0\.0\.1:(\d+)(?:, 127\.0\.0\.1:(\d+))?\n", line
+        )
         if not found:
             self.process.kill()
             _, errors = self.process.communicate(timeout=PATIENCE)
             raise SystemExit(f"the server did not start: {line!r} {errors!r}")
         self.port = int(found[1])
+        self.tls_port = int(found[2]) if found[2] else None
+        # Of the server's own making; clients are told to trust it and nothing else.
+        self.certificate = os.path.join(self.ring, "tls", "self-signed.crt")
 
     def __enter__(self):
         return self
@@ -202,6 +210,134 @@ CLIENTS = {
 }
 
 
+def deliver_over_tls(program, client):
+    path = None if client == "smtplib" else tool(client)
+    options = ["--listen-tls", "127.0.0.1:0", "--tls-self-signed", "--server-name", "mx.example.org"]
+    with Server(program, *options) as server, tempfile.NamedTemporaryFile(suffix=".eml") as file:
+        file.write(crlf(LINES) if client == "curl" else LINES)
+        file.flush()
+        expected = TLS_CLIENTS[client](server, path, file.name)
+        stored = server.stored()
+        assert stored == expected, (stored, expected)
+        for entry in server.listed():
+            assert re.fullmatch(r"TLSv1\.[23] TLS_[A-Z0-9_]+", entry["tls"]), entry
+            cipher = entry["tls"].split(" ")[1]
+            trace = server.ringmx("log", "cat", entry["id"], "--raw")[: entry["trace_octets"]]
+            assert b" with ESMTPS\r\n" in trace, trace
+            assert f"\r\n\ttls {cipher};".encode() in trace, trace
+        print(f"{client}: {len(stored)} messages came back as they were sent under TLS")
+
+
+def tls_swaks(server, path, file):
+    command = [path, "--server", "localhost", "--helo", "localhost", "--tls-verify"]
+    command += ["--tls-ca-path", server.certificate, "--from", SENDER, "--to", RECIPIENT]
+    command += ["--data", "@" + file]
+    run([*command, "--port", str(server.port), "--tls"])
+    run([*command, "--port", str(server.tls_port), "--tls-on-connect"])
+    return [crlf(LINES) + b"\r\n"] * 2
+
+
+def tls_smtplib(server, _path, _file):
+    context = ssl.create_default_context(cafile=server.certificate)
+    with smtplib.SMTP("localhost", server.port, "localhost", timeout=PATIENCE) as client:
+        client.starttls(context=context)
+        assert not client.has_extn("starttls")
+        assert client.sendmail(SENDER, RECIPIENT, crlf(LINES), ["BODY=8BITMIME"]) == {}
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        context.minimum_version = context.maximum_version = version
+        with smtplib.SMTP_SSL(
+            "localhost", server.tls_port, "localhost", timeout=PATIENCE, context=context
+        ) as client:
+            assert client.sendmail(SENDER, RECIPIENT, crlf(LINES), ["BODY=8BITMIME"]) == {}
+    # Who was not told to trust the certificate does not.
+    try:
+        strangers = ssl.create_default_context()
+        smtplib.SMTP_SSL("localhost", server.tls_port, timeout=PATIENCE, context=strangers)
+        raise AssertionError("a certificate that nobody vouched for was trusted")
+    except ssl.SSLCertVerificationError:
+        pass
+    return [crlf(LINES)] * 3
+
+
+def tls_curl(server, path, file):
+    command = [path, "--silent", "--show-error", "--ssl-reqd", "--cacert", server.certificate]
+    command += ["--mail-from", SENDER, "--mail-rcpt", RECIPIENT, "--upload-file", file, "--url"]
+    run([*command, f"smtp://localhost:{server.port}/localhost"])
+    run([*command, f"smtps://localhost:{server.tls_port}/localhost"])
+    return [crlf(LINES)] * 2
+
+
+def tls_msmtp(server, path, _file):
+    command = [path, "--file=/dev/null", "--host=localhost", "--domain=localhost", "--tls=on"]
+    command += [f"--tls-trust-file={server.certificate}", "--auth=off", f"--from={SENDER}"]
+    run([*command, f"--port={server.port}", "--tls-starttls=on", RECIPIENT], LINES)
+    run([*command, f"--port={server.tls_port}", "--tls-starttls=off", RECIPIENT], LINES)
+    return [crlf(LINES)] * 2
+
+
+def help_of(command):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE)
+    return done.stdout.decode()
+
+
+def talk(command, dialogue):
+    """Sends lines to a program and waits for the last line of each reply."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        def reply():
+            while True:
+                ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+                line = process.stdout.readline() if ready else b""
+                assert line, "no reply"
+                if line[3:4] == b" ":
+                    return line
+
+        # What s_client heard before STARTTLS it keeps to itself.
+        if "-starttls" not in command:
+            assert reply().startswith(b"220 ")
+        for line, expected in dialogue:
+            process.stdin.write(line + b"\r\n")
+            process.stdin.flush()
+            heard = reply()
+            assert heard.startswith(expected), (line, heard)
+        process.stdin.close()
+        assert process.wait(PATIENCE) == 0, process.returncode
+
+
+def tls_openssl(server, path, _file):
+    # s_client takes a line that begins with R as the wish to renegotiate, unless it is told not to.
+    command = [path, "s_client", "-quiet", "-ign_eof", "-nocommands", "-CAfile", server.certificate]
+    command += ["-verify_return_error", "-verify_hostname", "localhost", "-servername", "localhost"]
+    ways = (
+        ["-starttls", "smtp", "-connect", f"127.0.0.1:{server.port}"],
+        ["-tls1_2", "-connect", f"127.0.0.1:{server.tls_port}"],
+        ["-tls1_3", "-connect", f"127.0.0.1:{server.tls_port}"],
+    )
+    if "-nocommands" not in help_of([path, "s_client", "-help"]):
+        command.remove("-nocommands")
+    for way in ways:
+        talk(
+            [*command, *way],
+            [
+                (b"EHLO localhost", b"250 "),
+                (f"MAIL FROM:<{SENDER}>".encode(), b"250 "),
+                (f"RCPT TO:<{RECIPIENT}>".encode(), b"250 "),
+                (b"DATA", b"354 "),
+                (re.sub(rb"(?m)^\.", b"..", crlf(LINES)) + b".", b"250 "),
+                (b"QUIT", b"221 "),
+            ],
+        )
+    return [crlf(LINES)] * 3
+
+
+TLS_CLIENTS = {
+    "swaks": tls_swaks,
+    "smtplib": tls_smtplib,
+    "curl": tls_curl,
+    "msmtp": tls_msmtp,
+    "openssl": tls_openssl,
+}
+
+
 class Sender:
     """One session: whole messages by DATA and by BDAT, with no regard to what is in them."""
 
@@ -303,6 +439,8 @@ def main(arguments):
     program, what, *rest = arguments
     if what == "messages":
         messages(program, *rest)
+    elif what == "tls":
+        deliver_over_tls(program, *rest)
     else:
         deliver(program, what)
 

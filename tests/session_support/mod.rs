@@ -319,7 +319,7 @@ impl<'a> Connection<'a> {
             "STARTTLS was accepted"
         );
         self.input.clear();
-        self.session.secured();
+        self.session.secured(&"TLS_AES_128_GCM_SHA256");
         self.run();
     }
 

@@ -15,7 +15,10 @@ use ringmx::ringlog::commit::{SyncDone, SyncRequest};
 use ringmx::ringlog::format::DATA_OFFSET;
 use ringmx::ringlog::recover::{self, NewRing, OpenOptions};
 use ringmx::ringlog::writer::{FullPolicy, Log, Survive};
+use ringmx::server::listener::TlsMode;
 use ringmx::server::{Committer, Listener, Options, Server, Storage};
+use ringmx::smtp::extension;
+use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply;
 use ringmx::smtp::session::{Context, ContextOptions};
 use ringmx::smtp::sink::Verb;
@@ -234,6 +237,17 @@ impl Rig {
 
     /// A server over a ring of this size.
     pub fn with_ring(options: Options, survive: Survive, data_size: u64) -> Rig {
+        Rig::with_listener(options, survive, data_size, TlsMode::Off, Offered::NONE)
+    }
+
+    /// A server whose one listener does this about TLS and offers these extensions as well.
+    pub fn with_listener(
+        options: Options,
+        survive: Survive,
+        data_size: u64,
+        tls: TlsMode,
+        offered: Offered,
+    ) -> Rig {
         let mut memory = MemoryBacking {
             bytes: vec![0; (DATA_OFFSET + data_size) as usize],
         };
@@ -257,6 +271,8 @@ impl Rig {
         let context = Context::new(ContextOptions {
             server_name: "mx.example".into(),
             message_bytes_max: options.message_bytes_max,
+            offered: extension::ALL.with(offered),
+            needs_tls: tls == TlsMode::Required,
             ..ContextOptions::default()
         })
         .expect("a good name");
@@ -264,7 +280,10 @@ impl Rig {
             log,
             committer: syncs.clone(),
         });
-        let listener = Listener::sink(([127, 0, 0, 1], 25).into());
+        let listener = Listener {
+            tls,
+            ..Listener::sink(([127, 0, 0, 1], 25).into())
+        };
         let now = Instant(1_000_000_000_000);
         let metrics = Metrics::new(Verb::COUNT, reply::ROWS.len());
         Rig {
@@ -353,6 +372,11 @@ impl Rig {
 }
 
 impl Client {
+    /// Lays bytes ready for the server; no event tells of them.
+    pub fn feed(&self, bytes: &[u8]) {
+        self.pipe.borrow_mut().input.extend_from_slice(bytes);
+    }
+
     /// Takes what the server wrote since the last call.
     pub fn read(&self) -> String {
         let mut pipe = self.pipe.borrow_mut();

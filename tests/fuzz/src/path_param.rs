@@ -156,6 +156,7 @@ fn assert_trace(bytes: &[u8]) {
                 server_name: "mx.example",
                 protocol,
                 recipient: Some(recipient),
+                tls_cipher: None,
                 wall_ns: 0,
             });
             let text = core::str::from_utf8(trace.bytes()).expect("the field is UTF-8");
