@@ -134,7 +134,8 @@ How
   --connect-burst N         connects under way at one time in each thread [64]
   --connect-attempts N      in a row before a session gives up [30]
   --threads N               event loops in each process [1]
-  --processes N             share the sessions between N processes, each with its own descriptors [1]
+  --processes N             share the sessions between N processes, each with its own
+                            descriptors [1]
   --cpus LIST               bind the loops to these CPUs, such as 1 or 0,1
   --spin                    never sleep
   --no-preflight            do not ask the target for its banner first
@@ -153,7 +154,8 @@ Result
   --dry-run                 print plan and first message, send nothing
 
 find-max: --max-p99 TIME [50ms], --max-errors N% [0.1%], --start-rate R [1000]; --duration is
-  the length of a step [10s].  ab: --rounds N [5].  compare: --force despite different plans, --json FILE
+  the length of a step [10s].  ab: --rounds N [5].  compare: --force
+  despite different plans, --json FILE
 
 sink: --eml DIR keeps messages; --lose, --duplicate, --corrupt, --reset, --defer, --reject,
   --shut N do that to every Nth message; --duration TIME ends it [1h]
