@@ -47,7 +47,10 @@ pub const COMMANDS: [(&str, &str); 11] = [
         "hand every message on, at least once and in order",
     ),
     ("consumers", "list, drop or seek the consumers of a ring"),
-    ("ring", "create a ring, or measure the disk under it"),
+    (
+        "ring",
+        "create or resize a ring, or measure the disk under it",
+    ),
     (
         "demo",
         "demo crash: kill a server under load and count what was lost",

@@ -653,6 +653,11 @@ impl Session {
         self.transaction.is_discarding || self.chunk.refusal.is_some()
     }
 
+    /// Whether the octets that come are those of a command line that is too long, and dropped up to its end.
+    pub fn is_within_long_line(&self) -> bool {
+        self.state == State::LongLine
+    }
+
     /// Client's address.
     pub fn client(&self) -> IpAddr {
         self.client
@@ -1251,7 +1256,7 @@ impl Session {
     /// Gives the message's storage back as soon as it is clear that it will be refused.
     fn discard_if_refused(&mut self, ctx: &Context, out: &mut impl Sink) {
         if self.transaction.is_discarding || self.content_refusal(ctx).is_some() {
-            self.drop_message(out);
+            self.refuse_message(out);
         }
     }
 
@@ -1259,6 +1264,7 @@ impl Session {
         self.state = State::Command;
         match self.content_refusal(ctx) {
             Some(reply) => {
+                self.refuse_message(out);
                 self.clear_transaction(out);
                 out.reply(reply);
             }
@@ -1295,6 +1301,7 @@ impl Session {
         }
         match self.content_refusal(ctx) {
             Some(reply) => {
+                self.refuse_message(out);
                 self.clear_transaction(out);
                 out.reply(reply);
             }
@@ -1326,6 +1333,7 @@ impl Session {
                 }
             }
             Verdict::Refuse(reply) => {
+                self.refuse_message(out);
                 self.clear_transaction(out);
                 out.reply(reply);
             }
@@ -1409,6 +1417,14 @@ impl Session {
             self.transaction.is_open = false;
             out.abort_message();
         }
+    }
+
+    /// As [`Session::drop_message`], because the content can't be accepted.
+    fn refuse_message(&mut self, out: &mut impl Sink) {
+        if std::mem::take(&mut self.transaction.is_open) {
+            out.refuse_message();
+        }
+        self.drop_message(out);
     }
 
     fn clear_transaction(&mut self, out: &mut impl Sink) {

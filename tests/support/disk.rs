@@ -407,6 +407,26 @@ impl Disk {
         &self.cache
     }
 
+    /// The bytes as a loss of power leaves them that takes everything that no sync has covered.
+    pub fn durable(&self) -> &[u8] {
+        &self.durable
+    }
+
+    /// Sectors of which the cache holds other bytes than the disk, in order.
+    pub fn differing_sectors(&self) -> Vec<usize> {
+        let sectors = self.cache.len() / SECTOR;
+        let differs = |sector: &usize| {
+            let range = self.sector_range(*sector);
+            self.cache[range.clone()] != self.durable[range]
+        };
+        (0..sectors).filter(differs).collect()
+    }
+
+    /// Where this sector stands.
+    pub fn sector_range(&self, sector: usize) -> std::ops::Range<usize> {
+        sector * SECTOR..(sector + 1) * SECTOR
+    }
+
     /// Whether a loss of power at this moment would leave these bytes as they are.
     pub fn is_durable(&self, at: usize, len: usize) -> bool {
         self.durable[at..at + len] == self.cache[at..at + len]
