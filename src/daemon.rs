@@ -20,7 +20,7 @@ use crate::config::units;
 use crate::config::{CommitAlign, Config, Full, OnStorageFailure, RingWrite, Survive};
 use crate::ctl;
 use crate::http::NEWEST_MAX;
-use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB, OFFLOAD_JOBS_MAX};
+use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB, OFFLOAD_JOBS_MAX, TLS_HANDSHAKE_BYTES_MAX};
 use crate::log_cli::view::{RingSource, read_superblock};
 use crate::logger::{Class, Logger, Value};
 use crate::metrics::Metrics;
@@ -45,6 +45,7 @@ use crate::smtp::sink::Verb;
 use crate::status::{About, Summary};
 use crate::sys::descriptors;
 use crate::sys::signal::Signals;
+use crate::tls::credentials::ClientCertificates;
 use crate::users::Users;
 
 mod privileges;
@@ -876,7 +877,12 @@ fn memory_bound(config: &Config) -> u64 {
         + clients
         + config.max_sessions as u64 * SESSION_BYTES
         + if config.has_certificates() {
-            config.max_sessions as u64 * TLS_SESSION_BYTES
+            // rustls keeps the certificates that a client gave.
+            let kept = match config.tls_client_cert {
+                ClientCertificates::Off => 0,
+                _ => TLS_HANDSHAKE_BYTES_MAX as u64,
+            };
+            config.max_sessions as u64 * (TLS_SESSION_BYTES + kept)
                 + config.tls_handshakes.min(config.max_sessions) as u64 * TLS_HANDSHAKE_BYTES
         } else {
             0
