@@ -975,6 +975,68 @@ fn released_mail_is_given_out_only_when_asked_for_and_marked() {
     }
 }
 
+#[test]
+fn records_that_a_sender_made_up_are_never_taken_for_messages() {
+    // A body may hold anything, whole records of another key with fitting checksums among it, each
+    // standing where it says. Without a superblock the key has to be found among them.
+    const FORGED_KEY: u64 = 0x6666_6666_6666_6666;
+    let mut writing = Writing::new(Survive::Power, 41);
+    for round in 0..12 {
+        writing.rounds(1, false);
+        let position = writing.log().written() + 64;
+        let forged: Vec<u8> = (0..10_u64)
+            .flat_map(|index| {
+                let header = Header {
+                    position: position + index * 128,
+                    number: 1 + round * 10 + index,
+                    len: 50,
+                    payload_crc: crc32c::crc32c(&[b'!'; 50]),
+                    epoch: 1,
+                    kind: Kind::Message,
+                    flags: 0,
+                    env_len: 0,
+                    hint_back: 0,
+                    received_ns: 7,
+                };
+                let mut bytes = header.encode(FORGED_KEY).to_vec();
+                bytes.extend([b'!'; 50]);
+                bytes.resize(128, 0);
+                bytes
+            })
+            .collect();
+        writing.now += 1;
+        let now = writing.now;
+        writing.log().begin_turn(now);
+        let len = forged.len() as u64;
+        let slot = writing.log().reserve(len).unwrap();
+        assert_eq!(slot.position + 64, position);
+        writing.write(&slot, &forged);
+        writing.note(Entry {
+            number: slot.number,
+            payload: forged,
+            records: vec![(slot.position, 64 + len)],
+            end: slot.end,
+        });
+        writing.sync();
+    }
+    let older = writing.bytes();
+    let image = writing.finish("forged", true, older);
+    let mut random = Random(9);
+    for round in 0..40 {
+        let mut bytes = image.bytes.clone();
+        bytes[..DATA_OFFSET as usize].fill(0);
+        // Where the true header is damaged, the forged records lie bare.
+        for _ in 0..round % 4 {
+            let headers = headers(&image);
+            let at = headers[random.below(headers.len() as u64) as usize];
+            bytes[at + 20] ^= 1;
+        }
+        image.check_rescue(&bytes, "no superblocks");
+        let (report, found) = rescue(&bytes, RescueOptions::default()).unwrap();
+        assert!(found.len() + 3 >= image.ledger.len(), "{report:?}");
+    }
+}
+
 /// A disk on which some sectors can't be read.
 struct BadSectors {
     bytes: Vec<u8>,
