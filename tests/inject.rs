@@ -353,6 +353,19 @@ fn check_after(dir: &TestDir, known: &Known, when: &str) {
     }
 }
 
+/// Whether a dialogue ended because the storage failed: beneath its own message, or, on a slow machine, beneath the
+/// record that the server writes when it has been idle for a second.
+fn is_storage_refusal(error: &io::Error) -> bool {
+    let text = error.to_string();
+    [
+        "250 expected, got 451 4.3.0 Storage failed; not stored\r\n",
+        "expected, got 451 4.3.0 Storage is not available; try again later\r\n",
+        "Storage is not available; closing\r\n",
+    ]
+    .iter()
+    .any(|refusal| text.ends_with(refusal))
+}
+
 /// A run whose n-th `call` of a thread fails as `fault` says, on a server that stays. False when there are fewer
 /// such calls: then nothing may have failed.
 fn fails_at(template: &Template, call: &str, fault: &str, n: u32) -> bool {
@@ -379,9 +392,7 @@ fn fails_at(template: &Template, call: &str, fault: &str, n: u32) -> bool {
             server.get("/healthz").starts_with("HTTP/1.1 503 ")
         });
         if let Err(error) = &run {
-            let text = error.to_string();
-            let expected = "250 expected, got 451 4.3.0 Storage failed; not stored\r\n";
-            assert_eq!(text, expected, "{when}");
+            assert!(is_storage_refusal(error), "{when}: {error}");
         }
         idle.send(b"MAIL FROM:<a@example.org>\r\n").unwrap();
         assert_eq!(
@@ -822,8 +833,7 @@ fn a_write_cut_short_by_the_limit_of_file_size_stops_the_log_and_loses_nothing_a
         };
         let mut known = Known::default();
         let error = short_run(server.address, &mut known).expect_err("a full file");
-        let refusal = "250 expected, got 451 4.3.0 Storage failed; not stored\r\n";
-        assert_eq!(error.to_string(), refusal, "{when}");
+        assert!(is_storage_refusal(&error), "{when}: {error}");
         let (code, out, errors) = server.process.wait();
         assert_eq!(code, Some(74), "{when}: {out}{errors}");
         assert!(errors.contains("File too large"), "{when}: {errors}");
