@@ -1,5 +1,6 @@
 //! The command line: arguments to plan, plan to run, run to report and exit code.
 
+use crate::ceiling::{self, Ceiling};
 use crate::compare;
 use crate::corpus::Corpus;
 use crate::formats;
@@ -31,6 +32,7 @@ use crate::worker::{Logs, Shared, Tuning};
 use lexopt::prelude::*;
 use serde_json::Value;
 use std::fmt;
+use std::io::IsTerminal;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -65,8 +67,9 @@ smtp-loadgen: an SMTP load generator that says whether it was you or the target
   smtp-loadgen sweep TARGET --rates R,R,...    one run at each rate, one table
   smtp-loadgen ab --a TARGET --b TARGET  two targets in turns, ratio of each round
   smtp-loadgen compare A.json B.json     two reports, difference or none
-  smtp-loadgen report FILE [--format text|csv|prometheus|html]
-  smtp-loadgen report --schema           the JSON Schema of what --json writes
+  smtp-loadgen report FILE [--format text|csv|prometheus|html|hlog]
+  smtp-loadgen report --schema [NAME]    the JSON Schema of what --json writes: run, search, ab,
+                                         compare, verify or selftest [run]
   smtp-loadgen raw FILE [--from TIME] [--to TIME]
                                          counts and percentiles of what --raw wrote, or of a part
   smtp-loadgen profile show [NAME]       the named workloads and where their figures come from
@@ -124,13 +127,15 @@ How
   --hostile KIND=N%,...     misbehaving sessions beside the others, N% of --sessions; kinds:
                             slowloris slow-data idle early-talker rst-mid-data half-close
                             long-line endless-header rcpt-flood bdat-lie starttls-inject
-                            tls-stall binary smuggle-{lf-lf,cr-cr,lf-crlf,crlf-lf,crlf-cr,nul}
+                            tls-stall binary eager-data smuggle-{lf-lf,cr-cr,cr-lf,lf-cr,lf-crlf,
+                            crlf-lf,cr-crlf,crlf-cr,nul,nul-after}
   --source NET              connect from these addresses, such as 127.0.0.0/8
   --congestion NAME         TCP congestion control, such as reno or cubic
   --connect-burst N         connects under way at one time in each thread [64]
   --connect-attempts N      in a row before a session gives up [30]
   --threads N               event loops in each process [1]
-  --processes N             share the sessions between N processes, each with its own descriptors [1]
+  --processes N             share the sessions between N processes, each with its own
+                            descriptors [1]
   --cpus LIST               bind the loops to these CPUs, such as 1 or 0,1
   --spin                    never sleep
   --no-preflight            do not ask the target for its banner first
@@ -141,14 +146,16 @@ Result
   --raw FILE                a line for each message: its planned start, its steps, what it got
   --json FILE               the report as JSON
   --html FILE               the report as one page with pictures
-  --ceiling R               what selftest reached here, to state the share of it that was used
+  --ceiling R|FILE          a rate, or what selftest --json wrote, to state the share of it that
+                            was used [what selftest kept on this machine]
   --fail-if EXPR            exit 1 when EXPR holds: p99>50ms, error_rate>0.1%, rate<9900,
                             unsent>0; repeat for more
   --quiet                   only the report
   --dry-run                 print plan and first message, send nothing
 
 find-max: --max-p99 TIME [50ms], --max-errors N% [0.1%], --start-rate R [1000]; --duration is
-  the length of a step [10s].  ab: --rounds N [5].  compare: --force despite different plans
+  the length of a step [10s].  ab: --rounds N [5].  compare: --force
+  despite different plans, --json FILE
 
 sink: --eml DIR keeps messages; --lose, --duplicate, --corrupt, --reset, --defer, --reject,
   --shut N do that to every Nth message; --duration TIME ends it [1h]
@@ -418,7 +425,7 @@ pub struct Options {
     hostile: Vec<(usize, f64)>,
     corpus: Option<PathBuf>,
     proxy: Option<Proxy>,
-    ceiling: Option<f64>,
+    ceiling: Option<CeilingFrom>,
     fail_if: Vec<Threshold>,
     run_id: Option<u64>,
     rate: Option<f64>,
@@ -426,6 +433,14 @@ pub struct Options {
     by_connection: bool,
     /// The options that all this was read from, for the processes of a run.
     arguments: Vec<String>,
+}
+
+/// Where the ceiling of this machine comes from.
+enum CeilingFrom {
+    /// Given as a rate.
+    Rate(f64),
+    /// A file that `selftest --json` wrote.
+    File(PathBuf),
 }
 
 /// One `--fail-if`.
@@ -798,8 +813,14 @@ impl Options {
             "json" => self.json = Some(text.into()),
             "html" => self.html = Some(text.into()),
             "ceiling" => {
-                let ceiling = text.parse::<f64>().ok().filter(|ceiling| *ceiling > 0.0);
-                self.ceiling = Some(bad(ceiling, flag, text)?);
+                self.ceiling = Some(match text.parse::<f64>() {
+                    Ok(rate) => CeilingFrom::Rate(bad(
+                        Some(rate).filter(|rate| *rate > 0.0 && rate.is_finite()),
+                        flag,
+                        text,
+                    )?),
+                    Err(_) => CeilingFrom::File(text.into()),
+                });
             }
             "fail-if" => self.fail_if.push(bad(Threshold::parse(text), flag, text)?),
             _ => {
@@ -809,6 +830,33 @@ impl Options {
             }
         }
         Ok(())
+    }
+
+    /// Returns what one thread reaches with a workload like `plan`, if that is known.
+    ///
+    /// **Errors**: a file that was named is not what `selftest` wrote on this machine.
+    fn ceiling(&self, plan: &Plan) -> Result<Option<Ceiling>, Stop> {
+        match &self.ceiling {
+            Some(CeilingFrom::Rate(per_s)) => Ok(Some(Ceiling {
+                per_s: *per_s,
+                workload: None,
+                measured_unix_s: None,
+            })),
+            Some(CeilingFrom::File(path)) => {
+                let found = ceiling::read(path).and_then(|file| Ceiling::of(&file, plan));
+                found.map(Some).ok_or_else(|| {
+                    usage(format!(
+                        "--ceiling {}: neither a rate nor what `selftest --json` of this version \
+                         wrote on this machine",
+                        path.display()
+                    ))
+                })
+            }
+            None => {
+                let file = ceiling::place().and_then(|path| ceiling::read(&path));
+                Ok(file.and_then(|file| Ceiling::of(&file, plan)))
+            }
+        }
     }
 
     /// Fills in what depends on other arguments.
@@ -916,6 +964,7 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
         threads: (options.threads * options.processes) as u64,
         processes: options.processes as u64,
         hostile: hostile::sessions(&options.hostile, options.plan.sessions),
+        connecting: (options.tuning.connecting_max * options.threads * options.processes) as u64,
         sources: match address {
             Address::Tcp(_) => options.sources.map_or(1, Sources::count),
             Address::Unix(_) => 0,
@@ -1130,7 +1179,7 @@ fn execute(
             .ledger
             .as_ref()
             .map(|path| path.display().to_string()),
-        ceiling: options.ceiling,
+        ceiling: options.ceiling(plan)?,
     };
     let mut report = report::run(&facts, &done.recorder, &verdict);
     if let Some(path) = &options.raw {
@@ -1156,7 +1205,7 @@ fn run_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop
     }
     let (mut report, verdict, interrupted) = execute(&options, &prepared, &options.plan)?;
     let passed = apply_thresholds(&mut report, &options.fail_if);
-    print!("{}", report::text(&report));
+    show(&report::text(&report));
     write_reports(&options, &report)?;
     Ok(match verdict.state {
         _ if interrupted => INTERRUPTED,
@@ -1196,7 +1245,20 @@ fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
             Value(path) if file.is_none() => file = Some(PathBuf::from(path)),
             Long("format") => format = parser.value()?.string()?,
             Long("schema") => {
-                print!("{}", report::JSON_SCHEMA);
+                let name = match parser.optional_value() {
+                    Some(name) => name.string()?,
+                    None => match parser.next()? {
+                        Some(Value(name)) => name.string()?,
+                        None => "run".into(),
+                        Some(other) => return Err(other.unexpected().into()),
+                    },
+                };
+                let schema = report::JSON_SCHEMAS.iter().find(|known| known.0 == name);
+                let schema = schema.ok_or_else(|| {
+                    let names: Vec<_> = report::JSON_SCHEMAS.iter().map(|known| known.0).collect();
+                    usage(format!("no schema `{name}`: {}", names.join(", ")))
+                })?;
+                print!("{}", schema.1);
                 return Ok(OK);
             }
             other => return Err(other.unexpected().into()),
@@ -1208,14 +1270,20 @@ fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         "text" => report::text(&report),
         "csv" => formats::csv(&report),
         "prometheus" => formats::prometheus(&report),
+        "hlog" if report["schema"] == report::SCHEMA => formats::hlog(&report),
+        "hlog" => return Err(usage("hlog needs the report of a run")),
         "html" => html::page(&report),
         other => {
             return Err(usage(format!(
-                "no format `{other}`: text, csv, prometheus or html"
+                "no format `{other}`: text, csv, prometheus, html or hlog"
             )));
         }
     };
-    print!("{text}");
+    if format == "text" {
+        show(&text);
+    } else {
+        print!("{text}");
+    }
     Ok(OK)
 }
 
@@ -1237,24 +1305,28 @@ fn raw_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     let file = file.ok_or_else(|| usage("raw needs a FILE"))?;
     let summary = raw::summary(&file, from, to)
         .map_err(|error| usage(format!("{}: {error}", file.display())))?;
-    print!("{}", report::raw_text(&summary));
+    show(&report::raw_text(&summary));
     Ok(OK)
 }
 
 fn compare_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
-    let (mut files, mut force) = (Vec::new(), false);
+    let (mut files, mut force, mut json) = (Vec::new(), false, None);
     while let Some(argument) = parser.next()? {
         match argument {
             Value(path) if files.len() < 2 => files.push(PathBuf::from(path)),
             Long("force") => force = true,
+            Long("json") => json = Some(PathBuf::from(parser.value()?)),
             other => return Err(other.unexpected().into()),
         }
     }
     let [a, b] = &files[..] else {
         return Err(usage("compare needs two report files"));
     };
-    let text = compare::text(&read_report(a)?, &read_report(b)?, force).map_err(usage)?;
-    print!("{text}");
+    let answer = compare::document(&read_report(a)?, &read_report(b)?, force).map_err(usage)?;
+    print!("{}", compare::text(&answer));
+    if let Some(path) = json {
+        write_json(&path, &answer)?;
+    }
     Ok(OK)
 }
 
@@ -1357,6 +1429,14 @@ fn step(
     Ok((report, verdict.state, interrupted))
 }
 
+/// The share of the ceiling that `rate` is, for the report of a search.
+fn search_generator(options: &Options, rate: f64) -> Result<Value, Stop> {
+    let ceiling = options.ceiling(&options.plan)?;
+    Ok(serde_json::json!({
+        "ceiling": ceiling.map(|ceiling| ceiling.json(rate, options.threads * options.processes)),
+    }))
+}
+
 fn find_max_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
     let mut options = Options::new();
     let search = SearchOptions::parse(&mut parser, &mut options)?;
@@ -1392,13 +1472,14 @@ fn find_max_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8,
         Ok(step)
     };
     let found = search::find_max(search.start.unwrap_or(1000.0), &mut ask)?;
-    let report = search::report(
+    let mut report = search::report(
         &found,
         &limits,
         &prepared.address.to_string(),
         &options.plan,
     );
-    print!("{}", search::text(&report));
+    report["generator"] = search_generator(&options, found.rate)?;
+    show(&search::text(&report));
     write_reports(&options, &report)?;
     Ok(if found.rate > 0.0 { OK } else { INVALID })
 }
@@ -1431,13 +1512,14 @@ fn sweep_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, St
         }
     }
     let found = search::Found::of_sweep(steps);
-    let report = search::report(
+    let mut report = search::report(
         &found,
         &limits,
         &prepared.address.to_string(),
         &options.plan,
     );
-    print!("{}", search::text(&report));
+    report["generator"] = search_generator(&options, found.rate)?;
+    show(&search::text(&report));
     write_reports(&options, &report)?;
     Ok(OK)
 }
@@ -1475,7 +1557,11 @@ fn ab_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop>
         } else {
             (report_one, report_two)
         };
-        let round_row = compare::Round::new(&ra, &rb);
+        let mut states = (verdict_one.state, verdict_two.state);
+        if flip {
+            states = (states.1, states.0);
+        }
+        let round_row = compare::Round::new(&ra, &rb, states);
         println!("{}", round_row.line(round + 1));
         for verdict in [verdict_one, verdict_two] {
             if verdict.state != State::Valid {
@@ -1493,9 +1579,19 @@ fn ab_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop>
     }
     print!("{}", compare::rounds_text(&rounds));
     if let Some(path) = &options.json {
-        write_json(path, &compare::rounds_json(&a, &b, &rounds))?;
+        write_json(path, &compare::rounds_json(&a, &b, &options.plan, &rounds))?;
     }
     Ok(OK)
+}
+
+/// Prints a report; on a terminal, no line is wider than that.
+fn show(text: &str) {
+    if std::io::stdout().is_terminal() {
+        let columns = sys::terminal_columns().unwrap_or(80);
+        print!("{}", report::folded(text, columns));
+    } else {
+        print!("{text}");
+    }
 }
 
 fn write_file(path: &Path, text: &str) -> Result<(), Stop> {
@@ -1659,46 +1755,28 @@ fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     Ok(OK)
 }
 
-/// The workloads of `selftest`: name, sessions, plan.
+/// The workloads of `selftest`.
 pub fn selftest_plans() -> Vec<(&'static str, Plan)> {
     let base = Plan {
         run: 1,
         sessions: 64,
         ..default_plan()
     };
-    let mut plans = vec![
-        (
-            "kept, lock-step, 1 KiB",
-            Plan {
-                pipelining: Pipelining::Off,
-                ..base.clone()
-            },
-        ),
-        ("kept, pipelined, 1 KiB", base.clone()),
-        (
-            "kept, pipelined BDAT, 1 KiB",
-            Plan {
-                chunking: true,
-                ..base.clone()
-            },
-        ),
-        (
-            "connection per message, 1 KiB",
-            Plan {
-                per_connection: Count::Fixed(1),
-                ..base.clone()
-            },
-        ),
-        (
-            "kept, pipelined, 1 MiB",
-            Plan {
-                sizes: Sizes::Fixed(1 << 20),
-                ..base
-            },
-        ),
-    ];
-    plans[4].1.sessions = 16;
-    plans
+    let plans = ceiling::Workload::ALL.iter().map(|workload| {
+        let mut plan = base.clone();
+        match workload {
+            ceiling::Workload::LockStep => plan.pipelining = Pipelining::Off,
+            ceiling::Workload::Pipelined => {}
+            ceiling::Workload::Chunked => plan.chunking = true,
+            ceiling::Workload::PerConnection => plan.per_connection = Count::Fixed(1),
+            ceiling::Workload::Large => {
+                plan.sizes = Sizes::Fixed(1 << 20);
+                plan.sessions = 16;
+            }
+        }
+        (workload.name(), plan)
+    });
+    plans.collect()
 }
 
 fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
@@ -1759,9 +1837,18 @@ fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         }
     }
     println!("the sink runs in this process on a thread of its own; one generator thread");
+    let document = ceiling::document(rows);
+    if let Some(path) = ceiling::place() {
+        match ceiling::keep(&path, &document) {
+            Ok(()) => println!(
+                "kept in {}; reports state the share of it that was used",
+                path.display()
+            ),
+            Err(error) => eprintln!("not kept: {}: {error}", path.display()),
+        }
+    }
     if let Some(path) = json {
-        let value = serde_json::json!({ "schema": "smtp-loadgen/selftest/1", "rows": rows });
-        write_json(&path, &value)?;
+        write_json(&path, &document)?;
     }
     Ok(OK)
 }
