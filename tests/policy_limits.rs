@@ -697,3 +697,48 @@ fn tls_handshakes_are_counted_when_they_are_asked_for() {
     assert_eq!(reply.row().wire, wire.as_bytes());
     assert_eq!(say(&mut rig, &client, "NOOP"), "250 2.0.0 Ok\r\n");
 }
+
+#[test]
+fn an_mx_gives_the_same_replies_however_its_input_is_cut() {
+    let dialogue = b"EHLO c.example\r\nMAIL FROM:<>\r\nRCPT TO:<c@x.example>\r\nRCPT TO:<b@y.example>\r\nDATA\r\n\
+                     RCPT TO:<postmaster>\r\nRCPT TO:<B@X.example>\r\nDATA\r\nSubject: t\r\n\r\nText.\r\n.\r\n\
+                     MAIL FROM:<>\r\nRCPT TO:<b@y.example>\r\nBDAT 3 LAST\r\nabcRSET\r\nQUIT\r\n";
+    let mut expected = None;
+    // Whole, octet by octet, and in parts of every small length.
+    for part in [dialogue.len(), 1, 2, 3, 5, 7, 11, 13, 64] {
+        let mut rig = rig_with(options(), ClientLimits::default(), |_| {});
+        let client = connect(&mut rig, 1);
+        let mut replies = client.read();
+        for octets in dialogue.chunks(part) {
+            rig.send(&client, octets);
+            replies += &client.read();
+        }
+        rig.turn();
+        replies += &client.read();
+        let refusals: Vec<&str> = replies
+            .lines()
+            .filter(|line| line.starts_with('5'))
+            .collect();
+        assert_eq!(
+            refusals,
+            [
+                "550 5.1.1 No such user here",
+                "550 5.7.1 Relaying denied",
+                "503 5.5.1 Need an accepted RCPT first",
+                "550 5.7.1 Relaying denied",
+                "503 5.5.1 Need an accepted RCPT first",
+            ]
+        );
+        assert!(
+            replies.contains("250 2.0.0 Ok: stored as 0-1\r\n"),
+            "{replies}"
+        );
+        assert!(replies.ends_with("221 2.0.0 Bye\r\n"), "{replies}");
+        assert_eq!(rig.server.shared.metrics.messages_accepted, 1);
+        assert_eq!(
+            expected.get_or_insert_with(|| replies.clone()),
+            &replies,
+            "in parts of {part}"
+        );
+    }
+}

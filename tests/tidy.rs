@@ -34,7 +34,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     (
         "rustls::",
         &["src/tls", "src/conformance", "loadgen/", "tests/"],
-        "one place of the receiver speaks TLS; the sceptic's client has its own",
+        "one place speaks TLS, and one tries how others do",
     ),
     (
         "httparse::",

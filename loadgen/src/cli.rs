@@ -1424,7 +1424,7 @@ fn step(
 fn search_generator(options: &Options, rate: f64) -> Result<Value, Stop> {
     let ceiling = options.ceiling(&options.plan)?;
     Ok(serde_json::json!({
-        "ceiling": ceiling.map(|ceiling| ceiling.json(rate, options.threads)),
+        "ceiling": ceiling.map(|ceiling| ceiling.json(rate, options.threads * options.processes)),
     }))
 }
 

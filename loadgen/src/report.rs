@@ -301,7 +301,7 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
                 sum(|process| process.resident_grown) / sum(|process| process.sessions).max(1),
             "congestion_control": recorder.congestion,
             "ceiling": facts.ceiling.as_ref()
-                .map(|ceiling| ceiling.json(accepted_per_s, facts.threads)),
+                .map(|ceiling| ceiling.json(accepted_per_s, recorder.loads.len())),
         },
         "thresholds": [],
         "interrupted": facts.interrupted,
