@@ -226,7 +226,8 @@ fn main() -> io::Result<()> {
         if elapsed >= end {
             break (elapsed, cpu_time_ns()?);
         }
-        let pause = pause.unwrap_or(end - elapsed);
+        let next = if measured.is_none() { warm } else { end };
+        let pause = pause.unwrap_or(next - elapsed);
         match poll.poll(&mut events, Some(pause)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other?,

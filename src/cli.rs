@@ -48,7 +48,10 @@ pub const COMMANDS: [(&str, &str); 12] = [
     ),
     ("consumers", "list, drop or seek the consumers of a ring"),
     ("users", "make and edit the file of users of serve --users"),
-    ("ring", "create a ring, or measure the disk under it"),
+    (
+        "ring",
+        "create or resize a ring, or measure the disk under it",
+    ),
     (
         "demo",
         "demo crash: kill a server under load and count what was lost",

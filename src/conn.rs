@@ -82,6 +82,9 @@ pub struct Flags {
     pub is_guarded: bool,
     /// What this client does counts for the limits on clients.
     pub is_limited: bool,
+    /// The client was refused in place of its greeting: it waits for that and has sent nothing, so that the connection
+    /// closes with the reply and holds no place meanwhile.
+    pub is_turned_away: bool,
     /// The greeting is held back to see whether the client waits for it.
     pub greeting_is_held: bool,
     /// A user has authenticated.

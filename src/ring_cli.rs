@@ -1,4 +1,5 @@
-//! `ringmx ring`: creates a ring without a server, and measures the disk under one.
+//! `ringmx ring`: creates a ring without a server, gives one another size, and measures the disk
+//! under one.
 
 use std::fs::OpenOptions;
 use std::io::IoSlice;
@@ -10,21 +11,28 @@ use crate::clock::Clock;
 use crate::config::units;
 use crate::limits::{KIB, MIB, RING_BYTES_DEFAULT, RING_BYTES_MIN, RING_BYTES_STEP};
 use crate::log_cli::RING_DIR_DEFAULT;
+use crate::log_cli::view::shards;
 use crate::ringlog::backing::{Backing, FileBacking, WriteMethod, fill_with_zeros};
-use crate::ringlog::directory::{CreateOptions, create_ring};
+use crate::ringlog::copy::CopyError;
+use crate::ringlog::directory::{CreateOptions, ResizeError, create_ring, resize_ring};
 use crate::ringlog::recover::OpenError;
 
 /// Text of `ringmx ring --help`.
 pub const HELP: &str = "\
 Usage: ringmx ring create [--ring DIR] [--ring-size SIZE]
+       ringmx ring resize [--ring DIR] --ring-size SIZE
        ringmx ring bench-disk [--ring DIR]
 
 create      makes an empty ring in DIR/shard-0 (./ringmx-data, 1GiB); an existing one is not touched.
             `ringmx serve` makes its ring itself; this is for a size or a place chosen before.
+resize      copies what the ring keeps into one of another size, which takes its place by one rename: ids,
+            numbers, times and consumers stay. Stop the server and the consumers first. Needs space for both
+            rings; at any moment of it the whole ring of before or of after is there.
 bench-disk  writes and syncs records of several sizes for some seconds into a file of its own in DIR, deletes
             it, and prints syncs per second and their times: what one commit costs on this disk.
 
-Exit codes: 0 done, 1 there is a ring already, 2 usage, 74 the disk failed or is full.
+Exit codes: 0 done; 1 there is a ring already, it is in use, or its messages do not fit; 2 usage; 74 the
+disk failed or is full, or the ring is damaged.
 ";
 
 /// Bytes of the file that bench-disk writes.
@@ -35,7 +43,7 @@ const BENCH_SECONDS: f64 = 1.0;
 /// Runs `ringmx ring`; returns the exit code.
 pub fn run(args: &[String]) -> i32 {
     let mut ring = PathBuf::from(RING_DIR_DEFAULT);
-    let mut ring_size = RING_BYTES_DEFAULT;
+    let mut ring_size = None;
     let mut command = None;
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -53,21 +61,65 @@ pub fn run(args: &[String]) -> i32 {
                     ring = PathBuf::from(value);
                 } else {
                     match units::parse_size(&value) {
-                        Ok(size) => ring_size = size,
+                        Ok(size) => ring_size = Some(size),
                         Err(reason) => return usage(&format!("--ring-size: {reason}")),
                     }
                 }
             }
-            "create" | "bench-disk" if command.is_none() => command = Some(flag.to_owned()),
-            "resize" => return usage("resize is not available in this version"),
+            "create" | "resize" | "bench-disk" if command.is_none() => {
+                command = Some(flag.to_owned());
+            }
             _ => return usage(&format!("unexpected argument '{}'", arg.escape_debug())),
         }
     }
     match command.as_deref() {
-        Some("create") => create(&ring, ring_size),
+        Some("create") => create(&ring, ring_size.unwrap_or(RING_BYTES_DEFAULT)),
+        Some("resize") => match ring_size {
+            Some(size) => resize(&ring, size),
+            None => usage("resize needs --ring-size"),
+        },
         Some(_) => bench_disk(&ring),
-        None => usage("create or bench-disk?"),
+        None => usage("create, resize or bench-disk?"),
     }
+}
+
+fn resize(ring: &Path, size: u64) -> i32 {
+    if size < RING_BYTES_MIN {
+        return usage("--ring-size: at least 2MiB");
+    }
+    let size = size.next_multiple_of(RING_BYTES_STEP);
+    let shards = match shards(ring) {
+        Ok(shards) => shards,
+        Err(failure) => return usage(&failure.to_string()),
+    };
+    for shard in shards {
+        let dir = shard.path.display();
+        match resize_ring(&shard.path, size, Clock::new().wall_ns()) {
+            Ok(resized) => {
+                let code = print(&format!(
+                    "Resized the ring in {dir} from {} to {} MiB; {} messages moved\n",
+                    resized.data_size_before / MIB,
+                    size / MIB,
+                    resized.messages
+                ));
+                if code != EXIT_OK {
+                    return code;
+                }
+            }
+            Err(error) => {
+                complain(&format!("ringmx: ring: {dir}: {error}\n"));
+                return match error {
+                    ResizeError::Open(OpenError::Missing) => EXIT_USAGE,
+                    ResizeError::Open(OpenError::InUse)
+                    | ResizeError::Copy(CopyError::Full | CopyError::TooLarge { .. }) => {
+                        EXIT_FAILURE
+                    }
+                    _ => EXIT_STORAGE,
+                };
+            }
+        }
+    }
+    EXIT_OK
 }
 
 fn usage(reason: &str) -> i32 {

@@ -708,12 +708,12 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         if conn.io.flags.awaits_proxy && !self.take_proxy_header(token) {
             return;
         }
-        if live(&mut self.conns, token).is_some_and(|conn| conn.io.flags.greeting_is_held) {
-            return self.hear_early(token);
-        }
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };
+        if conn.io.flags.greeting_is_held {
+            return self.hear_early(token);
+        }
         let context = &self.contexts[usize::from(conn.io.listener)];
         let shared = &mut self.shared;
         let mut scratch = std::mem::take(&mut shared.scratch);
@@ -796,7 +796,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             if !conn.io.flags.closing {
                 conn.io.flags.closing = true;
                 conn.io.phase_at = self.shared.now;
-                conn.io.cause = CloseCause::PeerClosed;
+                if !conn.io.flags.dead {
+                    conn.io.cause = CloseCause::PeerClosed;
+                }
             }
         }
         self.maybe_goodbye(token);
@@ -843,7 +845,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return;
         }
         let unread = io.flags.readable || io.input.is_some();
-        let may_close = io.flags.quit || self.shared.draining;
+        let may_close = io.flags.quit || io.flags.is_turned_away || self.shared.draining;
         if io.flags.eof || (may_close && !unread) {
             self.remove(token.key as usize);
         } else if !io.flags.lingering {
@@ -864,7 +866,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         if conn.io.is_handshaking() {
             self.shared.secure.one_less();
         }
-        if conn.io.message.is_some() {
+        if conn.io.message.as_ref().is_some_and(Message::in_body) {
             self.shared.metrics.messages_aborted += 1;
         }
         conn.io.release(&mut self.shared.pool);
@@ -1043,7 +1045,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         } else {
             match conn.session.phase() {
                 Phase::Data | Phase::Bdat => data_deadline(io, options),
-                _ => command_deadline(io, options, conn.session.helo().is_empty()),
+                _ => {
+                    let is_within_line =
+                        io.flags.input_is_partial || conn.session.is_within_long_line();
+                    command_deadline(io, options, conn.session.helo().is_empty(), is_within_line)
+                }
             }
         };
         if now < deadline {
@@ -1191,14 +1197,19 @@ fn live<S>(conns: &mut Slab<Conn<S>>, token: Token) -> Option<&mut Conn<S>> {
 }
 
 /// When the next command must have come, whole.
-fn command_deadline(io: &Io, options: &Options, before_helo: bool) -> (Instant, Reply) {
+fn command_deadline(
+    io: &Io,
+    options: &Options,
+    before_helo: bool,
+    is_within_line: bool,
+) -> (Instant, Reply) {
     let silence = if before_helo {
         options.timeout_greeting
     } else {
         options.timeout_command
     };
     let silent = io.active_at.after(silence);
-    if io.flags.input_is_partial {
+    if is_within_line {
         // A line that grows octet by octet is never silent.
         (
             silent.min(io.phase_at.after(options.request_deadline)),

@@ -272,18 +272,16 @@ fn kills() -> usize {
     }
 }
 
-fn consume(dir: &TestDir, target: &str) -> Process {
+/// A consumer that ends when everything is delivered, or waits for more.
+fn consume(dir: &TestDir, target: &str, ends: bool) -> Process {
     let ring = dir.ring();
-    Process::start(&[
-        "consume",
-        "keep",
-        "--create",
-        "--until-empty",
-        "--to",
-        target,
-        "--ring",
-        &ring,
-    ])
+    let mut words = vec![
+        "consume", "keep", "--create", "--to", target, "--ring", &ring,
+    ];
+    if ends {
+        words.push("--until-empty");
+    }
+    Process::start(&words)
 }
 
 /// Kills a consumer of `messages` messages again and again, each time after it did a little more; `done` counts what
@@ -293,16 +291,11 @@ fn kill_again_and_again(dir: &TestDir, target: &str, messages: usize, done: impl
     for kill in 0..kills {
         let before = done();
         let wanted = (before + 1).max(messages * kill / kills);
-        let mut consumer = consume(dir, target);
-        wait_until("a delivery", || {
-            done() >= wanted.min(messages) || consumer.ended()
-        });
-        if consumer.ended() {
-            break;
-        }
+        let consumer = consume(dir, target, false);
+        wait_until("a delivery", || done() >= wanted.min(messages));
         consumer.kill();
     }
-    let (code, _, errors) = consume(dir, target).wait();
+    let (code, _, errors) = consume(dir, target, true).wait();
     assert_eq!(code, Some(0), "{errors}");
 }
 
@@ -390,15 +383,8 @@ fn standard_output_shows_every_message_in_order_up_to_where_it_was_killed() {
     let contents = filled(&dir, MESSAGES);
     let ring = dir.ring();
     for lines in [1, 7, contents.len()] {
-        let watcher = Process::start(&[
-            "consume",
-            "watch",
-            "--until-empty",
-            "--to",
-            "stdout",
-            "--ring",
-            &ring,
-        ]);
+        let words = ["consume", "watch", "--to", "stdout", "--ring", &ring];
+        let watcher = Process::start(&words);
         for number in 1..=lines {
             let line = watcher.line().expect("one line for each message");
             let id = format!("\"id\":\"0-{number}\"");
@@ -458,7 +444,7 @@ fn whatever_got_a_250_reaches_the_maildir_though_server_and_consumer_are_killed(
         acknowledged.extend(ledger.acknowledged.iter().map(|(key, _)| *key));
         in_doubt.extend(ledger.in_doubt);
     }
-    let (code, _, errors) = consume(&dir, &target).wait();
+    let (code, _, errors) = consume(&dir, &target, true).wait();
     assert_eq!(code, Some(0), "{errors}");
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(Path::new(&mail).join("new")).unwrap() {

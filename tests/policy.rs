@@ -111,28 +111,26 @@ fn a_list_of_recipients_is_read_again_on_sighup_and_a_bad_one_changes_nothing() 
     // The session stays; its next command is answered by the new list.
     replace(&list, "joe@example.org  # new\r\n@example.net\n");
     ringmx::sys::signal::hang_up(server.process.pid()).unwrap();
-    wait_until("the new list counts", || {
-        rcpt(&mut client, "joe@example.org") == RCPT_OK
-    });
+    // A session that asked for so many wrong recipients would be ended.
+    let takes = |path: &str| rcpt(&mut Client::open(server.address).unwrap(), path) == RCPT_OK;
+    let refused = |count: u32| {
+        let line = format!("ringmx_rules_reloads_total{{result=\"refused\"}} {count}\n");
+        wait_until(&line, || server.get("/metrics").contains(&line));
+    };
+    wait_until("the new list counts", || takes("joe@example.org"));
+    assert_eq!(rcpt(&mut client, "joe@example.org"), RCPT_OK);
     assert_eq!(rcpt(&mut client, "jane@example.org"), USER_UNKNOWN);
     assert_eq!(rcpt(&mut client, "any@example.net"), RCPT_OK);
     replace(&list, "jane@example.org\njoe at example.org\n");
-    wait_until("the bad list is noticed", || {
-        let metrics = server.get("/metrics");
-        metrics.contains("ringmx_rules_reloads_total{result=\"refused\"} 1\n")
-    });
+    refused(1);
     assert_eq!(rcpt(&mut client, "joe@example.org"), RCPT_OK);
     assert_eq!(rcpt(&mut client, "jane@example.org"), USER_UNKNOWN);
     // Mended: seen without a signal.
     replace(&list, "jane@example.org\n");
-    wait_until("the mended list counts", || {
-        rcpt(&mut client, "jane@example.org") == RCPT_OK
-    });
+    wait_until("the mended list counts", || takes("jane@example.org"));
+    assert_eq!(rcpt(&mut client, "jane@example.org"), RCPT_OK);
     std::fs::remove_file(&list).unwrap();
-    wait_until("the missing list is noticed", || {
-        let metrics = server.get("/metrics");
-        metrics.contains("ringmx_rules_reloads_total{result=\"refused\"} 2\n")
-    });
+    refused(2);
     assert_eq!(rcpt(&mut client, "jane@example.org"), RCPT_OK);
     client.send(b"QUIT\r\n").unwrap();
     client.expect("221").unwrap();
@@ -209,8 +207,6 @@ fn a_network_that_is_denied_is_told_so_in_place_of_the_greeting() {
     let options = [&options[..], &["--http", "127.0.0.1:0"]].concat();
     let server = Server::start(&dir, &options);
     let mut client = Client::connect(server.address).unwrap();
-    // What the client says at once is not answered.
-    client.send(b"EHLO c.example\r\nMAIL FROM:<>\r\n").unwrap();
     assert_eq!(client.rest().unwrap(), "554 5.7.1 Access denied\r\n");
     drop(client);
     let count = "ringmx_replies_total{code=\"554\",reason=\"access_denied\"} 1\n";
@@ -222,4 +218,40 @@ fn a_network_that_is_denied_is_told_so_in_place_of_the_greeting() {
     });
     server.stop();
     assert!(stored(&dir).is_empty());
+}
+
+#[test]
+fn the_example_for_a_receiver_of_the_world_is_a_good_configuration() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/examples/ringmx.toml");
+    let checked = output_of(&["check-config", "--config", example]);
+    let checked = String::from_utf8(checked).unwrap();
+    // What it says is what counts, none of it a default by another name.
+    for line in [
+        "accept-domain = [\"example.org\", \".example.org\", \"postmaster@example.net\"]",
+        "deny-from = [\"192.0.2.0/24\", \"2001:db8:bad::/48\"]",
+        "client-sessions = \"50,10\"",
+        "greeting-delay = \"2s\"",
+        "accept-any-recipient = false",
+    ] {
+        assert!(
+            checked.lines().any(|shown| shown == line),
+            "{line}: {checked}"
+        );
+    }
+    let text = std::fs::read_to_string(example).unwrap();
+    for setting in text
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
+    {
+        let (name, _) = setting.split_once(" = ").expect("a setting");
+        assert!(checked.contains(&format!("{name} = ")), "{name}");
+    }
+    // A file that says all settings gives the same ones.
+    let dir = TestDir::new();
+    let again = dir.join("again.toml");
+    std::fs::write(&again, &checked).unwrap();
+    assert_eq!(
+        output_of(&["check-config", "--config", &again]),
+        checked.as_bytes()
+    );
 }

@@ -1,5 +1,5 @@
-//! The limits on clients, through the turn of the server, on a clock that is set by hand: exact replies, exact times, and
-//! nobody else who notices.
+//! The limits on clients, through the turn of the server, on a clock that is set by hand: exact replies, exact times,
+//! and nobody else who notices.
 
 #[expect(dead_code, reason = "this test needs a part of it")]
 #[path = "support/server.rs"]
@@ -110,8 +110,9 @@ fn a_session_too_many_of_one_client_is_told_so_and_others_are_served() {
     let refused = connect(&mut rig, 1);
     let reply = "421 4.7.0 Too many sessions from your network; try again later\r\n";
     assert_eq!(refused.read(), reply);
-    assert!(refused.pipe.borrow().output_ended);
-    // It is closed in the server's own time; who is refused holds no place meanwhile.
+    // Who is refused holds no place, not even until the next turn.
+    assert!(refused.pipe.borrow().dropped);
+    assert_eq!(rig.server.connections(), 2);
     let other = greeted(&mut rig, 2);
     rig.send(&other, MESSAGE);
     assert!(other.read().ends_with("250 2.0.0 Ok: stored as 0-1\r\n"));
@@ -695,4 +696,49 @@ fn tls_handshakes_are_counted_when_they_are_asked_for() {
     let wire = "454 4.7.0 Too many TLS handshakes from your network; try again later\r\n";
     assert_eq!(reply.row().wire, wire.as_bytes());
     assert_eq!(say(&mut rig, &client, "NOOP"), "250 2.0.0 Ok\r\n");
+}
+
+#[test]
+fn an_mx_gives_the_same_replies_however_its_input_is_cut() {
+    let dialogue = b"EHLO c.example\r\nMAIL FROM:<>\r\nRCPT TO:<c@x.example>\r\nRCPT TO:<b@y.example>\r\nDATA\r\n\
+                     RCPT TO:<postmaster>\r\nRCPT TO:<B@X.example>\r\nDATA\r\nSubject: t\r\n\r\nText.\r\n.\r\n\
+                     MAIL FROM:<>\r\nRCPT TO:<b@y.example>\r\nBDAT 3 LAST\r\nabcRSET\r\nQUIT\r\n";
+    let mut expected = None;
+    // Whole, octet by octet, and in parts of every small length.
+    for part in [dialogue.len(), 1, 2, 3, 5, 7, 11, 13, 64] {
+        let mut rig = rig_with(options(), ClientLimits::default(), |_| {});
+        let client = connect(&mut rig, 1);
+        let mut replies = client.read();
+        for octets in dialogue.chunks(part) {
+            rig.send(&client, octets);
+            replies += &client.read();
+        }
+        rig.turn();
+        replies += &client.read();
+        let refusals: Vec<&str> = replies
+            .lines()
+            .filter(|line| line.starts_with('5'))
+            .collect();
+        assert_eq!(
+            refusals,
+            [
+                "550 5.1.1 No such user here",
+                "550 5.7.1 Relaying denied",
+                "503 5.5.1 Need an accepted RCPT first",
+                "550 5.7.1 Relaying denied",
+                "503 5.5.1 Need an accepted RCPT first",
+            ]
+        );
+        assert!(
+            replies.contains("250 2.0.0 Ok: stored as 0-1\r\n"),
+            "{replies}"
+        );
+        assert!(replies.ends_with("221 2.0.0 Bye\r\n"), "{replies}");
+        assert_eq!(rig.server.shared.metrics.messages_accepted, 1);
+        assert_eq!(
+            expected.get_or_insert_with(|| replies.clone()),
+            &replies,
+            "in parts of {part}"
+        );
+    }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::IoSlice;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ringmx::clock::{Clock, Instant};
@@ -423,6 +424,10 @@ fn verify_names_what_stands_behind_the_checkpoint_too() {
         out.contains("record with a wrong payload checksum; missing: 0-10\n"),
         "{out}"
     );
+    // The other readers show what stands behind it, and say what is left out.
+    let (code, out, err) = log(&["ls", "--ring", &dir.path("data")]);
+    assert_eq!((code, out.lines().count()), (0, 11), "{out}");
+    assert!(err.contains("damaged, left out"), "{err}");
     let refused = open(&dir.0.join("data/shard-0")).map(|_| ());
     assert!(matches!(
         refused,
@@ -503,6 +508,8 @@ fn ring_file_alone_is_rescued_and_what_others_hold_is_not_overwritten() {
     let (code, out, _) = log(&["rescue", "--file", &dir.path("cut")]);
     assert_eq!(code, 74);
     assert!(out.contains("would save 3 messages"), "{out}");
+    let (code, again, _) = log(&["rescue", "--file", &dir.path("cut"), "--ring-size", "0"]);
+    assert_eq!((code, again), (74, out));
 }
 
 #[test]
@@ -611,4 +618,212 @@ fn accepted_loss_is_noted_before_it_is_given_up_and_costs_nothing_else() {
         out.contains("given up earlier by --accept-loss; 0-11"),
         "{out}"
     );
+}
+
+fn ringmx(args: &[&str]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_ringmx"))
+        .args(args)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code().unwrap_or(-1),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+/// Everything that a resize must not change: id, messages with numbers and times, next number, and
+/// the message at which each consumer goes on.
+fn facts(dir: &TestDir) -> (Value, Vec<Value>, Vec<Value>) {
+    let data = dir.path("data");
+    let info = parse(&log(&["info", "--json", "--ring", &data]).1);
+    let (code, out, _) = log(&["ls", "--json", "--ring", &data]);
+    assert_eq!(code, 0);
+    let messages: Vec<Value> = out.lines().map(parse).collect();
+    let consumers = info["consumers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|consumer| {
+            let next = messages
+                .iter()
+                .find(|message| message["position"].as_u64() >= consumer["done_pos"].as_u64());
+            json!([consumer["name"], next.map(|message| &message["id"])])
+        });
+    let consumers = consumers.collect();
+    let messages = messages.iter().map(|message| {
+        let names = ["id", "received_ns", "reverse_path", "octets", "ring_id"];
+        json!(names.map(|name| message[name].clone()))
+    });
+    (
+        json!([
+            info["ring_id"],
+            info["next_number"],
+            info["created_ns"],
+            info["oldest"]
+        ]),
+        messages.collect(),
+        consumers,
+    )
+}
+
+fn bodies_are_right(dir: &TestDir) {
+    let data = dir.path("data");
+    for number in 1..=9 {
+        let (code, raw, _) = log(&["cat", "--raw", "--ring", &data, &number.to_string()]);
+        assert_eq!((code, raw.as_bytes()), (0, &body(number)[..]));
+    }
+}
+
+#[test]
+fn resized_ring_keeps_messages_numbers_times_and_consumers() {
+    let dir = TestDir::new();
+    sample(&dir);
+    fs::set_permissions(dir.ring_file(), fs::Permissions::from_mode(0o640)).unwrap();
+    let data = dir.path("data");
+    let before = facts(&dir);
+    assert_eq!(before.1.len(), 9);
+    assert_eq!(before.2, [json!(["reader", "0-7"])]);
+    for (from, to, arguments) in [(2, 6, "--ring-size=6MiB"), (6, 2, "--ring-size=2MiB")] {
+        let (code, out, err) = ringmx(&["ring", "resize", "--ring", &data, arguments]);
+        let said = format!(
+            "Resized the ring in {} from {from} to {to} MiB; 9 messages moved\n",
+            dir.path("data/shard-0")
+        );
+        assert_eq!((code, out, err.as_str()), (0, said, ""));
+        let about = fs::metadata(dir.ring_file()).unwrap();
+        assert_eq!(about.len(), DATA_OFFSET + (to << 20));
+        assert_eq!(about.permissions().mode() & 0o777, 0o640);
+        let after = facts(&dir);
+        assert_eq!(after, before);
+        bodies_are_right(&dir);
+        assert_eq!(sorted_files(&dir.0.join("data/shard-0")), ["ring"]);
+    }
+    // It goes on under the next number.
+    let mut ring = open(&dir.0.join("data/shard-0")).unwrap();
+    append(&mut ring, 10);
+    ring.sync_inline(Instant(1)).unwrap();
+    ring.close().unwrap();
+    assert_eq!(facts(&dir).1.len(), 10);
+}
+
+#[test]
+fn resize_refuses_what_it_cannot_keep_and_leaves_the_ring_alone() {
+    let dir = TestDir::new();
+    sample(&dir);
+    let data = dir.path("data");
+    let refused = |args: &[&str], code: i32, text: &str| {
+        let (found, out, err) = ringmx(args);
+        assert_eq!((found, out.as_str()), (code, ""), "{err}");
+        assert!(err.contains(text), "{err}");
+        assert_eq!(sorted_files(&dir.0.join("data/shard-0")), ["ring"]);
+    };
+    let resize = ["ring", "resize", "--ring", &data, "--ring-size", "4MiB"];
+    refused(&resize[..4], 2, "resize needs --ring-size");
+    let held = open(&dir.0.join("data/shard-0")).unwrap();
+    refused(&resize, 1, "another process has the ring open");
+    held.close().unwrap();
+    damage(&dir, &["Received: by test; 2"]);
+    let before = facts(&dir);
+    refused(&resize, 74, "messages in the ring are damaged");
+    assert_eq!(facts(&dir), before);
+    let bytes = fs::metadata(dir.ring_file()).unwrap().len();
+    assert_eq!(bytes, DATA_OFFSET + (2 << 20));
+}
+
+#[test]
+fn resize_to_a_size_that_is_too_small_changes_nothing() {
+    let dir = TestDir::new();
+    let options = CreateOptions {
+        data_size: 4 << 20,
+        group: false,
+        wall_ns: START_NS,
+    };
+    let shard = dir.0.join("data/shard-0");
+    create_ring(&shard, &options, &mut |_, _| {}).unwrap();
+    let mut ring = open(&shard).unwrap();
+    let payload = vec![b'x'; 100_000];
+    for _ in 0..30 {
+        ring.begin_turn(START_NS);
+        let slot = ring.reserve(payload.len() as u64).unwrap();
+        let header = ring.header(&slot, 0, crc32c::crc32c(&payload));
+        let parts = [&header[..], &payload, &[0; 64][..slot.padding]];
+        ring.write(&parts.map(IoSlice::new)).unwrap();
+    }
+    ring.close().unwrap();
+    let (code, _, err) = ringmx(&[
+        "ring",
+        "resize",
+        "--ring",
+        &dir.path("data"),
+        "--ring-size",
+        "2MiB",
+    ]);
+    assert_eq!(code, 1);
+    assert!(
+        err.contains("the new ring is too small for the messages; nothing was changed"),
+        "{err}"
+    );
+    assert_eq!(open(&shard).unwrap().messages(), 30);
+    assert_eq!(sorted_files(&shard), ["ring"]);
+}
+
+/// A resize that is killed at its n-th call to the system, for every n: the ring of before or of after
+/// is there, whole. Needs strace.
+#[test]
+fn resize_killed_at_any_call_leaves_the_whole_ring_of_before_or_after() {
+    // strace counts each call by itself.
+    let calls = [
+        "pwritev",
+        "pwrite64",
+        "fdatasync",
+        "fsync",
+        "ftruncate",
+        "rename",
+        "fchmod",
+    ];
+    if Command::new("strace").arg("-V").output().is_err() {
+        println!("skipped: resize killed at any call: there is no strace");
+        return;
+    }
+    let dir = TestDir::new();
+    sample(&dir);
+    let data = dir.path("data");
+    let before = facts(&dir);
+    let (mut old, mut new, mut kills) = (0, 0, 0);
+    for call in calls {
+        for nth in 1.. {
+            assert!(nth < 100, "{call} never ends");
+            let size = fs::metadata(dir.ring_file()).unwrap().len() - DATA_OFFSET;
+            let wanted = if size == 2 << 20 { "4MiB" } else { "2MiB" };
+            let output = Command::new("strace")
+                .args(["-f", "-qq", "-o", "/dev/null", "-e"])
+                .arg(format!("trace={call}"))
+                .arg("-e")
+                .arg(format!("inject={call}:signal=SIGKILL:when={nth}"))
+                .arg(env!("CARGO_BIN_EXE_ringmx"))
+                .args(["ring", "resize", "--ring", &data, "--ring-size", wanted])
+                .output()
+                .unwrap();
+            let error = String::from_utf8_lossy(&output.stderr).into_owned();
+            if error.contains("ptrace") {
+                println!("skipped: resize killed at any call: {error}");
+                return;
+            }
+            let after = fs::metadata(dir.ring_file()).unwrap().len() - DATA_OFFSET;
+            // An opening that is killed leaves out numbers; a message has its own for ever.
+            let found = facts(&dir);
+            assert_eq!((&found.1, &found.2), (&before.1, &before.2), "{call} {nth}");
+            if output.status.success() {
+                assert_ne!(after, size, "{call} {nth}");
+                break;
+            }
+            kills += 1;
+            *if after == size { &mut old } else { &mut new } += 1;
+        }
+    }
+    bodies_are_right(&dir);
+    println!("{kills} kills, {old} left the ring of before, {new} that of after");
+    assert!(kills > 20 && old > 20 && new > 0, "{kills} {old} {new}");
 }

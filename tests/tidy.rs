@@ -33,7 +33,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ),
     (
         "rustls::",
-        &["src/tls", "loadgen/", "tests/"],
+        &["src/tls", "src/conformance/", "loadgen/", "tests/"],
         "one place speaks TLS",
     ),
     (

@@ -1,5 +1,6 @@
 //! The command line: arguments to plan, plan to run, run to report and exit code.
 
+use crate::ceiling::{self, Ceiling};
 use crate::compare;
 use crate::corpus::Corpus;
 use crate::formats;
@@ -65,8 +66,9 @@ smtp-loadgen: an SMTP load generator that says whether it was you or the target
   smtp-loadgen sweep TARGET --rates R,R,...    one run at each rate, one table
   smtp-loadgen ab --a TARGET --b TARGET  two targets in turns, ratio of each round
   smtp-loadgen compare A.json B.json     two reports, difference or none
-  smtp-loadgen report FILE [--format text|csv|prometheus|html]
-  smtp-loadgen report --schema           the JSON Schema of what --json writes
+  smtp-loadgen report FILE [--format text|csv|prometheus|html|hlog]
+  smtp-loadgen report --schema [NAME]    the JSON Schema of what --json writes: run, search, ab,
+                                         compare, verify or selftest [run]
   smtp-loadgen raw FILE [--from TIME] [--to TIME]
                                          counts and percentiles of what --raw wrote, or of a part
   smtp-loadgen profile show [NAME]       the named workloads and where their figures come from
@@ -141,14 +143,15 @@ Result
   --raw FILE                a line for each message: its planned start, its steps, what it got
   --json FILE               the report as JSON
   --html FILE               the report as one page with pictures
-  --ceiling R               what selftest reached here, to state the share of it that was used
+  --ceiling R|FILE          a rate, or what selftest --json wrote, to state the share of it that
+                            was used [what selftest kept on this machine]
   --fail-if EXPR            exit 1 when EXPR holds: p99>50ms, error_rate>0.1%, rate<9900,
                             unsent>0; repeat for more
   --quiet                   only the report
   --dry-run                 print plan and first message, send nothing
 
 find-max: --max-p99 TIME [50ms], --max-errors N% [0.1%], --start-rate R [1000]; --duration is
-  the length of a step [10s].  ab: --rounds N [5].  compare: --force despite different plans
+  the length of a step [10s].  ab: --rounds N [5].  compare: --force despite different plans, --json FILE
 
 sink: --eml DIR keeps messages; --lose, --duplicate, --corrupt, --reset, --defer, --reject,
   --shut N do that to every Nth message; --duration TIME ends it [1h]
@@ -418,14 +421,22 @@ pub struct Options {
     hostile: Vec<(usize, f64)>,
     corpus: Option<PathBuf>,
     proxy: Option<Proxy>,
-    ceiling: Option<f64>,
+    ceiling: Option<CeilingFrom>,
     fail_if: Vec<Threshold>,
     run_id: Option<u64>,
     rate: Option<f64>,
     poisson: bool,
     by_connection: bool,
-    /// What all this was read from, for the processes of a run.
-    arguments: Vec<std::ffi::OsString>,
+    /// The options that all this was read from, for the processes of a run.
+    arguments: Vec<String>,
+}
+
+/// Where the ceiling of this machine comes from.
+enum CeilingFrom {
+    /// Given as a rate.
+    Rate(f64),
+    /// A file that `selftest --json` wrote.
+    File(PathBuf),
 }
 
 /// One `--fail-if`.
@@ -645,9 +656,11 @@ impl Options {
             "tls-no-resumption" => self.tls.no_resumption = true,
             _ => {
                 let text = parser.value()?.string()?;
+                self.arguments.push(format!("--{flag}={text}"));
                 return self.valued(flag, &text);
             }
         }
+        self.arguments.push(format!("--{flag}"));
         Ok(())
     }
 
@@ -796,8 +809,14 @@ impl Options {
             "json" => self.json = Some(text.into()),
             "html" => self.html = Some(text.into()),
             "ceiling" => {
-                let ceiling = text.parse::<f64>().ok().filter(|ceiling| *ceiling > 0.0);
-                self.ceiling = Some(bad(ceiling, flag, text)?);
+                self.ceiling = Some(match text.parse::<f64>() {
+                    Ok(rate) => CeilingFrom::Rate(bad(
+                        Some(rate).filter(|rate| *rate > 0.0 && rate.is_finite()),
+                        flag,
+                        text,
+                    )?),
+                    Err(_) => CeilingFrom::File(text.into()),
+                });
             }
             "fail-if" => self.fail_if.push(bad(Threshold::parse(text), flag, text)?),
             _ => {
@@ -807,6 +826,33 @@ impl Options {
             }
         }
         Ok(())
+    }
+
+    /// Returns what one thread reaches with a workload like `plan`, if that is known.
+    ///
+    /// **Errors**: a file that was named is not what `selftest` wrote on this machine.
+    fn ceiling(&self, plan: &Plan) -> Result<Option<Ceiling>, Stop> {
+        match &self.ceiling {
+            Some(CeilingFrom::Rate(per_s)) => Ok(Some(Ceiling {
+                per_s: *per_s,
+                workload: None,
+                measured_unix_s: None,
+            })),
+            Some(CeilingFrom::File(path)) => {
+                let found = ceiling::read(path).and_then(|file| Ceiling::of(&file, plan));
+                found.map(Some).ok_or_else(|| {
+                    usage(format!(
+                        "--ceiling {}: neither a rate nor what `selftest --json` of this version \
+                         wrote on this machine",
+                        path.display()
+                    ))
+                })
+            }
+            None => {
+                let file = ceiling::place().and_then(|path| ceiling::read(&path));
+                Ok(file.and_then(|file| Ceiling::of(&file, plan)))
+            }
+        }
     }
 
     /// Fills in what depends on other arguments.
@@ -876,6 +922,8 @@ impl Options {
 
 /// A checked target, ready to be loaded any number of times.
 struct Prepared {
+    /// TARGET as given.
+    target: String,
     address: Address,
     greeting: probe::Greeting,
     security: Option<Security>,
@@ -958,6 +1006,7 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
         _ => None,
     };
     Ok(Prepared {
+        target: options.target.clone(),
         address,
         greeting,
         security,
@@ -994,7 +1043,21 @@ fn target(options: &Options, address: &Address, security: Option<Security>) -> A
     })
 }
 
-/// Runs this process's share of a run: `part INDEX COUNT ADDRESS RUN` and the arguments of the run.
+/// Arguments from which another process makes the same plan. A search has changed the options that it was given.
+fn part_arguments(options: &Options, target: &str, plan: &Plan) -> Vec<String> {
+    let mut arguments = vec![target.to_owned()];
+    arguments.extend_from_slice(&options.arguments);
+    arguments.push(format!("--sessions={}", plan.sessions));
+    arguments.push(format!("--warmup={}ns", plan.warmup_ns));
+    arguments.push(format!("--drain={}ns", plan.drain_ns));
+    arguments.extend(plan.duration_ns.map(|ns| format!("--duration={ns}ns")));
+    if let Mode::Open { rate, .. } = plan.mode {
+        arguments.push(format!("--rate={rate}"));
+    }
+    arguments
+}
+
+/// Runs this process's share of a run: the words of a `Part`, then the arguments of the run.
 fn part_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     let mut words = parser.raw_args()?;
     let part = Part::take(&mut words)
@@ -1002,6 +1065,12 @@ fn part_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     let arguments: Vec<std::ffi::OsString> = words.collect();
     let mut options = Options::parse(&mut lexopt::Parser::from_args(arguments))?;
     options.plan.run = part.run;
+    if options.plan.hash() != part.plan_hash {
+        return Err(Stop {
+            code: INVALID,
+            text: format!("part has another plan: {}", options.plan.text()),
+        });
+    }
     sys::raise_descriptor_limit();
     sys::catch_interrupts();
     let file = |path: &Path, error| usage(format!("{}: {error}", path.display()));
@@ -1047,7 +1116,7 @@ fn execute(
     let mut tick = |shared: &Shared, elapsed| display.tick(shared, elapsed);
     let done = if options.processes > 1 {
         let setting = processes::Setting {
-            arguments: &options.arguments,
+            arguments: &part_arguments(options, &prepared.target, plan),
             address: &prepared.address,
             processes: options.processes,
             threads: options.threads,
@@ -1105,7 +1174,7 @@ fn execute(
             .ledger
             .as_ref()
             .map(|path| path.display().to_string()),
-        ceiling: options.ceiling,
+        ceiling: options.ceiling(plan)?,
     };
     let mut report = report::run(&facts, &done.recorder, &verdict);
     if let Some(path) = &options.raw {
@@ -1124,9 +1193,7 @@ fn execute(
 }
 
 fn run_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
-    let arguments: Vec<std::ffi::OsString> = parser.raw_args()?.collect();
-    let mut options = Options::parse(&mut lexopt::Parser::from_args(arguments.clone()))?;
-    options.arguments = arguments;
+    let options = Options::parse(&mut parser)?;
     let prepared = prepare(&options, argv)?;
     if options.dry_run {
         return dry_run(&options);
@@ -1173,7 +1240,20 @@ fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
             Value(path) if file.is_none() => file = Some(PathBuf::from(path)),
             Long("format") => format = parser.value()?.string()?,
             Long("schema") => {
-                print!("{}", report::JSON_SCHEMA);
+                let name = match parser.optional_value() {
+                    Some(name) => name.string()?,
+                    None => match parser.next()? {
+                        Some(Value(name)) => name.string()?,
+                        None => "run".into(),
+                        Some(other) => return Err(other.unexpected().into()),
+                    },
+                };
+                let schema = report::JSON_SCHEMAS.iter().find(|known| known.0 == name);
+                let schema = schema.ok_or_else(|| {
+                    let names: Vec<_> = report::JSON_SCHEMAS.iter().map(|known| known.0).collect();
+                    usage(format!("no schema `{name}`: {}", names.join(", ")))
+                })?;
+                print!("{}", schema.1);
                 return Ok(OK);
             }
             other => return Err(other.unexpected().into()),
@@ -1185,10 +1265,12 @@ fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         "text" => report::text(&report),
         "csv" => formats::csv(&report),
         "prometheus" => formats::prometheus(&report),
+        "hlog" if report["schema"] == report::SCHEMA => formats::hlog(&report),
+        "hlog" => return Err(usage("hlog needs the report of a run")),
         "html" => html::page(&report),
         other => {
             return Err(usage(format!(
-                "no format `{other}`: text, csv, prometheus or html"
+                "no format `{other}`: text, csv, prometheus, html or hlog"
             )));
         }
     };
@@ -1219,19 +1301,23 @@ fn raw_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
 }
 
 fn compare_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
-    let (mut files, mut force) = (Vec::new(), false);
+    let (mut files, mut force, mut json) = (Vec::new(), false, None);
     while let Some(argument) = parser.next()? {
         match argument {
             Value(path) if files.len() < 2 => files.push(PathBuf::from(path)),
             Long("force") => force = true,
+            Long("json") => json = Some(PathBuf::from(parser.value()?)),
             other => return Err(other.unexpected().into()),
         }
     }
     let [a, b] = &files[..] else {
         return Err(usage("compare needs two report files"));
     };
-    let text = compare::text(&read_report(a)?, &read_report(b)?, force).map_err(usage)?;
-    print!("{text}");
+    let answer = compare::document(&read_report(a)?, &read_report(b)?, force).map_err(usage)?;
+    print!("{}", compare::text(&answer));
+    if let Some(path) = json {
+        write_json(&path, &answer)?;
+    }
     Ok(OK)
 }
 
@@ -1311,9 +1397,6 @@ impl SearchOptions {
         if options.raw.is_some() {
             return Err(usage("--raw describes one run; use it with run"));
         }
-        if options.processes > 1 {
-            return Err(usage("--processes goes with run; here use --threads"));
-        }
         Ok(search)
     }
 }
@@ -1335,6 +1418,14 @@ fn step(
     plan.run = rng::mix(plan.run ^ number);
     let (report, verdict, interrupted) = execute(options, prepared, &plan)?;
     Ok((report, verdict.state, interrupted))
+}
+
+/// The share of the ceiling that `rate` is, for the report of a search.
+fn search_generator(options: &Options, rate: f64) -> Result<Value, Stop> {
+    let ceiling = options.ceiling(&options.plan)?;
+    Ok(serde_json::json!({
+        "ceiling": ceiling.map(|ceiling| ceiling.json(rate, options.threads * options.processes)),
+    }))
 }
 
 fn find_max_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
@@ -1372,12 +1463,13 @@ fn find_max_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8,
         Ok(step)
     };
     let found = search::find_max(search.start.unwrap_or(1000.0), &mut ask)?;
-    let report = search::report(
+    let mut report = search::report(
         &found,
         &limits,
         &prepared.address.to_string(),
         &options.plan,
     );
+    report["generator"] = search_generator(&options, found.rate)?;
     print!("{}", search::text(&report));
     write_reports(&options, &report)?;
     Ok(if found.rate > 0.0 { OK } else { INVALID })
@@ -1411,12 +1503,13 @@ fn sweep_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, St
         }
     }
     let found = search::Found::of_sweep(steps);
-    let report = search::report(
+    let mut report = search::report(
         &found,
         &limits,
         &prepared.address.to_string(),
         &options.plan,
     );
+    report["generator"] = search_generator(&options, found.rate)?;
     print!("{}", search::text(&report));
     write_reports(&options, &report)?;
     Ok(OK)
@@ -1455,7 +1548,11 @@ fn ab_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop>
         } else {
             (report_one, report_two)
         };
-        let round_row = compare::Round::new(&ra, &rb);
+        let mut states = (verdict_one.state, verdict_two.state);
+        if flip {
+            states = (states.1, states.0);
+        }
+        let round_row = compare::Round::new(&ra, &rb, states);
         println!("{}", round_row.line(round + 1));
         for verdict in [verdict_one, verdict_two] {
             if verdict.state != State::Valid {
@@ -1473,7 +1570,7 @@ fn ab_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop>
     }
     print!("{}", compare::rounds_text(&rounds));
     if let Some(path) = &options.json {
-        write_json(path, &compare::rounds_json(&a, &b, &rounds))?;
+        write_json(path, &compare::rounds_json(&a, &b, &options.plan, &rounds))?;
     }
     Ok(OK)
 }
@@ -1617,6 +1714,7 @@ fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         };
         *place = parser.value()?.parse()?;
     }
+    sys::raise_descriptor_limit();
     let sink = Running::bind(&address, faults, store)
         .map_err(|error| usage(format!("sink {address}: {error}")))?;
     println!("sink listens on {}", sink.address);
@@ -1638,46 +1736,28 @@ fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     Ok(OK)
 }
 
-/// The workloads of `selftest`: name, sessions, plan.
+/// The workloads of `selftest`.
 pub fn selftest_plans() -> Vec<(&'static str, Plan)> {
     let base = Plan {
         run: 1,
         sessions: 64,
         ..default_plan()
     };
-    let mut plans = vec![
-        (
-            "kept, lock-step, 1 KiB",
-            Plan {
-                pipelining: Pipelining::Off,
-                ..base.clone()
-            },
-        ),
-        ("kept, pipelined, 1 KiB", base.clone()),
-        (
-            "kept, pipelined BDAT, 1 KiB",
-            Plan {
-                chunking: true,
-                ..base.clone()
-            },
-        ),
-        (
-            "connection per message, 1 KiB",
-            Plan {
-                per_connection: Count::Fixed(1),
-                ..base.clone()
-            },
-        ),
-        (
-            "kept, pipelined, 1 MiB",
-            Plan {
-                sizes: Sizes::Fixed(1 << 20),
-                ..base
-            },
-        ),
-    ];
-    plans[4].1.sessions = 16;
-    plans
+    let plans = ceiling::Workload::ALL.iter().map(|workload| {
+        let mut plan = base.clone();
+        match workload {
+            ceiling::Workload::LockStep => plan.pipelining = Pipelining::Off,
+            ceiling::Workload::Pipelined => {}
+            ceiling::Workload::Chunked => plan.chunking = true,
+            ceiling::Workload::PerConnection => plan.per_connection = Count::Fixed(1),
+            ceiling::Workload::Large => {
+                plan.sizes = Sizes::Fixed(1 << 20);
+                plan.sessions = 16;
+            }
+        }
+        (workload.name(), plan)
+    });
+    plans.collect()
 }
 
 fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
@@ -1738,9 +1818,18 @@ fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         }
     }
     println!("the sink runs in this process on a thread of its own; one generator thread");
+    let document = ceiling::document(rows);
+    if let Some(path) = ceiling::place() {
+        match ceiling::keep(&path, &document) {
+            Ok(()) => println!(
+                "kept in {}; reports state the share of it that was used",
+                path.display()
+            ),
+            Err(error) => eprintln!("not kept: {}: {error}", path.display()),
+        }
+    }
     if let Some(path) = json {
-        let value = serde_json::json!({ "schema": "smtp-loadgen/selftest/1", "rows": rows });
-        write_json(&path, &value)?;
+        write_json(&path, &document)?;
     }
     Ok(OK)
 }

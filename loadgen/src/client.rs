@@ -462,6 +462,8 @@ pub struct Client {
     body_ns: u64,
     /// The message in hand and how much of it was queued, when it goes in several chunks.
     chunked: (Vec<u8>, usize),
+    /// The phase in which it asked to be closed.
+    closed_in: Phase,
     /// First recipient of the message in hand: rendered once, said in RCPT and in the message.
     recipient: Short,
     /// Raised with each reply; the owner's timers look at it.
@@ -503,6 +505,7 @@ impl Default for Client {
             data_end_ns: 0,
             body_ns: 0,
             chunked: (Vec::new(), 0),
+            closed_in: Phase::Quit,
             recipient: Short {
                 len: 0,
                 text: [0; 63],
@@ -579,7 +582,8 @@ impl Client {
             State::Final if self.data_end_ns == 0 => Phase::Body,
             State::Final => Phase::EndOfData,
             State::Rset => Phase::Rset,
-            State::Quit | State::Closing(_) => Phase::Quit,
+            State::Quit => Phase::Quit,
+            State::Closing(_) => self.closed_in,
         }
     }
 
@@ -723,6 +727,8 @@ impl Client {
         self.finish(Outcome::Failed(phase, fault), b"", now, events);
         self.out.clear();
         self.close(Close::Fault(fault));
+        // The end of the transaction has forgotten how far it was.
+        self.closed_in = phase;
     }
 
     fn note(&mut self, set: impl FnOnce(&mut Steps)) {
@@ -732,6 +738,7 @@ impl Client {
     }
 
     fn close(&mut self, reason: Close) {
+        self.closed_in = self.phase();
         self.state = State::Closing(reason);
     }
 

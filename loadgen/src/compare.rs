@@ -5,9 +5,11 @@
 //! resamples of whole seconds. Both at 95 %; when the interval holds "equal", the answer is "no
 //! difference". Does not: see anything slower than the runs are long.
 
+use crate::plan::Plan;
 use crate::recorder::{CELLS, cell_end};
 use crate::report::{grouped, time};
 use crate::rng::Rng;
+use crate::verdict::State;
 use serde_json::{Value, json};
 
 const RESAMPLES: usize = 500;
@@ -96,10 +98,13 @@ fn verdict(low: f64, high: f64) -> &'static str {
     }
 }
 
+/// Version of the JSON of `compare`.
+pub const SCHEMA: &str = "smtp-loadgen/compare/1";
+
 /// Compares two reports. `force` allows different plans.
 ///
 /// **Errors**: the plans differ, a run is not VALID, or a run is too short to tell anything.
-pub fn text(a: &Value, b: &Value, force: bool) -> Result<String, String> {
+pub fn document(a: &Value, b: &Value, force: bool) -> Result<Value, String> {
     let (plan_a, plan_b) = (&a["config"]["plan_hash"], &b["config"]["plan_hash"]);
     if plan_a != plan_b && !force {
         return Err(format!(
@@ -128,19 +133,11 @@ pub fn text(a: &Value, b: &Value, force: bool) -> Result<String, String> {
     let half = student(freedom) * error;
     let ratio = |difference: f64| 1.0 + difference / mean_a.max(f64::MIN_POSITIVE);
     let (low, high) = (ratio(mean_b - mean_a - half), ratio(mean_b - mean_a + half));
-    let mut text = format!(
-        "{:<12} {:>12} {:>12} {:>8}  {:<17} answer\n",
-        "", "A", "B", "B / A", "95 % interval"
-    );
-    text.push_str(&format!(
-        "{:<12} {:>12} {:>12} {:>8.3}  {low:.3} to {high:.3}    {}\n",
-        "msg/s",
-        grouped(mean_a),
-        grouped(mean_b),
-        ratio(mean_b - mean_a),
-        verdict(low, high)
-    ));
-    for (share, name) in [(0.5, "p50"), (0.9, "p90"), (0.99, "p99")] {
+    let mut rows = vec![json!({
+        "name": "accepted_per_s", "a": mean_a, "b": mean_b, "ratio": ratio(mean_b - mean_a),
+        "low": low, "high": high, "answer": verdict(low, high),
+    })];
+    for (share, name) in [(0.5, "p50_ns"), (0.9, "p90_ns"), (0.99, "p99_ns")] {
         let whole =
             |seconds: &[Second]| quantile(seconds, &(0..seconds.len()).collect::<Vec<_>>(), share);
         let (value_a, value_b) = (whole(&seconds_a), whole(&seconds_b));
@@ -164,20 +161,50 @@ pub fn text(a: &Value, b: &Value, force: bool) -> Result<String, String> {
             ratios[RESAMPLES / 40],
             ratios[RESAMPLES - 1 - RESAMPLES / 40],
         );
+        rows.push(json!({
+            "name": name, "a": value_a as u64, "b": value_b as u64, "ratio": value_b / value_a,
+            "low": low, "high": high, "answer": verdict(low, high),
+        }));
+    }
+    Ok(json!({
+        "schema": SCHEMA,
+        "plan_hash": { "a": plan_a, "b": plan_b },
+        "verdict": { "a": a["verdict"]["state"], "b": b["verdict"]["state"] },
+        "seconds": { "a": seconds_a.len(), "b": seconds_b.len() },
+        "forced": force,
+        "rows": rows,
+    }))
+}
+
+/// Renders what `document` found.
+pub fn text(answer: &Value) -> String {
+    let mut text = format!(
+        "{:<12} {:>12} {:>12} {:>8}  {:<17} answer\n",
+        "", "A", "B", "B / A", "95 % interval"
+    );
+    for row in answer["rows"].as_array().into_iter().flatten() {
+        let name = row["name"].as_str().unwrap_or("");
+        let number = |key: &str| row[key].as_f64().unwrap_or(0.0);
+        let (title, value): (_, fn(f64) -> String) = match name.strip_suffix("_ns") {
+            Some(title) => (title, |ns| time(ns as u64)),
+            None => ("msg/s", grouped),
+        };
         text.push_str(&format!(
-            "{name:<12} {:>12} {:>12} {:>8.3}  {low:.3} to {high:.3}    {}\n",
-            time(value_a as u64),
-            time(value_b as u64),
-            value_b / value_a,
-            verdict(low, high)
+            "{title:<12} {:>12} {:>12} {:>8.3}  {:.3} to {:.3}    {}\n",
+            value(number("a")),
+            value(number("b")),
+            number("ratio"),
+            number("low"),
+            number("high"),
+            row["answer"].as_str().unwrap_or("")
         ));
     }
+    let seconds = &answer["seconds"];
     text.push_str(&format!(
         "from {} and {} full seconds\n",
-        seconds_a.len(),
-        seconds_b.len()
+        seconds["a"], seconds["b"]
     ));
-    Ok(text)
+    text
 }
 
 /// One round of `ab`.
@@ -187,11 +214,12 @@ pub struct Round {
     b: f64,
     p99_a: f64,
     p99_b: f64,
+    states: (&'static str, &'static str),
 }
 
 impl Round {
-    /// Takes what it needs from two reports.
-    pub fn new(a: &Value, b: &Value) -> Self {
+    /// Takes what it needs from two reports and their verdicts.
+    pub fn new(a: &Value, b: &Value, states: (State, State)) -> Self {
         let rate = |report: &Value| report["totals"]["accepted_per_s"].as_f64().unwrap_or(0.0);
         let p99 = |report: &Value| {
             let table = &report["latency"]["response"];
@@ -207,6 +235,7 @@ impl Round {
             b: rate(b),
             p99_a: p99(a),
             p99_b: p99(b),
+            states: (states.0.name(), states.1.name()),
         }
     }
 
@@ -258,16 +287,22 @@ pub fn rounds_text(rounds: &[Round]) -> String {
 }
 
 /// The rounds as JSON.
-pub fn rounds_json(a: &str, b: &str, rounds: &[Round]) -> Value {
+pub fn rounds_json(a: &str, b: &str, plan: &Plan, rounds: &[Round]) -> Value {
     let (low, middle, high) = spread(rounds);
     json!({
         "schema": "smtp-loadgen/ab/1",
         "a": a,
         "b": b,
+        "config": {
+            "plan": plan.text(),
+            "plan_hash": format!("{:016x}", plan.hash()),
+            "seed": plan.seed,
+        },
         "ratio": { "min": low, "median": middle, "max": high },
         "rounds": rounds.iter().map(|round| json!({
             "a_per_s": round.a, "b_per_s": round.b,
             "a_p99_ns": round.p99_a as u64, "b_p99_ns": round.p99_b as u64,
+            "a_verdict": round.states.0, "b_verdict": round.states.1,
         })).collect::<Vec<_>>(),
     })
 }
@@ -275,6 +310,10 @@ pub fn rounds_json(a: &str, b: &str, rounds: &[Round]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn told(a: &Value, b: &Value, force: bool) -> Result<String, String> {
+        document(a, b, force).map(|answer| text(&answer))
+    }
 
     fn report(mean: f64, noise: f64, seed: u64, cell: u64) -> Value {
         let mut rng = Rng::keyed(seed, 0, 0);
@@ -295,9 +334,9 @@ mod tests {
     #[test]
     fn equal_runs_show_no_difference_and_unequal_ones_do() {
         let a = report(1000.0, 30.0, 1, 50);
-        let same = text(&a, &report(1000.0, 30.0, 2, 50), false).unwrap();
+        let same = told(&a, &report(1000.0, 30.0, 2, 50), false).unwrap();
         assert_eq!(same.matches("no difference").count(), 4, "{same}");
-        let better = text(&a, &report(1200.0, 30.0, 2, 40), false).unwrap();
+        let better = told(&a, &report(1200.0, 30.0, 2, 40), false).unwrap();
         assert!(
             better.lines().nth(1).unwrap().ends_with("B is higher"),
             "{better}"
@@ -313,10 +352,10 @@ mod tests {
         let a = report(1000.0, 30.0, 1, 50);
         let mut b = report(1000.0, 30.0, 2, 50);
         b["config"]["plan_hash"] = "2".into();
-        assert!(text(&a, &b, false).unwrap_err().contains("different plans"));
-        assert!(text(&a, &b, true).is_ok());
+        assert!(told(&a, &b, false).unwrap_err().contains("different plans"));
+        assert!(told(&a, &b, true).is_ok());
         let mut b = report(1000.0, 30.0, 2, 50);
         b["verdict"]["state"] = "INVALID".into();
-        assert!(text(&a, &b, false).unwrap_err().contains("INVALID"));
+        assert!(told(&a, &b, false).unwrap_err().contains("INVALID"));
     }
 }

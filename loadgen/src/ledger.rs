@@ -7,6 +7,7 @@
 //!
 //! Line: `250 RUN SEQ LEN HASH NS TEXT`, run and hash in hexadecimal, NS since the run's start.
 
+use crate::corpus::named;
 use crate::message::Stamp;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -18,6 +19,8 @@ pub struct Ledger {
     /// Opened for append: concurrent writes of whole lines do not mix.
     file: Arc<File>,
     buf: Vec<u8>,
+    /// For errors.
+    path: Arc<Path>,
 }
 
 impl Ledger {
@@ -42,6 +45,7 @@ impl Ledger {
         file.write_all(format!("{end}# smtp-loadgen ledger 1 {heading}\n").as_bytes())?;
         Ok(Self {
             file: Arc::new(file),
+            path: path.into(),
             buf: Vec::with_capacity(64 << 10),
         })
     }
@@ -52,6 +56,7 @@ impl Ledger {
     pub fn join(path: &Path) -> io::Result<Self> {
         Ok(Self {
             file: Arc::new(OpenOptions::new().append(true).open(path)?),
+            path: path.into(),
             buf: Vec::with_capacity(64 << 10),
         })
     }
@@ -60,6 +65,7 @@ impl Ledger {
     pub fn share(&self) -> Self {
         Self {
             file: self.file.clone(),
+            path: self.path.clone(),
             buf: Vec::with_capacity(64 << 10),
         }
     }
@@ -88,7 +94,7 @@ impl Ledger {
         }
         let done = (&*self.file).write_all(&self.buf);
         self.buf.clear();
-        done
+        done.map_err(|error| named(error, &self.path))
     }
 }
 

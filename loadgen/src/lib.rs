@@ -5,6 +5,7 @@
 //! faults.
 
 pub mod base64;
+pub mod ceiling;
 pub mod cli;
 pub mod client;
 pub mod compare;

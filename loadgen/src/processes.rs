@@ -84,6 +84,8 @@ pub struct Part {
     pub address: String,
     /// The run id.
     pub run: u64,
+    /// What the hash of its plan must be, so that a process that understood something else can't go unnoticed.
+    pub plan_hash: u64,
 }
 
 impl Part {
@@ -91,22 +93,25 @@ impl Part {
     pub fn take(words: &mut impl Iterator<Item = OsString>) -> Option<Self> {
         let mut word = || words.next()?.into_string().ok();
         let (index, count) = (word()?.parse().ok()?, word()?.parse().ok()?);
-        let (address, run) = (word()?, u64::from_str_radix(&word()?, 16).ok()?);
+        let address = word()?;
+        let mut number = || u64::from_str_radix(&word()?, 16).ok();
+        let (run, plan_hash) = (number()?, number()?);
         (index < count && count <= PROCESSES_MAX).then_some(Self {
             index,
             count,
             address,
             run,
+            plan_hash,
         })
     }
 
-    fn words(&self) -> [String; 4] {
-        let run = format!("{:016x}", self.run);
+    fn words(&self) -> [String; 5] {
         [
             self.index.to_string(),
             self.count.to_string(),
             self.address.clone(),
-            run,
+            format!("{:016x}", self.run),
+            format!("{:016x}", self.plan_hash),
         ]
     }
 }
@@ -225,8 +230,8 @@ enum Said {
 
 /// How a run is divided.
 pub struct Setting<'a> {
-    /// Arguments behind the name of the command, as they were given.
-    pub arguments: &'a [OsString],
+    /// TARGET and the options from which each process makes the plan again.
+    pub arguments: &'a [String],
     /// The target.
     pub address: &'a Address,
     /// Processes, 2 or more.
@@ -255,6 +260,7 @@ pub fn run(
             count: setting.processes,
             address: setting.address.to_string(),
             run: plan.run,
+            plan_hash: plan.hash(),
         };
         let member = Member::start(&part, setting.arguments, open, &send)?;
         crew.members.push(member);
@@ -311,7 +317,7 @@ struct Member {
 impl Member {
     fn start(
         part: &Part,
-        arguments: &[OsString],
+        arguments: &[String],
         open: bool,
         send: &Sender<(usize, Said)>,
     ) -> io::Result<Self> {

@@ -14,6 +14,7 @@
 //! code, a fault as the report names it, `unfinished` or `unsent`; PHASE is where it ended.
 
 use crate::client::{Finished, Outcome, Steps};
+use crate::corpus::named;
 use crate::recorder::{HIGHEST_NS, histogram};
 use hdrhistogram::Histogram;
 use std::fs::File;
@@ -32,6 +33,8 @@ pub struct RawLog {
     /// Opened for append: concurrent writes of whole lines do not mix.
     file: Arc<File>,
     buf: Vec<u8>,
+    /// For errors.
+    path: Arc<Path>,
     /// Lines asked for so far, by all.
     asked: Arc<AtomicU64>,
     lines_max: u64,
@@ -52,6 +55,7 @@ impl RawLog {
         file.write_all(format!("# smtp-loadgen raw 1 {heading}\n").as_bytes())?;
         Ok(Self {
             file: Arc::new(file),
+            path: path.into(),
             buf: Vec::with_capacity(64 << 10),
             asked: Arc::default(),
             lines_max,
@@ -65,6 +69,7 @@ impl RawLog {
     pub fn join(path: &Path, writers: u64) -> io::Result<Self> {
         Ok(Self {
             file: Arc::new(File::options().append(true).open(path)?),
+            path: path.into(),
             buf: Vec::with_capacity(64 << 10),
             asked: Arc::default(),
             lines_max: LINES_MAX / writers.max(1),
@@ -75,6 +80,7 @@ impl RawLog {
     pub fn share(&self) -> Self {
         Self {
             file: self.file.clone(),
+            path: self.path.clone(),
             buf: Vec::with_capacity(64 << 10),
             asked: self.asked.clone(),
             lines_max: self.lines_max,
@@ -153,7 +159,7 @@ impl RawLog {
         }
         let done = (&*self.file).write_all(&self.buf);
         self.buf.clear();
-        done
+        done.map_err(|error| named(error, &self.path))
     }
 }
 

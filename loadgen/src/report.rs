@@ -3,6 +3,7 @@
 //! Promises: the text shows nothing that is not in the JSON; times are whole ns under names that
 //! end in `_ns`; a percentile is absent when fewer than ten messages lie above it.
 
+use crate::ceiling::{self, Ceiling};
 use crate::client::Phase;
 use crate::hdr;
 use crate::plan::{Mode, Plan};
@@ -18,8 +19,27 @@ use std::fmt::Write;
 /// Version of the JSON.
 pub const SCHEMA: &str = "smtp-loadgen/run/1";
 
-/// JSON Schema (2020-12) of such a report.
-pub const JSON_SCHEMA: &str = include_str!("../../docs/loadgen.schema.json");
+/// JSON Schemas (2020-12) of everything that is written as JSON, by name.
+pub const JSON_SCHEMAS: [(&str, &str); 6] = [
+    ("run", include_str!("../../docs/loadgen.schema.json")),
+    (
+        "search",
+        include_str!("../../docs/loadgen.search.schema.json"),
+    ),
+    ("ab", include_str!("../../docs/loadgen.ab.schema.json")),
+    (
+        "compare",
+        include_str!("../../docs/loadgen.compare.schema.json"),
+    ),
+    (
+        "verify",
+        include_str!("../../docs/loadgen.verify.schema.json"),
+    ),
+    (
+        "selftest",
+        include_str!("../../docs/loadgen.selftest.schema.json"),
+    ),
+];
 
 /// What surrounds a run.
 pub struct Facts<'a> {
@@ -43,8 +63,8 @@ pub struct Facts<'a> {
     pub interrupted: bool,
     /// Whether a ledger was written.
     pub ledger: Option<String>,
-    /// Messages a second this machine reached in `selftest`, if known.
-    pub ceiling: Option<f64>,
+    /// What one thread of this program reached here, if known.
+    pub ceiling: Option<Ceiling>,
 }
 
 /// The percentiles of every latency table.
@@ -280,8 +300,8 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
             "resident_per_session_bytes":
                 sum(|process| process.resident_grown) / sum(|process| process.sessions).max(1),
             "congestion_control": recorder.congestion,
-            "ceiling_per_s": facts.ceiling,
-            "ceiling_share": facts.ceiling.map(|ceiling| accepted_per_s / ceiling),
+            "ceiling": facts.ceiling.as_ref()
+                .map(|ceiling| ceiling.json(accepted_per_s, recorder.loads.len())),
         },
         "thresholds": [],
         "interrupted": facts.interrupted,
@@ -369,6 +389,29 @@ pub fn raw_text(summary: &Summary) -> String {
         let _ = writeln!(text, "Unreadable  {} lines", summary.torn);
     }
     text
+}
+
+/// States the share of this machine's ceiling that was used.
+pub fn ceiling_text(ceiling: &Value) -> String {
+    let Some(share) = ceiling["share"].as_f64() else {
+        return "not known here: run smtp-loadgen selftest once".into();
+    };
+    let rate = grouped(ceiling["per_s"].as_f64().unwrap_or(0.0));
+    let threads = match ceiling["threads"].as_u64() {
+        Some(threads) if threads > 1 => format!(" for each of {threads} threads"),
+        _ => String::new(),
+    };
+    let origin = match (
+        ceiling["workload"].as_str(),
+        ceiling["measured_unix_s"].as_u64(),
+    ) {
+        (Some(workload), Some(at)) => format!("selftest of {}, {workload}", ceiling::date(at)),
+        _ => "as given".into(),
+    };
+    format!(
+        "{:.0} % of the {rate} msg/s this generator reaches here{threads} ({origin})",
+        share * 100.0
+    )
 }
 
 /// Renders a run's JSON as text.
@@ -564,7 +607,7 @@ pub fn text(report: &Value) -> String {
     let _ = writeln!(
         text,
         "\nGenerator   cpu {:.0} % of a core, with waiting {:.0} %, in the busiest of {} thread(s){}; \
-         resident {}{}{}{}",
+         resident {}{}{}\nCeiling     {}",
         generator["cpu_share"].as_f64().unwrap_or(0.0) * 100.0,
         generator["cpu_wanted_share"].as_f64().unwrap_or(0.0) * 100.0,
         generator["threads"].as_array().map_or(0, Vec::len),
@@ -584,12 +627,7 @@ pub fn text(report: &Value) -> String {
         generator["congestion_control"]
             .as_str()
             .map_or(String::new(), |name| format!("; congestion control {name}")),
-        generator["ceiling_share"]
-            .as_f64()
-            .map_or(String::new(), |share| format!(
-                "; {:.0} % of its ceiling here",
-                share * 100.0
-            )),
+        ceiling_text(&generator["ceiling"]),
     );
     let _ = writeln!(
         text,

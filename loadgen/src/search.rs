@@ -7,7 +7,7 @@
 //! part of the response time and can only make the target look worse.
 
 use crate::plan::Plan;
-use crate::report::{grouped, time};
+use crate::report::{ceiling_text, grouped, time};
 use crate::verdict::State;
 use serde_json::{Value, json};
 
@@ -253,6 +253,7 @@ pub fn report(found: &Found, limits: &Limits, target: &str, plan: &Plan) -> Valu
         "config": { "plan": plan.text(), "seed": plan.seed },
         "steps": found.steps.iter().map(Step::json).collect::<Vec<_>>(),
         "totals": { "accepted_per_s": found.rate },
+        "generator": { "ceiling": null },
         "verdict": { "state": state, "reasons": [reason] },
     })
 }
@@ -292,6 +293,8 @@ pub fn text(report: &Value) -> String {
             if step["pass"] == true { ", passed" } else { "" },
         ));
     }
+    let ceiling = &report["generator"]["ceiling"];
+    text.push_str(&format!("\nCeiling     {}\n", ceiling_text(ceiling)));
     text
 }
 

@@ -252,6 +252,68 @@ fn no_process_outlives_its_parent() {
 }
 
 #[test]
+fn searches_and_comparisons_run_in_several_processes_too() {
+    let place = Place::new("search-processes");
+    let sink = Running::start(Faults::default(), None).unwrap();
+    let (target, report) = (sink.address.to_string(), place.at("report.json"));
+    let split = ["--processes", "2", "--sessions", "4", "--quiet"];
+    let sweep = [
+        "sweep",
+        &target,
+        "--rates",
+        "200.5,400",
+        "--duration",
+        "1s",
+        "--warmup",
+        "50ms",
+    ];
+    let output = command(&sweep)
+        .args(split)
+        .args(["--json", &report])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let steps = json(&report)["steps"].as_array().unwrap().clone();
+    let rates: Vec<f64> = steps
+        .iter()
+        .map(|step| step["offered_per_s"].as_f64().unwrap())
+        .collect();
+    assert_eq!(rates, [200.5, 400.0]);
+    for step in &steps {
+        assert_ne!(step["verdict"], "INVALID", "{step}");
+    }
+    let ab = [
+        "ab",
+        "--a",
+        &target,
+        "--b",
+        &target,
+        "--rounds",
+        "2",
+        "--messages",
+        "50",
+    ];
+    let before = sink.seen.messages.load(Ordering::Relaxed);
+    let output = command(&ab).args(split).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(sink.seen.messages.load(Ordering::Relaxed) - before, 200);
+    sink.stop().unwrap();
+}
+
+#[test]
+fn a_process_that_makes_another_plan_does_not_run() {
+    // Symptom it guards against: one half of a run offering something else than the report says.
+    let output = command(&["part", "0", "2", "127.0.0.1:9", "1", "1", "127.0.0.1:9"]).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.starts_with("smtp-loadgen: part has another plan: seed=1 "),
+        "{said}"
+    );
+}
+
+#[test]
 fn what_can_t_be_divided_is_refused_with_its_reason() {
     for (arguments, reason) in [
         (
@@ -263,11 +325,7 @@ fn what_can_t_be_divided_is_refused_with_its_reason() {
             "--processes: `257` is not understood",
         ),
         (
-            &["find-max", "127.0.0.1:9", "--processes", "2"],
-            "--processes goes with run; here use --threads",
-        ),
-        (
-            &["part", "2", "2", "127.0.0.1:9", "0"],
+            &["part", "2", "2", "127.0.0.1:9", "0", "0"],
             "part is started by run --processes, never by hand",
         ),
     ] {

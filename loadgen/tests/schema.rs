@@ -174,3 +174,123 @@ fn reports_of_every_kind_of_run_fit_the_published_schema() {
         [" has no \"window\"", "/extra is not described"]
     );
 }
+
+#[test]
+fn documents_of_every_other_command_fit_their_published_schemas() {
+    let place = std::env::temp_dir().join(format!("loadgen-schemas-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&place);
+    std::fs::create_dir_all(place.join("store")).unwrap();
+    let at = |name: &str| place.join(name).display().to_string();
+    let sink = Running::start(Faults::default(), Some(place.join("store"))).unwrap();
+    let target = sink.address.to_string();
+    let (a, b, out, ledger) = (at("a.json"), at("b.json"), at("out.json"), at("ledger"));
+    let open = ["--rate", "40", "--duration", "5s", "--quiet", "--json"];
+    for file in [&a, &b] {
+        program(&[&["run", &target, "--ledger", &ledger][..], &open, &[file]].concat());
+    }
+    let short = ["--duration", "200ms", "--quiet", "--json", &out];
+    let cache = at("cache");
+    let of = |name: &str| -> Value {
+        serde_json::from_slice(&program(&["report", "--schema", name])).unwrap()
+    };
+    for (name, arguments) in [
+        (
+            "search",
+            [&["sweep", &target, "--rates", "50,100"][..], &short].concat(),
+        ),
+        (
+            "ab",
+            [
+                &["ab", "--a", &target, "--b", &target, "--rounds", "2"][..],
+                &short,
+            ]
+            .concat(),
+        ),
+        (
+            "compare",
+            vec!["compare", &a, &b, "--force", "--json", &out],
+        ),
+        (
+            "verify",
+            vec![
+                "verify",
+                "--ledger",
+                &ledger,
+                "--eml",
+                &at("store"),
+                "--json",
+                &out,
+            ],
+        ),
+        (
+            "selftest",
+            vec!["selftest", "--duration", "100ms", "--json", &out],
+        ),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
+            .args(&arguments)
+            .env("XDG_CACHE_HOME", &cache)
+            .output()
+            .unwrap();
+        let said = std::fs::read(&out).unwrap_or_else(|error| panic!("{name}: {error} {output:?}"));
+        std::fs::remove_file(&out).unwrap();
+        let document: Value = serde_json::from_slice(&said).unwrap();
+        assert_eq!(document["schema"], format!("smtp-loadgen/{name}/1"));
+        let schema = of(name);
+        assert_eq!(
+            faults_of(&document, &schema),
+            Vec::<String>::new(),
+            "{name}: {document:#}"
+        );
+        // The schema can tell: each document without its `schema`, and with a stranger in it.
+        let mut harmed = document;
+        harmed.as_object_mut().unwrap().remove("schema");
+        harmed["extra"] = 1.into();
+        assert_eq!(
+            faults_of(&harmed, &schema),
+            [" has no \"schema\"", "/extra is not described"],
+            "{name}"
+        );
+    }
+    // What selftest kept is stated by the next report, and its share is that of the rate.
+    let next = [
+        &["run", &target, "--messages", "500", "--quiet", "--json"][..],
+        &[&out],
+    ]
+    .concat();
+    let ceiling = |more: &[&str]| -> Value {
+        let output = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
+            .args(&next)
+            .args(more)
+            .env("XDG_CACHE_HOME", &cache)
+            .output()
+            .unwrap();
+        let report: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+        assert_eq!(faults_of(&report, &of("run")), Vec::<String>::new());
+        let ceiling = report["generator"]["ceiling"].clone();
+        let share = report["totals"]["accepted_per_s"].as_f64().unwrap()
+            / ceiling["per_s"].as_f64().unwrap();
+        assert!((ceiling["share"].as_f64().unwrap() / share - 1.0).abs() < 1e-9);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("Ceiling"))
+            .unwrap()
+            .to_owned();
+        assert!(
+            line.contains(" msg/s this generator reaches here"),
+            "{line}"
+        );
+        ceiling
+    };
+    let kept = ceiling(&[]);
+    assert_eq!(kept["workload"], "kept, pipelined, 1 KiB");
+    assert!(kept["measured_unix_s"].as_u64().unwrap() > 1_700_000_000);
+    let given = ceiling(&["--ceiling", "12345"]);
+    assert_eq!(
+        (&given["per_s"], &given["workload"]),
+        (&12345.0.into(), &Value::Null)
+    );
+    sink.stop().unwrap();
+    std::fs::remove_dir_all(&place).unwrap();
+}

@@ -336,7 +336,16 @@ fn a_stall_that_outlasts_the_run_is_in_its_latencies() {
         };
         let sink = Running::start(faults, None).unwrap();
         let (target, report) = (sink.address.to_string(), place.at("run.json"));
-        let fixed = ["run", &target, "--duration", "2s", "--json", &report];
+        // Envelope and message leave in one write, so that what is in flight waits for its last reply.
+        let fixed = [
+            "run",
+            &target,
+            "--duration",
+            "2s",
+            "--json",
+            &report,
+            "--chunking",
+        ];
         program(&[&fixed[..], &["--quiet"], more].concat());
         let report = json(&report);
         let [attempted, accepted, ..] = totals(&report);

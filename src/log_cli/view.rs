@@ -15,6 +15,7 @@ use crate::limits::RECORD_HEADER_BYTES;
 use crate::ringlog::consumer::{Step, Walk};
 use crate::ringlog::format::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, SuperblockError};
 use crate::ringlog::reader::{PIECE_BYTES, Reader, Source, Window};
+use crate::ringlog::writer::CHECKPOINT_BYTES;
 use crate::sys::bus_error;
 use crate::sys::file::{Lock, try_lock};
 use crate::sys::mmap::RingMap;
@@ -362,9 +363,17 @@ impl View {
         let Superblock {
             tail, checkpoint, ..
         } = view.superblock;
-        let end = view.reader.verified_end(tail, checkpoint);
-        let (end, last) =
-            end.map_err(|error| Failure::storage(format!("reading the ring: {error}")))?;
+        let failed = |error: io::Error| Failure::storage(format!("reading the ring: {error}"));
+        let (mut end, mut last) = view.reader.verified_end(tail, checkpoint).map_err(failed)?;
+        // Where the chain breaks off, acknowledged records may be damaged and others follow. How far
+        // a server gets ahead of its checkpoint is bounded.
+        let limit = tail.saturating_add(view.reader.data_size());
+        let limit = limit.min(checkpoint.saturating_add(2 * CHECKPOINT_BYTES));
+        while !view.superblock.clean
+            && let Some(next) = view.reader.durable_behind(end, limit).map_err(failed)?
+        {
+            (end, last) = view.reader.verified_end(tail, next).map_err(failed)?;
+        }
         view.window = Window { tail, end };
         view.next_number = match last {
             Some(last) => last.number + u64::from(last.kind.takes_number()),

@@ -10,15 +10,15 @@
 //! the /48 around it, which may use [`ClientLimits::network_factor`] times as much.
 //!
 //! **Rates.** A token bucket for each: a limit of N holds N tokens, full at first, and gains N in [`PERIOD_NS`],
-//! continuously. What costs more tokens than there are is refused and takes none. So N may come at once, at most 2N in
-//! any period, and N a period for ever. One number is kept for each bucket, the time at which it will be full: a bucket
-//! whose time is past is full, one whose time is a period ahead is empty. When a limit changes, a bucket keeps the share
-//! it is filled to. Divisions round in the client's favour, by less than a token in a period.
+//! continuously. What costs more tokens than there are is refused and takes none. So N may come at once, at most 2N
+//! in any period, and N a period for ever. One number is kept for each bucket, the time at which it will be full: a
+//! bucket whose time is past is full, one whose time is a period ahead is empty. When a limit changes, a bucket keeps
+//! the share it is filled to. Divisions round in the client's favour, by less than a token in a period.
 //!
-//! **Eviction.** An entry can stand in two buckets of [`BUCKET`] places (two choices, Azar et al.). Where all are taken,
-//! the one that is full again soonest gives way: it says the least, and somebody who comes back is treated as new. One
-//! with an open session never gives way. Where all have one, the client is not tracked, let in and counted; with four
-//! places for each session that can be, chance does not do that, and nobody can aim.
+//! **Eviction.** An entry can stand in two buckets of [`BUCKET`] places (two choices, Azar et al.). Where all are
+//! taken, the one that is full again soonest gives way: it says the least, and somebody who comes back is treated as
+//! new. One with an open session never gives way. Where all have one, the client is not tracked, let in and counted;
+//! with four places for each session that can be, chance does not do that, and nobody can aim.
 
 use core::hash::Hasher;
 use core::net::IpAddr;
@@ -234,6 +234,14 @@ impl ClientTable {
     /// Connections of clients that found no place.
     pub fn untracked(&self) -> u64 {
         self.untracked
+    }
+
+    /// Open sessions, each counted for its client and for its network. Looks at the whole table: for tests and pages.
+    pub fn sessions(&self) -> u64 {
+        self.entries
+            .iter()
+            .map(|entry| u64::from(entry.sessions))
+            .sum()
     }
 
     /// Counts a connection and opens a session. Follow it with [`ClientTable::disconnect`].

@@ -8,6 +8,7 @@
 //! Files are never followed through a symbolic link and must belong to the user that runs the
 //! program.
 
+use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions as FileOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -17,7 +18,8 @@ use super::backing::{self, FileBacking, WriteMethod};
 use super::copy::{CopyError, RingCopy};
 use super::format::{Consumer, DATA_OFFSET};
 use super::recover::{self, LOST_RANGES_MAX, LostRange, NewRing, OpenError, OpenOptions, Recovery};
-use super::writer::Log;
+use super::rescue::{Damage, Reason, Rescue, RescueOptions, State};
+use super::writer::{FullPolicy, Log, Survive};
 use crate::clock::{self, Clock};
 use crate::sys;
 use crate::sys::file::{FileSystem, Lock};
@@ -119,6 +121,115 @@ fn copy_into<E: From<OpenError> + From<CopyError>>(
     let next_number = fill(&mut copy)?;
     copy.finish(next_number, plan.create.wall_ns, Clock::new().now())?;
     Ok(publish(dir, file).map_err(failed)?)
+}
+
+/// Why a ring keeps its size. It is as it was.
+#[derive(Debug)]
+pub enum ResizeError {
+    /// It does not open.
+    Open(OpenError),
+    /// The new one can't be made.
+    Copy(CopyError),
+    /// Something in it is damaged.
+    Damaged,
+}
+
+impl fmt::Display for ResizeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ResizeError::Open(error) => error.fmt(f),
+            ResizeError::Copy(error @ (CopyError::Full | CopyError::TooLarge { .. })) => {
+                write!(f, "{error}; nothing was changed")
+            }
+            ResizeError::Copy(error) => error.fmt(f),
+            ResizeError::Damaged => f.write_str(
+                "messages in the ring are damaged: ringmx log verify names them, ringmx log rescue \
+                 --to-ring makes a ring of the others",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ResizeError {}
+
+impl From<OpenError> for ResizeError {
+    fn from(error: OpenError) -> ResizeError {
+        ResizeError::Open(error)
+    }
+}
+
+impl From<CopyError> for ResizeError {
+    fn from(error: CopyError) -> ResizeError {
+        ResizeError::Copy(error)
+    }
+}
+
+/// What became of a ring that got another size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resized {
+    /// Bytes of the data area before.
+    pub data_size_before: u64,
+    /// Messages that moved.
+    pub messages: u64,
+}
+
+/// Gives the ring in `dir` a data area of `data_size` bytes: copies what it keeps into a new ring,
+/// which takes its place by one rename. Id, numbers, times and epochs go on; consumers are given what
+/// they had not had. Recovers the ring first, as every opening does. Needs space for both.
+///
+/// # Errors
+/// [`ResizeError`]; the ring is then as it was, and a crash leaves it so or resized.
+pub fn resize_ring(dir: &Path, data_size: u64, wall_ns: u64) -> Result<Resized, ResizeError> {
+    let mut options = OpenOptions::new(Survive::Power, wall_ns);
+    // What it holds, it keeps.
+    options.full = FullPolicy::Defer;
+    let (log, _) = open_ring(dir, &options, Some(WriteMethod::Pwrite))?;
+    // The lock lives as long as the storage.
+    let storage = log
+        .close()
+        .map_err(|failed| ResizeError::Open(failed.into()))?;
+    let old = File::from(
+        storage
+            .file()
+            .try_clone_to_owned()
+            .map_err(failed("examining"))?,
+    );
+    let unreadable = |_| ResizeError::Damaged;
+    let mut rescue = Rescue::look(&storage, RescueOptions::default()).map_err(unreadable)?;
+    let superblock = rescue.superblock().cloned().ok_or(ResizeError::Damaged)?;
+    let consumers: Vec<Consumer> = superblock.consumers.iter().flatten().copied().collect();
+    let plan = CopyPlan {
+        create: CreateOptions {
+            data_size,
+            group: false,
+            wall_ns: superblock.created_ns,
+        },
+        ring_id: Some(superblock.ring_id),
+        epoch: superblock.epoch,
+        consumers: &consumers,
+        replaces: Some(&old),
+    };
+    let mut messages = 0;
+    let mut fill = |copy: &mut RingCopy<FileBacking>| {
+        rescue.walk(&mut |message, state| match state {
+            State::Kept => copy.append(&message).map_err(ResizeError::Copy),
+            // Behind an orderly end nothing stands.
+            State::Unconfirmed | State::Released => Err(ResizeError::Damaged),
+        })?;
+        let report = rescue.report();
+        messages = copy.messages();
+        // What was given up earlier is no news.
+        let given_up = |damage: &Damage| damage.reason == Reason::GivenUp;
+        match report.tail.is_some() && report.damage.iter().all(given_up) {
+            true => Ok(report.next_number),
+            false => Err(ResizeError::Damaged),
+        }
+    };
+    copy_ring(dir, &plan, &mut fill)?;
+    Ok(Resized {
+        data_size_before: superblock.data_size,
+        messages,
+    })
 }
 
 /// Gives `file` mode, owner and group of `old`.
@@ -422,7 +533,6 @@ mod tests {
     use super::*;
     use crate::clock::Instant;
     use crate::ringlog::commit::SyncThread;
-    use crate::ringlog::writer::Survive;
     use std::io::IoSlice;
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
@@ -514,6 +624,21 @@ mod tests {
         std::fs::rename(&ring, place.dir().join("other")).unwrap();
         std::os::unix::fs::symlink("other", &ring).unwrap();
         assert!(matches!(open(), Err(OpenError::NotOurs(_))));
+    }
+
+    #[test]
+    fn lock_on_a_ring_that_another_has_replaced_meanwhile_counts_for_nothing() {
+        // A process may open the ring, wait for its lock, and get it when the name stands for
+        // another file: it would write where nobody reads.
+        let place = Place::new("replaced");
+        place.create().unwrap();
+        let opened = open_file(&place.dir(), true).unwrap();
+        still_named(&place.dir(), &opened).unwrap();
+        let resized = resize_ring(&place.dir(), 131_072, 9).unwrap();
+        assert_eq!(resized.data_size_before, 65_536);
+        lock(&opened, Lock::Exclusive).unwrap();
+        let named = still_named(&place.dir(), &opened);
+        assert!(matches!(named, Err(OpenError::InUse)));
     }
 
     #[test]

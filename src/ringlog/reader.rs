@@ -446,6 +446,25 @@ impl<S: Source> Reader<S> {
         end.map(|end| (end, previous))
     }
 
+    /// Position of the next good record behind `end`, where the log breaks off, if one that begins
+    /// before `until` proves that more than `end` was durable: then acknowledged records stood in
+    /// between and are damaged.
+    ///
+    /// # Errors
+    /// Those of the source.
+    pub fn durable_behind(&mut self, end: u64, until: u64) -> io::Result<Option<u64>> {
+        let mut first = None;
+        let mut from = end + RECORD_ALIGN;
+        while let Some(header) = self.resynchronise_until(from, until, until)? {
+            first.get_or_insert(header.position);
+            if header.durable_hint().is_some_and(|hint| hint > end) {
+                return Ok(first);
+            }
+            from = header.end();
+        }
+        Ok(None)
+    }
+
     /// The first record that starts in `from..until` and ends at or before `end`.
     fn resynchronise_until(
         &mut self,

@@ -526,6 +526,8 @@ struct Judged {
     discarded_records: u64,
     discarded_bytes: u64,
     lost: Vec<LostRange>,
+    /// What stands behind the checkpoint was promised from the cache.
+    trusts_cache: bool,
 }
 
 impl Judged {
@@ -546,6 +548,7 @@ impl Judged {
             discarded_records: 0,
             discarded_bytes: 0,
             lost: Vec::new(),
+            trusts_cache: false,
             superblock,
         }
     }
@@ -584,6 +587,7 @@ impl Judged {
             &mut piece[..SUPERBLOCK_BYTES],
             SUPERBLOCK_OFFSETS[found.slot],
             align,
+            self.trusts_cache,
         )?;
         let mut rewritten = 0;
         let size = self.superblock.data_size;
@@ -593,7 +597,13 @@ impl Judged {
                 .min(size - position % size)
                 .min(WINDOW_BYTES as u64);
             let place = self.superblock.place(position);
-            let written = rewrite(backing, &mut piece[..len as usize], place, align)?;
+            let written = rewrite(
+                backing,
+                &mut piece[..len as usize],
+                place,
+                align,
+                self.trusts_cache,
+            )?;
             rewritten += u64::from(written) * len;
             position += len;
         }
@@ -629,14 +639,15 @@ impl Judged {
 
 /// Writes the same bytes once more, as the medium has them where it tells; false when that was not
 /// needed. With [`CommitAlign::Page`] a page that may hold acknowledged bytes is written only if the
-/// cache has others than the medium.
+/// cache has others than the medium. `trusts_cache`: the medium is not asked.
 fn rewrite<B: Backing>(
     backing: &mut B,
     piece: &mut [u8],
     at: u64,
     align: CommitAlign,
+    trusts_cache: bool,
 ) -> io::Result<bool> {
-    if backing.read_medium_at(piece, at) {
+    if !trusts_cache && backing.read_medium_at(piece, at) {
         if align == CommitAlign::Page {
             let mut cached = vec![0; piece.len()];
             backing::read_exact_at(backing, &mut cached, at)?;
@@ -715,7 +726,12 @@ impl<'a, B: Backing> Scan<'a, B> {
         let verify_from = self.superblock.checkpoint;
         // What was synced before the checkpoint is on the medium; behind it a failed write-back may
         // have left pages that are clean and hold what the medium does not.
-        self.read_medium_from(verify_from);
+        // Records that were acknowledged before they were durable are promised from the cache, whatever the medium has.
+        let first = self.header_at(verify_from).map_err(reading)?;
+        let trusts_cache = first.is_some_and(|header| header.flags & RECORD_EARLY != 0);
+        if !trusts_cache {
+            self.read_medium_from(verify_from);
+        }
         self.pass_good(limit, verify_from).map_err(reading)?;
         // Nothing is written behind a failed sync, so that the hints, epochs and numbers of headers
         // that are in the cache alone are true all the same; and this is the rest of the ring.
@@ -780,6 +796,7 @@ impl<'a, B: Backing> Scan<'a, B> {
             discarded_records: beyond.records,
             discarded_bytes: beyond.end.saturating_sub(head),
             lost,
+            trusts_cache,
             superblock: self.superblock,
         })
     }

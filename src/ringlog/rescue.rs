@@ -955,6 +955,7 @@ impl<'a, B: Backing> Area<'a, B> {
     /// of the true key, so that this one covers more bytes.
     fn find_key(&mut self, data_size: Option<u64>) -> Result<Keys, RescueError> {
         let present = self.size;
+        let data_size = data_size.filter(|size| *size >= RECORD_ALIGN);
         if let Some(size) = data_size {
             self.size = size - size % RECORD_ALIGN;
         }

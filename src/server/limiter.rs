@@ -3,6 +3,7 @@
 //!
 //! A connection of a listener without limits, or of a client that is exempt, is never looked at here.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use super::listener::TlsMode;
@@ -96,6 +97,7 @@ impl<B: Backing, C> Shared<B, C> {
         match limiter.clients.connect(client, self.now) {
             Ok(places) => {
                 io.places = places;
+                io.uncounted_bytes = 0;
                 io.flags.is_limited = true;
                 io.flags.is_guarded = true;
                 None
@@ -325,20 +327,22 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };
-        let mut octet = [0];
-        match conn.stream.peek(&mut octet) {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                conn.io.flags.readable = false;
+        let peeked = loop {
+            match conn.stream.peek(&mut [0]) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                other => break other,
             }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+        };
+        match peeked {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => conn.io.flags.readable = false,
             Ok(1..) => {
                 let shared = &mut self.shared;
                 shared.metrics.early_talkers += 1;
                 shared.let_go(&mut conn.io);
                 self.answer(token, Verdict::RefuseAndClose(Reply::EarlyTalker));
             }
-            other => {
-                conn.io.cause = match other {
+            gone => {
+                conn.io.cause = match gone {
                     Ok(_) => CloseCause::PeerClosed,
                     Err(_) => CloseCause::PeerReset,
                 };

@@ -109,13 +109,26 @@ impl<B: Backing, C> Out<'_, B, C> {
         }
     }
 
+    /// Gives the open message back. Whether its content had begun.
+    fn drop_message(&mut self) -> bool {
+        self.shared.stop_growing(self.io, self.token.key);
+        let Some(message) = self.io.message.take() else {
+            return false;
+        };
+        let had_begun = message.in_body();
+        message.free(&mut self.shared.pool);
+        had_begun
+    }
+
     /// Asks everybody who has a say in a connection, those who count last.
     fn admit_connection(&mut self, question: &Question<'_>) -> Option<Verdict> {
         let verdict = self.decide(question);
         if verdict != Some(Verdict::Accept) {
+            self.io.flags.is_turned_away = verdict.is_some();
             return verdict;
         }
         if let Some(refusal) = self.shared.admit_client(self.io) {
+            self.io.flags.is_turned_away = true;
             return Some(refusal);
         }
         let is_delayed = self.shared.delay_greeting(self.io, self.token);
@@ -475,10 +488,14 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
     }
 
     fn abort_message(&mut self) {
-        self.shared.stop_growing(self.io, self.token.key);
-        if let Some(message) = self.io.message.take() {
-            message.free(&mut self.shared.pool);
+        if self.drop_message() {
+            self.shared.metrics.messages_aborted += 1;
         }
+    }
+
+    fn refuse_message(&mut self) {
+        self.drop_message();
+        self.shared.metrics.messages_refused += 1;
     }
 
     fn close(&mut self, reason: CloseReason) {

@@ -118,6 +118,7 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
         }
     }
     let (now, wall_ns) = (shared.now, shared.wall_ns);
+    let was_long = conn.session.is_within_long_line();
     let mut out = Out {
         io: &mut conn.io,
         shared,
@@ -131,6 +132,9 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
         scratch[..progress.consumed].zeroize();
     }
     conn.io.blocked = progress.blocked;
+    if conn.session.is_within_long_line() && !was_long && !was_partial {
+        conn.io.phase_at = now;
+    }
     if progress.consumed < len {
         let partial = progress.blocked.is_none();
         // A client that pipelines may end each time in the middle of another line.

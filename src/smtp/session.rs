@@ -858,6 +858,11 @@ impl Session {
         self.transaction.is_discarding || self.chunk.refusal.is_some()
     }
 
+    /// Whether the octets that come are those of a command line that is too long, and dropped up to its end.
+    pub fn is_within_long_line(&self) -> bool {
+        self.state == State::LongLine
+    }
+
     /// Client's address.
     pub fn client(&self) -> IpAddr {
         self.client
@@ -1777,7 +1782,7 @@ impl Session {
     /// Gives the message's storage back as soon as it is clear that it will be refused.
     fn discard_if_refused(&mut self, ctx: &Context, out: &mut impl Sink) {
         if self.transaction.is_discarding || self.content_refusal(ctx).is_some() {
-            self.drop_message(out);
+            self.drop_refused(out);
         }
     }
 
@@ -1868,6 +1873,7 @@ impl Session {
             left: self.answers_due(ctx) - 1,
             reply: Some(reply),
         };
+        self.drop_refused(out);
         self.clear_transaction(out);
         out.reply(reply);
         self.answer_others();
@@ -1964,6 +1970,14 @@ impl Session {
             self.transaction.is_open = false;
             out.abort_message();
         }
+    }
+
+    /// As [`Session::drop_message`], because the content can't be accepted.
+    fn drop_refused(&mut self, out: &mut impl Sink) {
+        if std::mem::take(&mut self.transaction.is_open) {
+            out.refuse_message();
+        }
+        self.drop_message(out);
     }
 
     fn clear_transaction(&mut self, out: &mut impl Sink) {

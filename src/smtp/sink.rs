@@ -301,6 +301,10 @@ pub trait Sink {
     fn end_of_message(&mut self, facts: &MessageFacts) -> Completion;
     /// Drops the open message, if any (RSET, EHLO, refusal, oversize, connection lost).
     fn abort_message(&mut self);
+    /// Drops the open message because its content can't be accepted; it gets its refusal at its end.
+    fn refuse_message(&mut self) {
+        self.abort_message();
+    }
     /// Nothing more will be read; the connection closes when the queued replies have left.
     fn close(&mut self, reason: CloseReason);
 }

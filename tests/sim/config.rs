@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ringmx::limits::{ENVELOPE_BYTES_MAX, KIB, MIB};
-use ringmx::ringlog::writer::{FullPolicy, Survive};
+use ringmx::ringlog::writer::{CommitAlign, FullPolicy, Survive};
 use ringmx::server::Options;
 use ringmx::smtp::data::BareNewlines;
 
@@ -16,6 +16,10 @@ pub struct Config {
     pub data_size: u64,
     pub survive: Survive,
     pub full: FullPolicy,
+    /// What the disk leaves whole, and the writer counts on.
+    pub commit_align: CommitAlign,
+    /// The disk can be read past the page cache.
+    pub reads_medium: bool,
     /// Mail that nobody holds goes after this time.
     pub keep_for: Option<Duration>,
     /// Consumers come, read, acknowledge and go.
@@ -71,6 +75,11 @@ impl Config {
             1 | 2 => Survive::Process,
             _ => Survive::Power,
         };
+        let commit_align = if survive == Survive::Power && random.one_in(4) {
+            CommitAlign::Page
+        } else {
+            CommitAlign::Sector
+        };
         let full = match random.below(3) {
             0 => FullPolicy::Defer,
             1 => FullPolicy::Overwrite,
@@ -94,6 +103,8 @@ impl Config {
             data_size,
             survive,
             full,
+            commit_align,
+            reads_medium: commit_align == CommitAlign::Page || random.one_in(2),
             keep_for: random
                 .one_in(6)
                 .then(|| Duration::from_secs(1 + random.below(300))),

@@ -16,6 +16,7 @@ mod consumer;
 mod ledger;
 mod net;
 mod peer;
+mod small;
 mod world;
 
 use world::{Figures, World};

@@ -10,7 +10,9 @@ use ringmx::metrics::Metrics;
 use ringmx::ringlog::backing::MemoryBacking;
 use ringmx::ringlog::format::{DATA_OFFSET, page_ceil, page_floor};
 use ringmx::ringlog::recover::{OpenError, OpenOptions};
-use ringmx::ringlog::writer::{FullPolicy, HIGH_WATER_PERCENT, LOW_WATER_PERCENT, Log, Survive};
+use ringmx::ringlog::writer::{
+    CommitAlign, FullPolicy, HIGH_WATER_PERCENT, LOW_WATER_PERCENT, Log, Survive,
+};
 use ringmx::server::{Health, Listener, Server, Storage};
 use ringmx::smtp::reply::{self, Reply};
 use ringmx::smtp::session::{Context, ContextOptions};
@@ -167,6 +169,8 @@ impl World {
         let disk = SimDisk::new(new_ring(config.data_size), random.fork());
         disk.0.borrow_mut().latency_max_ns = config.latency_max_ns;
         disk.0.borrow_mut().slow_one_in = config.slow_one_in;
+        disk.0.borrow_mut().reads_medium = config.reads_medium;
+        disk.0.borrow_mut().tears_pages = config.commit_align == CommitAlign::Page;
         disk.0.borrow_mut().writes_beside_syncs = config.survive != Survive::Power;
         let consumers = ["first", "second"].map(|name| Consumer::new(name, &mut random));
         World {
@@ -211,6 +215,7 @@ impl World {
         let mut options = OpenOptions::new(self.config.survive, self.wall_ns);
         options.full = self.config.full;
         options.keep_for = self.config.keep_for;
+        options.commit_align = self.config.commit_align;
         options
     }
 

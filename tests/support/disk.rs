@@ -24,6 +24,8 @@ use crate::random::Random;
 
 /// Unit of atomicity, bytes.
 pub const SECTOR: usize = 512;
+/// Unit of atomicity of worse disks, bytes.
+const PAGE: usize = 4_096;
 
 /// What the sync thread is doing.
 #[derive(Debug)]
@@ -168,6 +170,10 @@ pub struct Disk {
     /// The log writes superblocks while a sync runs (all levels but `power`): then one may tear the one that this sync
     /// makes durable, and the one before it is left.
     pub writes_beside_syncs: bool,
+    /// What is on the disk can be read past the cache.
+    pub reads_medium: bool,
+    /// The disk may leave anything in a page of which a sector was being written when power failed.
+    pub tears_pages: bool,
     /// Syncs finished.
     pub syncs: u64,
     random: Random,
@@ -280,9 +286,11 @@ impl Disk {
             let range = sector * SECTOR..(sector + 1) * SECTOR;
             self.cache[range.clone()].copy_from_slice(&self.durable[range]);
         }
+        let mut torn = BTreeSet::new();
         let unsynced = &mut self.unsynced;
         for (index, sector) in unsynced.sectors.drain(..).enumerate() {
             let sector = sector as usize;
+            torn.insert(sector * SECTOR / PAGE);
             let mut count = 0;
             let mut link = unsynced.newest[sector];
             while link != 0 {
@@ -303,6 +311,15 @@ impl Disk {
         }
         unsynced.versions.clear();
         unsynced.free.clear();
+        for page in torn.into_iter().filter(|_| self.tears_pages) {
+            if self.random.one_in(4) {
+                let range = page * PAGE..(page + 1) * PAGE;
+                for bytes in self.durable[range.clone()].chunks_mut(8) {
+                    bytes.copy_from_slice(&self.random.next().to_le_bytes()[..bytes.len()]);
+                }
+                self.cache[range.clone()].copy_from_slice(&self.durable[range]);
+            }
+        }
         let newest = SUPERBLOCK_OFFSETS
             .iter()
             .filter_map(|at| Superblock::decode(self.cache[*at as usize..].first_chunk()?).ok())
@@ -407,8 +424,38 @@ impl Disk {
         &self.cache
     }
 
+    /// The bytes as a loss of power leaves them that takes everything that no sync has covered.
+    pub fn durable(&self) -> &[u8] {
+        &self.durable
+    }
+
+    /// Sectors of which the cache holds other bytes than the disk, in order.
+    pub fn differing_sectors(&self) -> Vec<usize> {
+        let sectors = self.cache.len() / SECTOR;
+        let differs = |sector: &usize| {
+            let range = self.sector_range(*sector);
+            self.cache[range.clone()] != self.durable[range]
+        };
+        (0..sectors).filter(differs).collect()
+    }
+
+    /// Where this sector stands.
+    pub fn sector_range(&self, sector: usize) -> std::ops::Range<usize> {
+        sector * SECTOR..(sector + 1) * SECTOR
+    }
+
     /// Whether a loss of power at this moment would leave these bytes as they are.
     pub fn is_durable(&self, at: usize, len: usize) -> bool {
+        let pages = at / PAGE * (PAGE / SECTOR)..(at + len).div_ceil(PAGE) * (PAGE / SECTOR);
+        let being_written = |sector| {
+            self.unsynced
+                .newest
+                .get(sector)
+                .is_some_and(|link| *link != 0)
+        };
+        if self.tears_pages && pages.into_iter().any(being_written) {
+            return false;
+        }
         self.durable[at..at + len] == self.cache[at..at + len]
             && self
                 .unsynced
@@ -490,6 +537,8 @@ impl SimDisk {
             done: None,
             superblocks,
             writes_beside_syncs: false,
+            reads_medium: false,
+            tears_pages: false,
             cache: bytes,
             syncs: 0,
             random,
@@ -516,6 +565,32 @@ impl Backing for SimDisk {
         let n = buf.len().min(disk.cache.len() - at);
         buf[..n].copy_from_slice(&disk.cache[at..at + n]);
         Ok(n)
+    }
+
+    fn read_medium_at(&self, buf: &mut [u8], at: u64) -> bool {
+        let disk = self.0.borrow();
+        if !disk.reads_medium {
+            return false;
+        }
+        let (begin, end) = (at as usize, at as usize + buf.len());
+        let Some(bytes) = disk.cache.get(begin..end) else {
+            return false;
+        };
+        // What is dirty is written back first. What a failed sync left clean is as the disk has it.
+        buf.copy_from_slice(bytes);
+        for sector in disk.stale.range(begin / SECTOR..end.div_ceil(SECTOR)) {
+            let dirty = disk
+                .unsynced
+                .newest
+                .get(*sector)
+                .is_some_and(|link| *link != 0);
+            let from = begin.max(sector * SECTOR);
+            let to = end.min((sector + 1) * SECTOR);
+            if !dirty {
+                buf[from - begin..to - begin].copy_from_slice(&disk.durable[from..to]);
+            }
+        }
+        true
     }
 
     fn write_at(&mut self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {

@@ -37,6 +37,8 @@ pub struct Pipe {
     pub output_ended: bool,
     pub dropped: bool,
     pub wants_writable: bool,
+    /// The connection was reset: nothing can be read or written.
+    pub is_reset: bool,
 }
 
 impl Pipe {
@@ -51,6 +53,9 @@ pub struct PipeStream(Rc<RefCell<Pipe>>);
 impl Stream for PipeStream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let mut pipe = self.0.borrow_mut();
+        if pipe.is_reset {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
         let taken = pipe.unread().min(buf.len());
         if taken == 0 {
             return if pipe.input_ended {
@@ -82,6 +87,9 @@ impl Stream for PipeStream {
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut pipe = self.0.borrow_mut();
+        if pipe.is_reset {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
         pipe.writes += 1;
         let taken = bytes.len().min(pipe.window);
         if taken == 0 {

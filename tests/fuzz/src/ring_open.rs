@@ -5,7 +5,7 @@
 //! value. Damage that is sealed with a right checksum can forge messages, but can break nothing else.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::sync::OnceLock;
@@ -17,6 +17,7 @@ use ringmx::ringlog::format::{
 };
 use ringmx::ringlog::reader::{Message, NewestFirst, Reader, Source, Step, Walk, Window};
 use ringmx::ringlog::recover::{self, NewRing, OpenError, OpenOptions, WINDOW_BYTES};
+use ringmx::ringlog::rescue::{Rescue, RescueOptions};
 use ringmx::ringlog::writer::{FullPolicy, Log, StartAt, Survive};
 
 /// Damages.
@@ -85,7 +86,36 @@ pub fn run(bytes: &[u8]) {
         FullPolicy::Auto
     };
     read(&ring, u64::from(choice) << 8);
+    rescue(&ring, choice);
     open(&ring, &options);
+}
+
+/// A rescue gives out each message once, and none that was not written; it ends, whatever the
+/// superblocks say.
+fn rescue(ring: &Ring, choice: u8) {
+    let backing = MemoryBacking {
+        bytes: ring.bytes.clone(),
+    };
+    let options = RescueOptions {
+        released: choice & 0x80 != 0,
+        ..RescueOptions::default()
+    };
+    let Ok(mut rescue) = Rescue::look(&backing, options) else {
+        return;
+    };
+    let mut numbers = BTreeSet::new();
+    let walked: Result<(), ()> = rescue.walk(&mut |message, _| {
+        ring.check(&message);
+        let first = numbers.insert((message.number, message.position));
+        assert!(first, "a message is given out twice");
+        Ok(())
+    });
+    walked.expect("nothing fails");
+    let report = rescue.report();
+    let messages: u64 = report.messages.iter().sum();
+    assert_eq!(messages, numbers.len() as u64);
+    let ranges = report.damage.iter().map(|damage| (damage.from, damage.to));
+    assert!(ranges.is_sorted_by(|one, other| one.1 <= other.0));
 }
 
 /// A ring, and what was ever written to it.

@@ -1,0 +1,147 @@
+//! Memory that an idle session takes, counted at the allocator: what the kernel keeps for its socket is not in it.
+//!
+//! This file has one test, because the counter counts every thread.
+
+use smtp_loadgen::cli;
+use smtp_loadgen::plan::{Mode, Plan, Workload};
+use smtp_loadgen::run;
+use smtp_loadgen::wire::{Address, Target};
+use smtp_loadgen::worker::{Logs, Tuning};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Most bytes of an idle session.
+const SESSION_MAX: u64 = 2 << 10;
+
+/// The system's allocator, counting bytes.
+struct Counting;
+
+static LIVE: AtomicU64 = AtomicU64::new(0);
+static PEAK: AtomicU64 = AtomicU64::new(0);
+
+fn grow(bytes: usize) {
+    let live = LIVE.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+    PEAK.fetch_max(live, Ordering::Relaxed);
+}
+
+fn shrink(bytes: usize) {
+    LIVE.fetch_sub(bytes as u64, Ordering::Relaxed);
+}
+
+#[expect(
+    unsafe_code,
+    reason = "an allocator cannot be counted without being one"
+)]
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        grow(layout.size());
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        grow(layout.size());
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        grow(size);
+        shrink(layout.size());
+        // SAFETY: as the caller promises.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        shrink(layout.size());
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// A sink in a process of its own.
+struct Sink {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Sink {
+    fn start() -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
+            .args(["sink", "--duration", "10m"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let address = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+        Self { child, address }
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Holds `sessions` while a few messages are sent; returns by how much the memory in use rose at most.
+fn peak(sink: &Sink, sessions: u32) -> u64 {
+    let plan = cli::selftest_plans().remove(1).1;
+    let plan = Plan {
+        sessions,
+        messages: Some(20),
+        mode: Mode::Open {
+            rate: 100.0,
+            poisson: false,
+            by_connection: false,
+        },
+        ..plan
+    };
+    let target = Arc::new(Target {
+        address: Address::Tcp(sink.address),
+        sources: None,
+        congestion: None,
+        security: None,
+        proxy: None,
+    });
+    let tuning = Tuning {
+        spin: false,
+        cpus: Vec::new(),
+        connecting_max: 64,
+        attempts_max: 3,
+    };
+    // An open loop waits three seconds for its sessions; a busy machine may need longer, and then it is asked again.
+    for _ in 0..20 {
+        let before = LIVE.load(Ordering::Relaxed);
+        PEAK.store(before, Ordering::Relaxed);
+        let load = Arc::new(Workload::new(plan.clone()));
+        let logs = Logs::default();
+        let done = run::run(load, target.clone(), &tuning, 1, &logs, |_, _| {}).unwrap();
+        let risen = PEAK.load(Ordering::Relaxed) - before;
+        assert_eq!(done.recorder.totals.accepted, 20);
+        if done.recorder.totals.connections == u64::from(sessions) {
+            return risen;
+        }
+    }
+    panic!("{sessions} sessions never came up in time");
+}
+
+#[test]
+fn an_idle_session_takes_less_than_two_kib() {
+    let sink = Sink::start();
+    let (few, many) = (peak(&sink, 100), peak(&sink, 900));
+    let each = many.saturating_sub(few) / 800;
+    assert!((200..SESSION_MAX).contains(&each), "{each} bytes a session");
+}
