@@ -214,7 +214,7 @@ fn run(given: &Config) -> Result<i32, StartError> {
         server.secure(security);
     }
     if let Some((source, users)) = users {
-        server.shared.accounts = Accounts::Users(users);
+        server.shared.accounts = Accounts::Users(Box::new(users));
         server.shared.users_source = Some(source);
     }
     server.shared.rules = Arc::new(rules);
@@ -554,7 +554,6 @@ fn context(config: &Config, listener: Listener) -> Result<Context, StartError> {
         lmtp: listener.lmtp,
         mechanisms: config.mechanisms(&listener),
         auth_without_tls: config.auth_without_tls,
-        ..ContextOptions::default()
     })
     .map_err(|error| start_error(EXIT_USAGE, format!("server-name: {error}")))
 }

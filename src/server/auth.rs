@@ -24,7 +24,7 @@ pub enum Accounts {
     /// Whoever says a name and a password, where AUTH is offered at all.
     Anybody,
     /// These.
-    Users(Users),
+    Users(Box<Users>),
 }
 
 /// Where users are read from.
@@ -133,7 +133,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 shared
                     .logger
                     .line(Class::UsersReloaded, &fields, shared.now);
-                shared.accounts = Accounts::Users(*users);
+                shared.accounts = Accounts::Users(users);
             }
             Err(reason) => {
                 let fields = [("reason", Value::Str(&reason))];

@@ -314,7 +314,7 @@ impl Scram {
         else {
             return Err(Failure::Malformed);
         };
-        let mut binding = first[..first.len() - bare.len()].as_bytes().to_vec();
+        let mut binding = first.as_bytes()[..first.len() - bare.len()].to_vec();
         match (plus, flag) {
             (false, "n") => {}
             // RFC 5802 6: the client would have bound the channel and believes that we can't; if we had said that

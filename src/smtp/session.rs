@@ -1414,7 +1414,7 @@ impl Session {
         if matches!(self.helo, HeloName::None) {
             return Outcome::Reply(Reply::NeedHelo);
         }
-        if ctx.role == Role::Submission && !self.user().is_some() {
+        if ctx.role == Role::Submission && self.user().is_none() {
             return Outcome::Reply(Reply::AuthRequired);
         }
         match self.transaction.stage {
