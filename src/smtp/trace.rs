@@ -153,7 +153,7 @@ pub struct TraceArguments<'a> {
     pub recipient: Option<&'a [u8]>,
     /// MT-PRIORITY that the message has; left out of the field without one.
     pub priority: Option<i8>,
-    /// Registered name of the cipher suite under TLS (RFC 8314 4.3), at most [`CIPHER_BYTES_MAX`] bytes.
+    /// Registered name of the cipher suite under TLS (RFC 8314 4.3), 64 bytes of it are used.
     pub tls_cipher: Option<&'static str>,
     /// Time of arrival, nanoseconds since 1970.
     pub wall_ns: u64,
