@@ -6,7 +6,7 @@ use crate::config::options::{Group, Kind, OPTIONS, Opt, units_help};
 use crate::config::rule_files::RuleFiles;
 use crate::config::units::quoted;
 use crate::config::{Config, Request, nearest};
-use crate::{conformance, consume, daemon, demo, log_cli, ring_cli, send};
+use crate::{conformance, consume, daemon, demo, log_cli, ring_cli, send, users_cli};
 
 /// Done, or drained with no session cut.
 pub const EXIT_OK: i32 = 0;
@@ -32,7 +32,7 @@ pub const EXIT_CODES: [(i32, &str); 5] = [
 ];
 
 /// Every command with one line about it, in the order of the help text.
-pub const COMMANDS: [(&str, &str); 11] = [
+pub const COMMANDS: [(&str, &str); 12] = [
     ("serve", "take mail and keep it in a ring log"),
     (
         "send",
@@ -51,6 +51,7 @@ pub const COMMANDS: [(&str, &str); 11] = [
         "ring",
         "create or resize a ring, or measure the disk under it",
     ),
+    ("users", "make and edit the file of users of serve --users"),
     (
         "demo",
         "demo crash: kill a server under load and count what was lost",
@@ -87,6 +88,7 @@ pub fn run(args: &[String]) -> i32 {
             consume::parse_consumers(rest),
             consume::run_consumers,
         ),
+        "users" => users_cli::run(rest),
         "ring" => ring_cli::run(rest),
         "demo" => demo::run(rest),
         "conformance" => conformance::run(rest),

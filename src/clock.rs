@@ -126,9 +126,141 @@ pub fn rfc3339(wall_ns: u64) -> String {
     )
 }
 
+/// A date and time as RFC 3339 writes it, read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DateTime {
+    /// Seconds since 1970, the offset taken off; before 1970 they are negative. A leap second counts as the second
+    /// behind it.
+    pub unix_seconds: i64,
+    /// Whether it had a fraction of a second, which is cut off.
+    pub has_fraction: bool,
+    /// Whether it was written in UTC: `Z`, or an offset of zero.
+    pub is_utc: bool,
+}
+
+/// Reads a date-time of RFC 3339 5.6; `None` when `text` is none, or names a day that does not exist.
+pub fn parse_rfc3339(text: &[u8]) -> Option<DateTime> {
+    let digits = |at: usize, len: usize| {
+        let part = text.get(at..at + len)?;
+        part.iter().try_fold(0i64, |value, octet| {
+            let digit = octet.is_ascii_digit().then(|| i64::from(octet - b'0'))?;
+            Some(value * 10 + digit)
+        })
+    };
+    let is = |at: usize, octet: u8| text.get(at).is_some_and(|o| o.eq_ignore_ascii_case(&octet));
+    let marks = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];
+    if !marks.iter().all(|(at, octet)| is(*at, *octet)) {
+        return None;
+    }
+    let (year, month, day) = (digits(0, 4)?, digits(5, 2)?, digits(8, 2)?);
+    let (hour, minute, second) = (digits(11, 2)?, digits(14, 2)?, digits(17, 2)?);
+    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days_of_month = match month {
+        2 => 28 + i64::from(is_leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => return None,
+    };
+    if !(1..=days_of_month).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let mut zone_at = 19;
+    if is(19, b'.') {
+        zone_at += 1 + text
+            .get(20..)?
+            .iter()
+            .take_while(|o| o.is_ascii_digit())
+            .count();
+        if zone_at == 20 {
+            return None;
+        }
+    }
+    let offset_minutes = match text.get(zone_at..)? {
+        [b'Z' | b'z'] => 0,
+        [sign @ (b'+' | b'-'), _, _, b':', _, _] => {
+            let (hours, minutes) = (digits(zone_at + 1, 2)?, digits(zone_at + 4, 2)?);
+            if hours > 23 || minutes > 59 {
+                return None;
+            }
+            let magnitude = hours * 60 + minutes;
+            if *sign == b'-' { -magnitude } else { magnitude }
+        }
+        _ => return None,
+    };
+    // Years that begin in March have their leap day at the end, as in `calendar`.
+    let march_year = year - i64::from(month <= 2);
+    let era = march_year.div_euclid(400);
+    let year_of_era = march_year.rem_euclid(400);
+    let month_index = (month + 9) % 12;
+    let day_of_year = (153 * month_index + 2) / 5 + day - 1;
+    let day_of_era = 365 * year_of_era + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = era * 146_097 + day_of_era - 719_468;
+    Some(DateTime {
+        unix_seconds: days * 86_400 + hour * 3_600 + (minute - offset_minutes) * 60 + second,
+        has_fraction: zone_at != 19,
+        is_utc: offset_minutes == 0,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_date_of_rfc3339_reads_back_as_written() {
+        let read = |text: &str| parse_rfc3339(text.as_bytes());
+        let utc = |unix_seconds| {
+            Some(DateTime {
+                unix_seconds,
+                has_fraction: false,
+                is_utc: true,
+            })
+        };
+        for seconds in [0, 951_782_400, 951_868_800, 1_795_395_723, 4_107_542_399] {
+            let whole = rfc3339(seconds * 1_000_000_000).replace(".000", "");
+            assert_eq!(read(&whole), utc(seconds as i64), "{whole}");
+        }
+        assert_eq!(read("9999-12-31T23:59:59Z"), utc(253_402_300_799));
+        assert_eq!(read("0000-03-01t00:00:00z"), utc(-62_162_035_200));
+        assert_eq!(read("1990-12-31T23:59:60Z"), utc(662_688_000));
+        assert_eq!(
+            read("1990-12-31T15:59:60.25-08:00"),
+            Some(DateTime {
+                unix_seconds: 662_688_000,
+                has_fraction: true,
+                is_utc: false,
+            })
+        );
+        assert_eq!(read("2026-11-23T01:02:03+00:00"), utc(1_795_395_723));
+    }
+
+    #[test]
+    fn what_is_no_date_of_rfc3339_is_none() {
+        for text in [
+            "",
+            "2026-11-23",
+            "2026-11-23T01:02:03",
+            "2026-11-23 01:02:03Z",
+            "2026-13-01T00:00:00Z",
+            "2026-00-01T00:00:00Z",
+            "2026-02-29T00:00:00Z",
+            "2100-02-29T00:00:00Z",
+            "2026-11-31T00:00:00Z",
+            "2026-11-00T00:00:00Z",
+            "2026-11-23T24:00:00Z",
+            "2026-11-23T01:60:00Z",
+            "2026-11-23T01:02:61Z",
+            "2026-11-23T01:02:03.Z",
+            "2026-11-23T01:02:03ZZ",
+            "2026-11-23T01:02:03+24:00",
+            "2026-11-23T01:02:03+00:60",
+            "2026-11-23T01:02:03+0000",
+            "+026-11-23T01:02:03Z",
+            "2026-11-23T01:02:0\u{661}Z",
+        ] {
+            assert_eq!(parse_rfc3339(text.as_bytes()), None, "{text}");
+        }
+    }
 
     #[test]
     fn calendar_knows_leap_days_and_century_rules() {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::choice::choices;
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{
-    ACCEPTED_DOMAINS_MAX, DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, GIB, KIB,
+    ACCEPTED_DOMAINS_MAX, DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, GIB, HOLD_S_DEFAULT, KIB,
     MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, NETWORKS_MAX,
     POOL_BYTES_DEFAULT, RECIPIENTS_MAX_DEFAULT, RING_BYTES_DEFAULT, RING_BYTES_STEP,
     SESSIONS_MAX_DEFAULT, TLS_CERTIFICATES_MAX, TLS_HANDSHAKES_DEFAULT,
@@ -24,6 +24,9 @@ use crate::limits::{
 pub use crate::logger::{LogFormat, LogLevel};
 use crate::policy::clients::Limit;
 use crate::server::listener::{Listener, ProxyMode, TlsMode};
+use crate::smtp::extension::{self, EXTENSIONS};
+use crate::smtp::parameter::Offered;
+use crate::smtp::sasl::Mechanisms;
 use crate::smtp::session::Role;
 use crate::tls::credentials::ClientCertificates;
 use listen::{Listen, Place};
@@ -53,6 +56,8 @@ const fn limit(normal: u64, stress: u64) -> Limit {
 
 /// RFC 5321 4.5.3.1.8: a server handles at least this many recipients.
 const RECIPIENTS_ASKED_BY_RFC: u32 = 100;
+/// RFC 5321 2.3.10: the port of SMTP.
+const SMTP_PORT: u16 = 25;
 /// RFC 5321 4.5.3.2.7: a server waits at least this long for a command.
 const COMMAND_TIMEOUT_ASKED_BY_RFC: Duration = Duration::from_secs(300);
 
@@ -125,6 +130,18 @@ choices! {
 }
 
 choices! {
+    /// Who may authenticate.
+    #[derive(Default)]
+    AuthBy {
+        /// The users of the file.
+        #[default]
+        Users = "users",
+        /// Anybody, with any password.
+        Any = "any",
+    }
+}
+
+choices! {
     /// What begins a sub-address.
     #[derive(Default)]
     SubaddressSeparator {
@@ -189,6 +206,16 @@ pub struct Config {
     pub tls_handshakes: usize,
     /// Networks whose PROXY headers are believed.
     pub proxy_from: Vec<IpPrefix>,
+    /// Networks whose XCLIENT is believed.
+    pub xclient_from: Vec<IpPrefix>,
+    /// Networks whose XFORWARD is believed.
+    pub xforward_from: Vec<IpPrefix>,
+    /// File of users; `None`: there are none.
+    pub users: Option<PathBuf>,
+    /// Who may authenticate.
+    pub auth: AuthBy,
+    /// Offers AUTH without TLS too.
+    pub auth_without_tls: bool,
     /// Address of the HTTP server; `None` turns it off.
     pub http: Option<SocketAddr>,
     /// Name in the greeting and in Received fields: a domain (RFC 5321 4.1.2). Empty before
@@ -246,6 +273,12 @@ pub struct Config {
     pub max_recipients: u32,
     /// Messages of one session.
     pub max_messages_per_session: u32,
+    /// Longest time that a client may ask a message to be held for (RFC 4865).
+    pub max_hold: Duration,
+    /// EHLO keywords that sinks do not offer, separated by commas.
+    pub hide: String,
+    /// The only EHLO keywords that sinks offer, separated by commas; empty for all.
+    pub only: String,
     /// Memory for messages on their way in, bytes.
     pub pool: u64,
     /// Policy for bare CR, bare LF and NUL.
@@ -325,6 +358,11 @@ impl Default for Config {
             tls_client_cert: ClientCertificates::Off,
             tls_handshakes: TLS_HANDSHAKES_DEFAULT,
             proxy_from: Vec::new(),
+            xclient_from: Vec::new(),
+            xforward_from: Vec::new(),
+            users: None,
+            auth: AuthBy::Users,
+            auth_without_tls: false,
             http: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8025))),
             server_name: String::new(),
             group: String::new(),
@@ -353,6 +391,9 @@ impl Default for Config {
             max_message: MESSAGE_BYTES_MAX_DEFAULT,
             max_recipients: RECIPIENTS_MAX_DEFAULT,
             max_messages_per_session: MESSAGES_PER_SESSION_MAX_DEFAULT,
+            max_hold: Duration::from_secs(u64::from(HOLD_S_DEFAULT)),
+            hide: String::new(),
+            only: String::new(),
             pool: POOL_BYTES_DEFAULT,
             bare_newlines: BareNewlines::Reject,
             limit_sinks: false,
@@ -559,6 +600,8 @@ impl Config {
         }
         self.validate_tls()?;
         self.validate_addresses()?;
+        self.validate_extensions()?;
+        self.validate_auth()?;
         self.validate_access()?;
         self.validate_sizes()?;
         if self.busy_poll && !self.spin.is_zero() {
@@ -675,22 +718,111 @@ impl Config {
                 .any(|(_, _, listener)| listener.role != Role::Sink)
     }
 
-    /// What a listener asks for and this version does not have yet.
+    /// What no listener may be.
     fn validate_listener(
         &self,
         key: &str,
         place: &Place,
         listener: &Listener,
     ) -> Result<(), ConfigError> {
-        let missing = if listener.role == Role::Submission {
-            format!("role={}", listener.role)
-        } else if listener.lmtp {
-            "lmtp".to_owned()
+        if listener.lmtp && place.address().port() == SMTP_PORT {
+            // RFC 2033 5: clients of that port speak SMTP.
+            return Err(self.fault(key, format!("{place}: LMTP must not be on port 25")));
+        }
+        Ok(())
+    }
+
+    fn validate_auth(&self) -> Result<(), ConfigError> {
+        for (key, networks) in [
+            ("xclient-from", &self.xclient_from),
+            ("xforward-from", &self.xforward_from),
+        ] {
+            if networks.len() > NETWORKS_MAX {
+                let count = networks.len();
+                let reason = format!("{count} networks; allowed: up to {NETWORKS_MAX}");
+                return Err(self.fault(key, reason));
+            }
+        }
+        let listeners = self.listeners();
+        let submission = listeners.iter().find(|(.., l)| l.role == Role::Submission);
+        let is_any = self.auth == AuthBy::Any;
+        if is_any && self.users.is_some() {
+            let reason = "any takes every password, so users has no use beside it; give one";
+            return Err(self.fault("auth", reason.to_owned()));
+        }
+        if let Some((key, place, listener)) = submission {
+            if is_any {
+                let reason = "any is for sinks; whoever connects to a listener for submission \
+                              could send what he likes";
+                return Err(self.fault("auth", reason.to_owned()));
+            }
+            if self.users.is_none() {
+                let reason = format!("{place}: a listener for submission needs --users");
+                return Err(self.fault(key, reason));
+            }
+            // RFC 8314 4.1: submission is under TLS.
+            if listener.tls == TlsMode::Off && !self.auth_without_tls {
+                let reason = format!(
+                    "{place}: submission without TLS needs --auth-without-tls, or nobody could authenticate"
+                );
+                return Err(self.fault(key, reason));
+            }
+        }
+        if self.auth_without_tls && !is_any && self.users.is_none() {
+            let reason = "nobody may authenticate: give --users, or --auth any";
+            return Err(self.fault("auth-without-tls", reason.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The mechanisms of AUTH that a listener offers.
+    pub fn mechanisms(&self, listener: &Listener) -> Mechanisms {
+        let is_hidden = listener.role == Role::Sink && !self.sink_offers().has(Offered::AUTH);
+        match (listener.role, self.auth, &self.users) {
+            _ if is_hidden => Mechanisms::NONE,
+            // Servers hand mail to each other without passwords.
+            (Role::Mx, ..) => Mechanisms::NONE,
+            (_, AuthBy::Any, _) => Mechanisms::OF_ANYBODY,
+            (_, AuthBy::Users, Some(_)) => Mechanisms::ALL,
+            (_, AuthBy::Users, None) => Mechanisms::NONE,
+        }
+    }
+
+    fn validate_extensions(&self) -> Result<(), ConfigError> {
+        let listeners = self.listeners();
+        for (key, keywords) in [("hide", &self.hide), ("only", &self.only)] {
+            if keywords.is_empty() {
+                continue;
+            }
+            extensions(keywords).map_err(|reason| self.fault(key, reason))?;
+            if !listeners.iter().any(|(.., l)| l.role == Role::Sink) {
+                let reason = "only sinks choose what they offer, and no listener is one";
+                return Err(self.fault(key, reason.to_owned()));
+            }
+        }
+        if !self.hide.is_empty() && !self.only.is_empty() {
+            let reason = "hide and only exclude each other; give one";
+            return Err(self.fault("only", reason.to_owned()));
+        }
+        // RFC 2033 5: LMTP without these two is none.
+        let demanded = Offered::PIPELINING.with(Offered::ENHANCED_STATUS_CODES);
+        let speaks_lmtp = |l: &Listener| l.lmtp && l.role == Role::Sink;
+        if listeners.iter().any(|(.., l)| speaks_lmtp(l)) && !self.sink_offers().has(demanded) {
+            let key = if self.hide.is_empty() { "only" } else { "hide" };
+            let reason = "a listener speaks LMTP, which needs PIPELINING and ENHANCEDSTATUSCODES";
+            return Err(self.fault(key, reason.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// What sinks offer, as far as each session allows it.
+    pub fn sink_offers(&self) -> Offered {
+        let all = Offered::from_bits(u32::MAX);
+        if !self.only.is_empty() {
+            extensions(&self.only).unwrap_or(Offered::NONE)
         } else {
-            return Ok(());
-        };
-        let reason = format!("{place}: {missing} is not available in this version");
-        Err(self.fault(key, reason))
+            all.without(extensions(&self.hide).unwrap_or(Offered::NONE))
+        }
     }
 
     /// Every listener, with the option that asked for it, in the order listen, listen-tls, listen-submission.
@@ -892,6 +1024,28 @@ impl Config {
             reason,
         }
     }
+}
+
+/// The extensions that these EHLO keywords, separated by commas, name; none for an empty text.
+///
+/// # Errors
+/// A phrase that says what is wrong and what is allowed.
+fn extensions(keywords: &str) -> Result<Offered, String> {
+    let words = keywords.split(',').filter(|_| !keywords.is_empty());
+    words.map(str::trim).try_fold(Offered::NONE, |all, word| {
+        let bit = extension::named(word).ok_or_else(|| {
+            let known: Vec<&str> = EXTENSIONS.iter().map(|row| row.keyword).collect();
+            format!(
+                "{} is not allowed; allowed: {}",
+                quoted(word),
+                known.join(", ")
+            )
+        })?;
+        if all.has(bit) {
+            return Err(format!("{} is given twice", quoted(word)));
+        }
+        Ok(all.with(bit))
+    })
 }
 
 /// Whether `name` is a domain as RFC 5321 4.1.2 writes one: labels of letters, digits and inner hyphens.

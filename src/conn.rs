@@ -82,6 +82,8 @@ pub struct Flags {
     pub is_guarded: bool,
     /// What this client does counts for the limits on clients.
     pub is_limited: bool,
+    /// Its client was counted before the question whether it may connect.
+    pub is_admitted: bool,
     /// The client was refused in place of its greeting: it waits for that and has sent nothing, so that the connection
     /// closes with the reply and holds no place meanwhile.
     pub is_turned_away: bool,
@@ -111,6 +113,8 @@ pub struct Io {
     pub peer: SocketAddr,
     /// TLS, from the STARTTLS or the first octet on.
     pub tls: Option<Box<Tls>>,
+    /// The client and the server's address, as XCLIENT gave them; `peer` stays what counts for limits and trust.
+    pub seen_as: Option<Box<(SocketAddr, SocketAddr)>>,
     /// The message that is being collected.
     pub message: Option<Message>,
     /// Input that waits, from the front of its chunk.
@@ -144,6 +148,8 @@ pub struct Io {
     pub cause: CloseCause,
     /// Serial number of its last message in the queue of those that wait for a commit.
     pub last_pending: u32,
+    /// Number of its last message that waited for its commit as a large one does.
+    pub stored_number: u64,
     /// When bytes last came or left.
     pub active_at: Instant,
     /// When the session entered its phase: begin of a message's data, of a wait, of an unfinished line, of the
@@ -174,6 +180,7 @@ impl Io {
             generation,
             peer,
             tls: None,
+            seen_as: None,
             message: None,
             input: None,
             input_len: 0,
@@ -192,6 +199,7 @@ impl Io {
             chunks_counted: 0,
             cause: CloseCause::PeerClosed,
             last_pending: 0,
+            stored_number: 0,
             active_at: now,
             phase_at: now,
 
@@ -389,7 +397,10 @@ impl Io {
             return 0;
         };
         let len = self.input_len as usize;
-        scratch[..len].copy_from_slice(&pool.bytes(id)[..len]);
+        let waiting = &mut pool.bytes_mut(id)[..len];
+        scratch[..len].copy_from_slice(waiting);
+        // What waits may be a password.
+        waiting.fill(0);
         pool.free(id);
         self.input_len = 0;
         self.flags.input_is_partial = false;

@@ -68,6 +68,7 @@ Options:
   --create           makes the consumer when it is missing
   --from PLACE       where a new consumer (or stdout) begins: oldest (default), newest, or a message id
   --until-empty      ends with exit code 0 when everything durable is delivered
+  --keeps EXT,...    promises this target keeps: DSN, DELIVERBY, FUTURERELEASE, MT-PRIORITY, RRVS, REQUIRETLS
   --failures FILE    where failed messages are recorded, one JSON object per line
                      (default DIR/shard-N/NAME.failed)
 
@@ -132,6 +133,8 @@ pub struct ConsumeArguments {
     pub until_empty: bool,
     /// Where failed messages are recorded.
     pub failures: Option<PathBuf>,
+    /// Promises of SMTP extensions that this consumer keeps, bits of `ctl::PROMISES`.
+    pub keeps: u32,
 }
 
 /// What `ringmx consumers` is to do.
@@ -195,6 +198,7 @@ pub fn parse(args: &[String]) -> Result<ConsumeArguments, String> {
         from: None,
         until_empty: false,
         failures: None,
+        keeps: 0,
     };
     let (mut names, mut to, mut from) = (Vec::new(), None, None);
     let mut args = args.iter();
@@ -212,6 +216,16 @@ pub fn parse(args: &[String]) -> Result<ConsumeArguments, String> {
             "--create" => out.create = true,
             "--from" => from = Some(value()?),
             "--until-empty" | "--once" => out.until_empty = true,
+            "--keeps" => {
+                let names = value()?;
+                out.keeps = ctl::promises(&names).ok_or_else(|| {
+                    format!(
+                        "--keeps: {} is not allowed; allowed: {}, separated by commas",
+                        crate::config::units::quoted(&names),
+                        ctl::PROMISES.join(", ")
+                    )
+                })?;
+            }
             "--failures" => out.failures = Some(value()?.into()),
             _ if flag.starts_with('-') => {
                 return Err(format!("ringmx consume has no option '{flag}'"));
@@ -849,10 +863,18 @@ impl Consumer<'_> {
             false => None,
         };
         match ring {
-            Ring::View(view) => match live(view)?.register(&self.args.name, create) {
-                Err(error) if error.is_gone() => Ok(None),
-                result => Ok(Some(result?)),
-            },
+            Ring::View(view) => {
+                let client = live(view)?;
+                let registered = client.register(&self.args.name, create);
+                let kept = match (&registered, self.args.keeps) {
+                    (Ok(_), promises) if promises != 0 => client.keeps(promises),
+                    _ => Ok(()),
+                };
+                match registered.and_then(|cursor| kept.map(|()| cursor)) {
+                    Err(error) if error.is_gone() => Ok(None),
+                    result => Ok(Some(result?)),
+                }
+            }
             Ring::Own(own) => {
                 let name = consumer_name(&self.args.name)?;
                 let found = own.log.consumer(&name).copied();
@@ -1104,6 +1126,7 @@ mod tests {
             from: Some(Begin::Number(7)),
             until_empty: true,
             failures: None,
+            keeps: 0,
         };
         assert_eq!(args, Ok(expected));
         let fails = |text: &str| parse(&words(text)).unwrap_err();

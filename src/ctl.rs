@@ -35,6 +35,7 @@ const SEEK: u8 = 5;
 const DROP: u8 = 6;
 const LIST: u8 = 7;
 const STATUS: u8 = 8;
+const KEEPS: u8 = 9;
 const WELCOME: u8 = 129;
 const PROGRESS: u8 = 130;
 const OK: u8 = 131;
@@ -198,10 +199,32 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// Promises of SMTP extensions that a consumer keeps, in the order of the bits that stand for them in KEEPS.
+pub const PROMISES: [&str; 6] = [
+    "DSN",
+    "DELIVERBY",
+    "FUTURERELEASE",
+    "MT-PRIORITY",
+    "RRVS",
+    "REQUIRETLS",
+];
+
+/// The bits of these promises, names separated by commas; `None` when one is not in [`PROMISES`].
+pub fn promises(names: &str) -> Option<u32> {
+    names.split(',').try_fold(0, |bits, name| {
+        let at = PROMISES
+            .iter()
+            .position(|known| known.eq_ignore_ascii_case(name.trim()))?;
+        Some(bits | 1 << at)
+    })
+}
+
 /// Names that a process is attached to; the server keeps one table for all its control sessions.
 #[derive(Clone, Debug, Default)]
 pub struct Attachments {
     names: Vec<String>,
+    /// What each of them keeps, in the same order.
+    kept: Vec<u32>,
 }
 
 impl Attachments {
@@ -216,11 +239,27 @@ impl Attachments {
             return false;
         }
         self.names.push(name.to_owned());
+        self.kept.push(0);
         true
     }
 
     fn detach(&mut self, name: &str) {
-        self.names.retain(|other| other != name);
+        if let Some(at) = self.names.iter().position(|other| other == name) {
+            self.names.remove(at);
+            self.kept.remove(at);
+        }
+    }
+
+    fn declare(&mut self, name: &str, promises: u32) {
+        let at = self.names.iter().position(|other| other == name);
+        if let Some(kept) = at.and_then(|at| self.kept.get_mut(at)) {
+            *kept = promises;
+        }
+    }
+
+    /// The promises, as bits of [`PROMISES`], that somebody who is attached keeps.
+    pub fn kept(&self) -> u32 {
+        self.kept.iter().fold(0, |all, kept| all | kept)
     }
 }
 
@@ -458,6 +497,19 @@ impl ServerSession {
                     put_consumer(out, &name, cursor, attached);
                 }
                 put_frame(out, OK, &[]);
+            }
+            (true, KEEPS) => {
+                let promises = input.u32().ok_or(malformed)?;
+                input.end().ok_or(malformed)?;
+                let result = match self.attached.as_deref() {
+                    // A promise that this server has not heard of binds nobody.
+                    Some(name) => {
+                        ring.attachments().declare(name, promises);
+                        Ok(())
+                    }
+                    None => Err(Refusal::NoSuchConsumer),
+                };
+                put_result(out, result);
             }
             (true, STATUS) => {
                 input.end().ok_or(malformed)?;
@@ -856,6 +908,13 @@ impl Client {
             }
             _ => Err(ClientError::Protocol),
         }
+    }
+
+    /// Says which promises of SMTP extensions the consumer keeps that this client is attached to, as bits of
+    /// [`PROMISES`]; while it is attached, the server may offer them.
+    pub fn keeps(&mut self, promises: u32) -> Result<(), ClientError> {
+        self.send(KEEPS, &promises.to_le_bytes())?;
+        self.expect_ok()
     }
 
     /// Moves the cursor of `name` forward.

@@ -20,7 +20,7 @@ use crate::config::units;
 use crate::config::{CommitAlign, Config, Full, OnStorageFailure, RingWrite, Survive};
 use crate::ctl;
 use crate::http::NEWEST_MAX;
-use crate::limits::{GIB, KIB, MIB, OFFLOAD_JOBS_MAX};
+use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB, OFFLOAD_JOBS_MAX, TLS_HANDSHAKE_BYTES_MAX};
 use crate::log_cli::view::{RingSource, read_superblock};
 use crate::logger::{Class, Logger, Value};
 use crate::metrics::Metrics;
@@ -35,7 +35,7 @@ use crate::ringlog::recover::{OpenError, OpenOptions, Recovery};
 use crate::ringlog::writer::{FullPolicy, Log};
 use crate::server::limiter::Limiter;
 use crate::server::listener::TlsMode;
-use crate::server::{self, Listener, Security, Server, Storage};
+use crate::server::{self, Accounts, Listener, Security, Server, Storage, UsersSource};
 use crate::smtp::data::BareNewlines;
 use crate::smtp::extension;
 use crate::smtp::parameter::Offered;
@@ -45,6 +45,8 @@ use crate::smtp::sink::Verb;
 use crate::status::{About, Summary};
 use crate::sys::descriptors;
 use crate::sys::signal::Signals;
+use crate::tls::credentials::ClientCertificates;
+use crate::users::Users;
 
 mod privileges;
 mod sockets;
@@ -110,6 +112,7 @@ fn run(given: &Config) -> Result<i32, StartError> {
     let bound = sockets::bind_all(config)?;
     let http = sockets::bind_http(config)?;
     let mut security = tls::load(config)?;
+    let users = load_users(config)?;
     privileges::drop_privileges(config)?;
     // Read by the user that has to read them again.
     let addresses = bound.iter().map(|bound| bound.listener.address.ip());
@@ -200,12 +203,20 @@ fn run(given: &Config) -> Result<i32, StartError> {
         clock.now(),
     );
     server.shared.proxy_from = config.proxy_from.clone();
-    if let Some(security) = security {
-        let capacity = security.handshakes_max + OFFLOAD_JOBS_MAX;
-        let helper = Offload::start(capacity, clock, wake.handle())
+    server.shared.xclient_from = config.xclient_from.clone();
+    server.shared.xforward_from = config.xforward_from.clone();
+    if security.is_some() || users.is_some() {
+        let handshakes = security.as_ref().map_or(0, |s| s.handshakes_max);
+        let helper = Offload::start(handshakes + OFFLOAD_JOBS_MAX, clock, wake.handle())
             .map_err(|error| start_error(EXIT_FAILURE, format!("the helper thread: {error}")))?;
         server.set_offload(helper);
+    }
+    if let Some(security) = security {
         server.secure(security);
+    }
+    if let Some((source, users)) = users {
+        server.shared.accounts = Accounts::Users(Box::new(users));
+        server.shared.users_source = Some(source);
     }
     server.shared.rules = Arc::new(rules);
     server.shared.limiter = config.limits_clients().then(|| Box::new(limiter(config)));
@@ -535,8 +546,15 @@ fn context(config: &Config, listener: Listener) -> Result<Context, StartError> {
             crate::config::BareNewlines::Normalize => BareNewlines::Normalize,
             crate::config::BareNewlines::Keep => BareNewlines::Keep,
         },
-        offered: offered(&listener),
+        offered: match listener.role {
+            Role::Sink => offered(&listener).and(config.sink_offers()),
+            Role::Mx | Role::Submission => offered(&listener),
+        },
         needs_tls: listener.tls == TlsMode::Required,
+        hold_max_s: u32::try_from(config.max_hold.as_secs()).unwrap_or(HOLD_S_MAX),
+        lmtp: listener.lmtp,
+        mechanisms: config.mechanisms(&listener),
+        auth_without_tls: config.auth_without_tls,
     })
     .map_err(|error| start_error(EXIT_USAGE, format!("server-name: {error}")))
 }
@@ -548,10 +566,27 @@ fn offered(listener: &Listener) -> Offered {
     if matches!(listener.tls, TlsMode::Offered | TlsMode::Required) {
         offered = offered.with(Offered::STARTTLS);
     }
-    if listener.tls != TlsMode::Off && listener.role == Role::Sink {
+    if listener.tls != TlsMode::Off {
         offered = offered.with(Offered::REQUIRETLS);
     }
     offered
+}
+
+/// Reads the file of users, if one is named.
+fn load_users(config: &Config) -> Result<Option<(UsersSource, Users)>, StartError> {
+    let Some(path) = &config.users else {
+        return Ok(None);
+    };
+    let mut source = UsersSource {
+        path: path.clone(),
+        secret: Default::default(),
+    };
+    crate::sys::file::random(&mut source.secret)
+        .map_err(|error| start_error(EXIT_FAILURE, format!("random octets: {error}")))?;
+    let users = source
+        .load()
+        .map_err(|reason| start_error(EXIT_USAGE, format!("users: {reason}")))?;
+    Ok(Some((source, users)))
 }
 
 fn server_options(config: &Config) -> server::Options {
@@ -842,7 +877,12 @@ fn memory_bound(config: &Config) -> u64 {
         + clients
         + config.max_sessions as u64 * SESSION_BYTES
         + if config.has_certificates() {
-            config.max_sessions as u64 * TLS_SESSION_BYTES
+            // rustls keeps the certificates that a client gave.
+            let kept = match config.tls_client_cert {
+                ClientCertificates::Off => 0,
+                _ => TLS_HANDSHAKE_BYTES_MAX as u64,
+            };
+            config.max_sessions as u64 * (TLS_SESSION_BYTES + kept)
                 + config.tls_handshakes.min(config.max_sessions) as u64 * TLS_HANDSHAKE_BYTES
         } else {
             0

@@ -41,13 +41,20 @@ pub enum Field {
     TlsClient = 13,
     /// Parameters of the RCPT whose `ForwardPath` field stands before this one.
     RcptParameters = 11,
+    /// By when the message is to be delivered (RFC 2852): seconds since 1970 as 8 bytes, signed, then `N` or `R`,
+    /// then `T` where it was given.
+    DeliverBy = 14,
+    /// What XFORWARD said of the message: `NAME=value` each, separated by single spaces, values as given (xtext).
+    Forwarded = 15,
+    /// Name of the client, as XCLIENT gave it.
+    ClientName = 16,
     /// Reserved: a verdict, "policy-name result".
     Verdict = 32,
     /// Reserved: authentication results.
     AuthenticationResults = 33,
-    /// Reserved: HOLDUNTIL as 8 bytes of seconds since 1970.
+    /// Until when the message is to be held (RFC 4865): seconds since 1970 as 8 bytes, signed.
     HoldUntil = 34,
-    /// Reserved: MT-PRIORITY, 1 byte, signed.
+    /// MT-PRIORITY (RFC 6710), 1 byte, signed: -9 to 9.
     Priority = 35,
     /// Reserved: quarantine reason.
     Quarantine = 36,
@@ -70,6 +77,9 @@ impl Field {
             11 => Field::RcptParameters,
             12 => Field::TlsServerName,
             13 => Field::TlsClient,
+            14 => Field::DeliverBy,
+            15 => Field::Forwarded,
+            16 => Field::ClientName,
             32 => Field::Verdict,
             33 => Field::AuthenticationResults,
             34 => Field::HoldUntil,
@@ -167,6 +177,47 @@ impl Facts {
     }
 }
 
+/// Value of [`Field::DeliverBy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeliverBy {
+    /// The time, seconds since 1970.
+    pub unix_seconds: i64,
+    /// What is late is returned; otherwise its sender is told.
+    pub returns: bool,
+    /// Who hands it on tells the sender.
+    pub traces: bool,
+}
+
+impl DeliverBy {
+    /// Longest value, bytes.
+    const BYTES_MAX: usize = 10;
+
+    /// Encodes the value of the field into `out`; returns it.
+    pub fn encode(self, out: &mut [u8; DeliverBy::BYTES_MAX]) -> &[u8] {
+        out[..8].copy_from_slice(&self.unix_seconds.to_le_bytes());
+        out[8] = if self.returns { b'R' } else { b'N' };
+        out[9] = b'T';
+        &out[..if self.traces { 10 } else { 9 }]
+    }
+
+    /// Decodes the value of the field; `None` when it is none.
+    pub fn decode(value: &[u8]) -> Option<DeliverBy> {
+        let (seconds, mode) = value.split_first_chunk::<8>()?;
+        let (returns, traces) = match mode {
+            b"R" => (true, false),
+            b"RT" => (true, true),
+            b"N" => (false, false),
+            b"NT" => (false, true),
+            _ => return None,
+        };
+        Some(DeliverBy {
+            unix_seconds: i64::from_le_bytes(*seconds),
+            returns,
+            traces,
+        })
+    }
+}
+
 /// The header of a field whose value is `len` bytes long.
 pub fn field_header(field: Field, len: u16) -> [u8; FIELD_HEADER_BYTES] {
     let [low, high] = len.to_le_bytes();
@@ -239,6 +290,21 @@ mod tests {
         };
         assert_eq!(Facts::decode(&facts.encode()), Some(facts));
         assert_eq!(Facts::decode(&facts.encode()[..FACTS_BYTES - 1]), None);
+    }
+
+    #[test]
+    fn the_time_of_delivery_reads_back_as_written() {
+        for (returns, traces) in [(false, false), (false, true), (true, false), (true, true)] {
+            let by = DeliverBy {
+                unix_seconds: -3,
+                returns,
+                traces,
+            };
+            let mut room = [0; DeliverBy::BYTES_MAX];
+            assert_eq!(DeliverBy::decode(by.encode(&mut room)), Some(by));
+        }
+        assert_eq!(DeliverBy::decode(b"1234567N"), None);
+        assert_eq!(DeliverBy::decode(b"12345678X"), None);
     }
 
     #[test]

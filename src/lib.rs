@@ -4,6 +4,7 @@
 //! A module may use only lower layers; `docs/architecture.md` draws them and `tests/tidy.rs` holds them.
 
 // L0: vocabulary and containers, no I/O.
+pub mod base64;
 pub mod buffer;
 mod choice;
 pub mod clock;
@@ -15,6 +16,7 @@ pub mod message;
 pub mod metrics;
 pub mod offload;
 pub mod timer_wheel;
+pub mod users;
 // L1: the only unsafe code.
 pub mod sys;
 // L2: pure; bytes and events in, bytes and events out.
@@ -41,3 +43,4 @@ pub mod demo;
 pub mod log_cli;
 pub mod ring_cli;
 pub mod send;
+pub mod users_cli;

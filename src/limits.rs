@@ -1,5 +1,7 @@
 //! Every fixed bound and every default, its unit in its name. `docs/operations.md` lists them.
 
+use core::time::Duration;
+
 /// 2^10 bytes.
 pub const KIB: u64 = 1024;
 /// 2^20 bytes.
@@ -14,7 +16,8 @@ pub const SESSIONS_MAX_DEFAULT: usize = 10_000;
 /// Command line with CRLF that is certainly accepted (RFC 5321 4.5.3.1.4: at least 512).
 pub const COMMAND_LINE_BYTES_MIN: usize = 512;
 /// Command line with CRLF beyond which one 500 is sent: 512 and what SIZE (26), BODY (17), SMTPUTF8 (10),
-/// AUTH (500), DSN on MAIL (120) and on RCPT (500) add (RFC 1870, 6152, 3030, 6531, 4954, 3461), rounded up.
+/// AUTH (500), DSN on MAIL (120) and on RCPT (500), DELIVERBY (17), FUTURERELEASE (34), MT-PRIORITY (15) and RRVS
+/// (33) add (RFC 1870, 6152, 3030, 6531, 4954, 3461, 2852, 4865, 6710, 7293), rounded up.
 pub const COMMAND_LINE_BYTES_MAX: usize = 2_048;
 /// Reply line with CRLF (RFC 5321 4.5.3.1.5).
 pub const REPLY_LINE_BYTES_MAX: usize = 512;
@@ -29,6 +32,10 @@ pub const PATH_BYTES_MAX: usize = 512;
 pub const RECIPIENTS_MAX_DEFAULT: u32 = 1_000;
 /// Default of `--max-messages-per-session`; LIMITS MAILMAX (RFC 9422: at most six digits).
 pub const MESSAGES_PER_SESSION_MAX_DEFAULT: u32 = 999_999;
+/// Default of `--max-hold`, seconds: 90 days.
+pub const HOLD_S_DEFAULT: u32 = 90 * 86_400;
+/// Longest `--max-hold`, seconds (RFC 4865 3: nine digits).
+pub const HOLD_S_MAX: u32 = 999_999_999;
 /// Default of `--max-message`, bytes; the smaller of this and an eighth of the ring.
 pub const MESSAGE_BYTES_MAX_DEFAULT: u64 = 50 * MIB;
 /// Stored envelope of one message, bytes; past it RCPT gets 452. It fits into one record with a chunk of body.
@@ -37,6 +44,41 @@ pub const ENVELOPE_BYTES_MAX: usize = 896 * KIB as usize;
 pub const SESSION_ERRORS_MAX: u32 = 100;
 /// Messages of one session that may wait for a commit before the session stops being read.
 pub const COMMITS_PENDING_MAX: u32 = 64;
+
+// Users and authentication.
+
+/// Line of an authentication exchange with CRLF, the AUTH command with an initial response included, beyond which one
+/// 500 5.5.6 is sent. The longest that the mechanisms offered here can fill is 2,060 octets; RFC 4954 4 names 12,288 as
+/// enough for any mechanism in use, and asks a server for what its own ones need.
+pub const AUTH_LINE_BYTES_MAX: usize = CHUNK_SMALL_BYTES;
+/// First message of a SCRAM client, octets; longer ones are refused.
+pub const SCRAM_FIRST_BYTES_MAX: usize = 1_024;
+/// Nonce of a SCRAM client, octets.
+pub const SCRAM_NONCE_BYTES_MAX: usize = 200;
+/// Failed authentications of one session; the last of them is answered with 421.
+pub const AUTH_FAILURES_MAX: u32 = 5;
+/// Passwords that may wait to be checked; more get 454. Half a second of work with the default iterations.
+pub const PASSWORD_CHECKS_MAX: usize = 32;
+/// Time a password may wait for its turn; then it gets 454.
+pub const PASSWORD_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Name of a user, bytes (RFC 4616 2: a server takes 255).
+pub const USER_NAME_BYTES_MAX: usize = 255;
+/// Password, bytes.
+pub const PASSWORD_BYTES_MAX: usize = 1_024;
+/// Users of one server.
+pub const USERS_MAX: usize = 100_000;
+/// File of users, bytes: as many of the longest lines.
+pub const USERS_FILE_BYTES_MAX: u64 = 64 * MIB;
+/// Fewest rounds of PBKDF2 (RFC 7677 4).
+pub const USER_ITERATIONS_MIN: u32 = 4_096;
+/// Default of `ringmx users add --iterations`.
+pub const USER_ITERATIONS_DEFAULT: u32 = 65_536;
+/// Most rounds of PBKDF2: about a second of work for one password.
+pub const USER_ITERATIONS_MAX: u32 = 1_000_000;
+/// Shortest salt, bytes.
+pub const SALT_BYTES_MIN: usize = 8;
+/// Longest salt, bytes.
+pub const SALT_BYTES_MAX: usize = 64;
 
 // Access rules.
 

@@ -106,6 +106,10 @@ classes! {
     TlsReloaded = "tls_reloaded" Info 20;
     /// Certificates could not be read again; the old ones stay.
     TlsReloadFailed = "tls_reload_failed" Error 20;
+    /// The file of users was read again.
+    UsersReloaded = "users_reloaded" Info 20;
+    /// The file of users could not be read again; the old users stay.
+    UsersReloadFailed = "users_reload_failed" Error 20;
     /// No connections are accepted for a while: no descriptors, or no memory for them.
     AcceptPaused = "accept_paused" Warning 1;
     /// The pool has no room; messages wait.

@@ -11,6 +11,7 @@
 //! Budget of a message on a kept connection, in steady state: no allocation, no system call of its own but the
 //! reads and the writes of its replies (one per round trip), a share of one `pwritev` and of one `fdatasync`.
 
+pub mod auth;
 pub mod control;
 mod growing;
 pub mod limiter;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 use slab::Slab;
 
+pub use self::auth::{Accounts, UsersSource};
 use self::growing::Growing;
 use self::limiter::Limiter;
 pub use self::listener::Listener;
@@ -124,6 +126,16 @@ pub struct Shared<B: Backing, C> {
     pub listeners: Vec<Listener>,
     /// Networks whose PROXY headers are believed.
     pub proxy_from: Vec<IpPrefix>,
+    /// Networks whose XCLIENT is believed.
+    pub xclient_from: Vec<IpPrefix>,
+    /// Networks whose XFORWARD is believed.
+    pub xforward_from: Vec<IpPrefix>,
+    /// Who may authenticate.
+    pub accounts: Accounts,
+    /// Where they are read from again.
+    pub users_source: Option<UsersSource>,
+    /// Passwords that the helper has.
+    passwords_under_way: usize,
     /// Work that is too slow for the loop, and its answers.
     pub offload: Offload<Answer>,
     secure: Secure,
@@ -427,6 +439,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 pool: Pool::new(options.pool_bytes, reserve),
                 listeners,
                 proxy_from: Vec::new(),
+                xclient_from: Vec::new(),
+                xforward_from: Vec::new(),
+                accounts: Accounts::Anybody,
+                users_source: None,
+                passwords_under_way: 0,
                 offload: Offload::here(OFFLOAD_JOBS_MAX),
                 secure: Secure::none(),
                 rules: Arc::new(Rules::default()),

@@ -5,12 +5,18 @@
 #[expect(dead_code, reason = "this test needs only a part")]
 #[path = "support/server.rs"]
 mod support;
+#[path = "support/tls.rs"]
+mod tls_support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ringmx::ringlog::writer::Survive;
+use ringmx::server::listener::TlsMode;
+use ringmx::smtp::parameter::Offered;
 use support::{Client, Rig, options};
+use tls_support::{Cut, Identity, TlsClient, security};
 
 /// The system's allocator, counting.
 struct Counting;
@@ -136,4 +142,72 @@ fn a_warm_server_allocates_nothing_for_messages_on_kept_connections() {
         assert!(client.pipe.borrow().dropped);
     });
     assert_eq!(count, 3 * COUNTED as u64, "a connection for each message");
+
+    for (kind, parts) in [("lock-step", &lock_step[..]), ("pipelined", &[&pipelined])] {
+        let (count, records) = allocations_under_tls(parts);
+        assert!(
+            count <= 2 * records,
+            "{kind}: {count} allocations for {records} records"
+        );
+        println!("{kind} under TLS: {count} allocations for {records} records");
+    }
+}
+
+/// Allocations of the server for these parts of a dialogue under TLS, after some rounds, and the records that came
+/// and went meanwhile. rustls makes a vector of each record's plaintext, and of each record it sends; the server adds
+/// none.
+fn allocations_under_tls(parts: &[&[u8]]) -> (u64, u64) {
+    let identity = Identity::new(&["mx.example"]);
+    let offered = Offered::STARTTLS;
+    let mut rig = Rig::with_listener(
+        options(),
+        Survive::Power,
+        16 << 20,
+        TlsMode::Offered,
+        offered,
+    );
+    rig.syncs.at_once.set(true);
+    rig.server.secure(security(&[&identity]));
+    let plain = rig.connect();
+    rig.send(&plain, b"STARTTLS\r\n");
+    plain.read();
+    let mut client = TlsClient::new(plain, &identity, Cut::Whole);
+    client.shake_hands(&mut rig);
+    client.say(&mut rig, "EHLO client.example\r\n");
+    client.hear(&mut rig);
+    let (mut count, mut records) = (0, 0);
+    for round in 0..WARM_UP + COUNTED {
+        for part in parts {
+            client.tls.writer().write_all(part).expect("memory");
+            let mut sent = Vec::new();
+            while client.tls.wants_write() {
+                client.tls.write_tls(&mut sent).expect("memory");
+            }
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            rig.send(&client.plain, &sent);
+            rig.turn();
+            rig.turn();
+            let made = ALLOCATIONS.load(Ordering::Relaxed) - before;
+            let answer = client.plain.pipe.borrow().output.clone();
+            client.plain.pipe.borrow_mut().output.clear();
+            client.take(&answer);
+            if round >= WARM_UP {
+                count += made;
+                records += records_in(&sent) + records_in(&answer);
+            }
+        }
+        client.hear(&mut rig);
+    }
+    (count, records)
+}
+
+/// Whole records in these octets.
+fn records_in(mut octets: &[u8]) -> u64 {
+    let mut records = 0;
+    while let [_, _, _, high, low, rest @ ..] = octets {
+        let len = usize::from(*high) << 8 | usize::from(*low);
+        octets = &rest[len..];
+        records += 1;
+    }
+    records
 }

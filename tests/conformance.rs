@@ -9,7 +9,8 @@
 //! - `CLOSED: quit|refused`: how the session ends; without it, it stays open.
 //! - `TLS:` the handshake that STARTTLS announced succeeds.
 //! - `STORED:` a message was stored: then `helo: from: mail: to: rcpt:` for its envelope, `body:` for each line
-//!   of it (`body>` without CRLF), and if wanted `facts:` and `trace:`.
+//!   of it (`body>` without CRLF), and if wanted `facts:` and `trace:`. Times of the envelope are written as
+//!   `deliver-by: SECONDS MODE` and `hold-until: SECONDS`, counted from the time of the message.
 //!
 //! In texts `\r \n \t \0 \\ \xNN` are octets and `\*N(TEXT)` is TEXT, N times.
 //!
@@ -23,11 +24,14 @@ use std::fs;
 use std::path::Path;
 
 use ringmx::envelope::{self, Field};
+use ringmx::smtp::extension;
 use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::{self, Reply};
-use ringmx::smtp::session::{Context, ContextOptions};
+use ringmx::smtp::sasl::Mechanisms;
+use ringmx::smtp::session::{Context, ContextOptions, Role};
 use ringmx::smtp::sink::{CloseReason, Verdict};
-use session_support::{Connection, Cut, Manner, Recorder, Stored, manners, pieces};
+use ringmx::users::Users;
+use session_support::{Connection, Cut, Manner, Recorder, Stored, WALL_NS, manners, pieces};
 
 /// A transcript, read.
 struct Transcript {
@@ -36,6 +40,9 @@ struct Transcript {
     policy: Vec<(String, Verdict)>,
     envelope_bytes_max: usize,
     has_storage: bool,
+    keeps: Offered,
+    is_bound: bool,
+    trusts: Offered,
     commit: Result<(), Reply>,
     /// What the client sends, and what the server answers to it, turn by turn.
     turns: Vec<(Vec<u8>, Vec<u8>)>,
@@ -87,6 +94,9 @@ fn parse(name: String, text: &str) -> Transcript {
         policy: Vec::new(),
         envelope_bytes_max: 1 << 20,
         has_storage: true,
+        keeps: Offered::PROMISES,
+        is_bound: false,
+        trusts: Offered::NONE,
         commit: Ok(()),
         turns: vec![(Vec::new(), Vec::new())],
         secured: BTreeSet::new(),
@@ -136,7 +146,8 @@ fn parse(name: String, text: &str) -> Transcript {
             }
             "STORED:" => transcript.stored.push(Expected::default()),
             "helo:" | "from:" | "mail:" | "to:" | "rcpt:" | "body:" | "body>" | "facts:"
-            | "trace:" => {
+            | "trace:" | "deliver-by:" | "hold-until:" | "priority:" | "user:" | "forwarded:"
+            | "client-name:" => {
                 let message = transcript.stored.last_mut().expect("STORED: stands before");
                 let field = match key {
                     "helo:" => Field::Helo,
@@ -144,6 +155,29 @@ fn parse(name: String, text: &str) -> Transcript {
                     "mail:" => Field::MailParameters,
                     "to:" => Field::ForwardPath,
                     "rcpt:" => Field::RcptParameters,
+                    "user:" => Field::User,
+                    "forwarded:" => Field::Forwarded,
+                    "client-name:" => Field::ClientName,
+                    "deliver-by:" | "hold-until:" => {
+                        let (seconds, mode) = value.split_once(' ').unwrap_or((value, ""));
+                        let seconds: i64 = seconds.parse().expect("seconds");
+                        let at = (WALL_NS / 1_000_000_000) as i64 + seconds;
+                        let mut octets = at.to_le_bytes().to_vec();
+                        octets.extend_from_slice(mode.as_bytes());
+                        let field = if key == "hold-until:" {
+                            Field::HoldUntil
+                        } else {
+                            Field::DeliverBy
+                        };
+                        message.fields.push((field as u8, octets));
+                        continue;
+                    }
+                    "priority:" => {
+                        let priority: i8 = value.parse().expect("a priority");
+                        let octets = priority.to_le_bytes().to_vec();
+                        message.fields.push((Field::Priority as u8, octets));
+                        continue;
+                    }
                     "facts:" => {
                         message.facts = Some(value.to_owned());
                         continue;
@@ -190,13 +224,39 @@ fn set(transcript: &mut Transcript, options: &mut ContextOptions, assignment: &s
         "envelope_bytes_max" => {
             transcript.envelope_bytes_max = value.parse().expect("a number");
         }
+        "hold_max_s" => options.hold_max_s = value.parse().expect("a number"),
+        "role" => {
+            let role = Role::ALL.iter().find(|role| role.name() == value);
+            options.role = *role.expect("a role");
+        }
+        "lmtp" => options.lmtp = value == "yes",
+        "hide" => options.offered = options.offered.without(extensions(value)),
+        "trusts" => transcript.trusts = extensions(value),
+        "keeps" => transcript.keeps = extensions(value),
         "storage" => transcript.has_storage = value == "yes",
         "starttls" => options.offered = options.offered.with(Offered::STARTTLS),
         "requiretls" => options.offered = options.offered.with(Offered::REQUIRETLS),
+        "auth" => {
+            options.mechanisms = match value {
+                "any" => Mechanisms::OF_ANYBODY,
+                "users" => Mechanisms::ALL,
+                other => panic!("whose passwords: {other}"),
+            }
+        }
+        "auth_without_tls" => options.auth_without_tls = value == "yes",
+        "binding" => transcript.is_bound = value == "yes",
         "needs_tls" => options.needs_tls = value == "yes",
         "commit" => transcript.commit = Err(named(value)),
         other => panic!("{}: no option {other}", transcript.name),
     }
+}
+
+/// The extensions of these keywords, separated by commas.
+fn extensions(keywords: &str) -> Offered {
+    let words = keywords.split(',').filter(|word| !word.is_empty());
+    words.fold(Offered::NONE, |all, word| {
+        all.with(extension::named(word).expect("a keyword"))
+    })
 }
 
 fn named(name: &str) -> Reply {
@@ -246,14 +306,16 @@ fn unescape(text: &str) -> Vec<u8> {
 /// `octets` with the names of configured replies replaced by them.
 fn configured(octets: &[u8], ctx: &Context) -> Vec<u8> {
     let mut out = Vec::new();
+    let ehlo = |tls| ctx.ehlo_reply(ctx.services(tls, Offered::PROMISES, false), WALL_NS);
+    let (plain, tls) = (ehlo(false), ehlo(true));
     for line in octets.split_inclusive(|octet| *octet == b'\n') {
         out.extend_from_slice(match line {
             b"{greeting}\r\n" => &ctx.greeting,
             b"{helo}\r\n" => &ctx.helo_reply,
-            b"{ehlo}\r\n" => &ctx.plain.ehlo_reply,
-            b"{help}\r\n" => &ctx.plain.help_reply,
-            b"{ehlo tls}\r\n" => &ctx.tls.ehlo_reply,
-            b"{help tls}\r\n" => &ctx.tls.help_reply,
+            b"{ehlo}\r\n" => plain.as_bytes(),
+            b"{help}\r\n" => &ctx.help_reply,
+            b"{ehlo tls}\r\n" => tls.as_bytes(),
+            b"{help tls}\r\n" => &ctx.help_reply_tls,
             line => line,
         });
     }
@@ -294,11 +356,24 @@ fn facts_text(stored: &Stored) -> String {
     words.join(" ")
 }
 
+/// The user of RFC 7677 3, `user` with the password `pencil`.
+fn users() -> Users {
+    let file = "user:SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$\
+        WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+    Users::parse(file, &[7; 32]).expect("a file of users")
+}
+
 fn recorder(transcript: &Transcript, manner: Manner) -> Recorder {
     let mut recorder = Recorder::new(manner, 7);
     recorder.policy.clone_from(&transcript.policy);
     recorder.envelope_bytes_max = transcript.envelope_bytes_max;
     recorder.has_storage = transcript.has_storage;
+    recorder.keeps = transcript.keeps;
+    recorder.trusts = transcript.trusts;
+    recorder.binding = transcript
+        .is_bound
+        .then_some(b"thirty-two octets of an exporter");
+    recorder.users = (transcript.options.mechanisms == Mechanisms::ALL).then(users);
     recorder.commit = transcript.commit;
     recorder
 }
@@ -420,13 +495,20 @@ fn reply_lines_have_a_code_an_enhanced_code_of_its_class_and_at_most_512_octets(
         ..ContextOptions::default()
     })
     .expect("options");
-    let plain = [Reply::Greeting, Reply::Helo, Reply::Ehlo, Reply::DataStart];
+    let plain = [
+        Reply::Greeting,
+        Reply::Helo,
+        Reply::Ehlo,
+        Reply::DataStart,
+        Reply::AuthChallenge,
+    ];
     let fixed = reply::ALL.iter().map(|reply| (*reply, reply.row().wire));
+    let ehlo = ctx.ehlo_reply(ctx.services(true, Offered::PROMISES, true), WALL_NS);
     let configured = [
         (Reply::Greeting, &ctx.greeting[..]),
         (Reply::Helo, &ctx.helo_reply[..]),
-        (Reply::Ehlo, &ctx.plain.ehlo_reply[..]),
-        (Reply::Help, &ctx.plain.help_reply[..]),
+        (Reply::Ehlo, ehlo.as_bytes()),
+        (Reply::Help, &ctx.help_reply[..]),
     ];
     for (reply, wire) in fixed.chain(configured) {
         let text = std::str::from_utf8(wire).expect("ASCII");

@@ -119,15 +119,31 @@ fn trace_of(dir: &TestDir) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// Calls that change or sync the ring's file behind the one that failed.
+/// Calls that change or sync the ring's file behind the one that failed. A sync that was handed to the other thread
+/// before a write failed does not count: it may have a superblock to write, and ends with that.
 fn calls_after_the_failure(trace: &[String]) -> Vec<&String> {
     let failed = trace.iter().position(|line| line.contains("(INJECTED)"));
     let failed = failed.unwrap_or_else(|| panic!("nothing was injected: {trace:?}"));
+    let thread = |line: &str| line.split(' ').next().map(str::to_owned);
+    let mut under_way = match trace[failed].contains("pwritev") {
+        true => vec![" pwrite64(", " fdatasync("],
+        false => Vec::new(),
+    };
     let changes = ["pwrite", "fdatasync", "fsync", "ftruncate"];
     trace[failed + 1..]
         .iter()
         .filter(|line| line.contains("/shard-0/ring>"))
         .filter(|line| changes.iter().any(|call| line.contains(call)))
+        .filter(|line| {
+            let known = under_way.iter().position(|call| line.contains(call));
+            match known.filter(|_| thread(line) != thread(&trace[failed])) {
+                Some(index) => {
+                    under_way.drain(..=index);
+                    false
+                }
+                None => true,
+            }
+        })
         .collect()
 }
 
@@ -353,6 +369,19 @@ fn check_after(dir: &TestDir, known: &Known, when: &str) {
     }
 }
 
+/// Whether a dialogue ended because the storage failed: beneath its own message, or, on a slow machine, beneath the
+/// record that the server writes when it has been idle for a second.
+fn is_storage_refusal(error: &io::Error) -> bool {
+    let text = error.to_string();
+    [
+        "250 expected, got 451 4.3.0 Storage failed; not stored\r\n",
+        "expected, got 451 4.3.0 Storage is not available; try again later\r\n",
+        "Storage is not available; closing\r\n",
+    ]
+    .iter()
+    .any(|refusal| text.ends_with(refusal))
+}
+
 /// A run whose n-th `call` of a thread fails as `fault` says, on a server that stays. False when there are fewer
 /// such calls: then nothing may have failed.
 fn fails_at(template: &Template, call: &str, fault: &str, n: u32) -> bool {
@@ -379,9 +408,7 @@ fn fails_at(template: &Template, call: &str, fault: &str, n: u32) -> bool {
             server.get("/healthz").starts_with("HTTP/1.1 503 ")
         });
         if let Err(error) = &run {
-            let text = error.to_string();
-            let expected = "250 expected, got 451 4.3.0 Storage failed; not stored\r\n";
-            assert_eq!(text, expected, "{when}");
+            assert!(is_storage_refusal(error), "{when}: {error}");
         }
         idle.send(b"MAIL FROM:<a@example.org>\r\n").unwrap();
         assert_eq!(
@@ -822,8 +849,7 @@ fn a_write_cut_short_by_the_limit_of_file_size_stops_the_log_and_loses_nothing_a
         };
         let mut known = Known::default();
         let error = short_run(server.address, &mut known).expect_err("a full file");
-        let refusal = "250 expected, got 451 4.3.0 Storage failed; not stored\r\n";
-        assert_eq!(error.to_string(), refusal, "{when}");
+        assert!(is_storage_refusal(&error), "{when}: {error}");
         let (code, out, errors) = server.process.wait();
         assert_eq!(code, Some(74), "{when}: {out}{errors}");
         assert!(errors.contains("File too large"), "{when}: {errors}");

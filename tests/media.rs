@@ -865,6 +865,35 @@ fn no_fate_of_the_superblocks_costs_a_message() {
 }
 
 #[test]
+fn old_superblock_that_says_clean_is_not_believed_beside_a_damaged_one() {
+    // The ring was closed, opened again, and took mail. A superblock write of then never arrived, so
+    // that one place still says how it was closed; the other place, with the newest, goes bad.
+    // Believing the first would end the log where it was closed: all mail since would be gone.
+    let mut writing = Writing::new(Survive::Power, 31);
+    writing.rounds(5, false);
+    let closed = writing.log.take().unwrap().close().unwrap();
+    let older = closed.bytes.clone();
+    writing.open(closed);
+    writing.rounds(5, true);
+    let image = writing.finish("opened again", false, older);
+    for clean in SUPERBLOCK_OFFSETS.map(|at| at as usize) {
+        let superblock = Superblock::decode(image.older[clean..].first_chunk().unwrap());
+        if !superblock.unwrap().clean {
+            continue;
+        }
+        for other in [0, 0xff] {
+            let mut bytes = image.bytes.clone();
+            for at in SUPERBLOCK_OFFSETS.map(|at| at as usize) {
+                bytes[at..at + SUPERBLOCK_BYTES].fill(other);
+            }
+            let range = clean..clean + SUPERBLOCK_BYTES;
+            bytes[range.clone()].copy_from_slice(&image.older[range]);
+            image.check(&bytes, "the clean one is old");
+        }
+    }
+}
+
+#[test]
 fn damage_beside_a_lost_or_old_superblock_is_named_all_the_same() {
     let images = images();
     for (index, image) in images.iter().enumerate() {
@@ -943,6 +972,68 @@ fn released_mail_is_given_out_only_when_asked_for_and_marked() {
         assert!(released > 3, "{}: {released}", image.name);
         assert_eq!(report.messages[State::Released as usize], released);
         assert_eq!(found.len() as u64 - released, image.ledger.len() as u64);
+    }
+}
+
+#[test]
+fn records_that_a_sender_made_up_are_never_taken_for_messages() {
+    // A body may hold anything, whole records of another key with fitting checksums among it, each
+    // standing where it says. Without a superblock the key has to be found among them.
+    const FORGED_KEY: u64 = 0x6666_6666_6666_6666;
+    let mut writing = Writing::new(Survive::Power, 41);
+    for round in 0..12 {
+        writing.rounds(1, false);
+        let position = writing.log().written() + 64;
+        let forged: Vec<u8> = (0..10_u64)
+            .flat_map(|index| {
+                let header = Header {
+                    position: position + index * 128,
+                    number: 1 + round * 10 + index,
+                    len: 50,
+                    payload_crc: crc32c::crc32c(&[b'!'; 50]),
+                    epoch: 1,
+                    kind: Kind::Message,
+                    flags: 0,
+                    env_len: 0,
+                    hint_back: 0,
+                    received_ns: 7,
+                };
+                let mut bytes = header.encode(FORGED_KEY).to_vec();
+                bytes.extend([b'!'; 50]);
+                bytes.resize(128, 0);
+                bytes
+            })
+            .collect();
+        writing.now += 1;
+        let now = writing.now;
+        writing.log().begin_turn(now);
+        let len = forged.len() as u64;
+        let slot = writing.log().reserve(len).unwrap();
+        assert_eq!(slot.position + 64, position);
+        writing.write(&slot, &forged);
+        writing.note(Entry {
+            number: slot.number,
+            payload: forged,
+            records: vec![(slot.position, 64 + len)],
+            end: slot.end,
+        });
+        writing.sync();
+    }
+    let older = writing.bytes();
+    let image = writing.finish("forged", true, older);
+    let mut random = Random(9);
+    for round in 0..40 {
+        let mut bytes = image.bytes.clone();
+        bytes[..DATA_OFFSET as usize].fill(0);
+        // Where the true header is damaged, the forged records lie bare.
+        for _ in 0..round % 4 {
+            let headers = headers(&image);
+            let at = headers[random.below(headers.len() as u64) as usize];
+            bytes[at + 20] ^= 1;
+        }
+        image.check_rescue(&bytes, "no superblocks");
+        let (report, found) = rescue(&bytes, RescueOptions::default()).unwrap();
+        assert!(found.len() + 3 >= image.ledger.len(), "{report:?}");
     }
 }
 
@@ -1168,6 +1259,70 @@ fn lose_pages(commit_align: CommitAlign, seed: u64) -> (u64, u64) {
     assert!(acknowledged.len() > 20);
     let rewritten = state.borrow().rewritten;
     (rewritten, gone)
+}
+
+/// Ring bytes for each message of 1 KiB, and pages written for each commit, in hundredths, when every
+/// commit takes so many messages.
+fn cost(commit_align: CommitAlign, batch: u64) -> (u64, u64) {
+    const BYTES: u64 = 2 << 20;
+    let mut memory = MemoryBacking {
+        bytes: vec![0; (DATA_OFFSET + BYTES) as usize],
+    };
+    let new = NewRing {
+        ring_id: [3; 16],
+        ring_key: KEY,
+        data_size: BYTES,
+        created_ns: 1,
+    };
+    recover::format(&mut memory, &new).unwrap();
+    let state = Rc::new(RefCell::new(PageState {
+        bytes: memory.bytes,
+        calls: 0,
+        writing: BTreeMap::new(),
+        promised: BTreeSet::new(),
+        rewritten: 0,
+    }));
+    let mut options = OpenOptions::new(Survive::Power, 10);
+    options.commit_align = commit_align;
+    let (mut log, _) = Log::open(Pages(Rc::clone(&state)), &options).unwrap();
+    let from = log.written();
+    let payload = [7; 1_024];
+    let (mut messages, mut pages) = (0, 0);
+    let commits = 256 / batch;
+    for _ in 0..commits {
+        log.begin_turn(20);
+        let mut parts = Vec::new();
+        for _ in 0..batch {
+            let slot = log.reserve(1_024).unwrap();
+            parts.push(log.header(&slot, 0, crc32c::crc32c(&payload)).to_vec());
+            parts.push(payload.to_vec());
+            messages += 1;
+        }
+        let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        log.write(&slices).unwrap();
+        pages += state.borrow().writing.len() as u64;
+        assert!(log.sync_inline(Instant(1)).unwrap());
+    }
+    ((log.written() - from) / messages, pages * 100 / commits)
+}
+
+#[test]
+fn commit_align_costs_the_rest_of_a_page_of_the_ring_and_no_more_writing() {
+    let costs = [1, 4, 16, 64].map(|batch| {
+        (
+            batch,
+            cost(CommitAlign::Sector, batch),
+            cost(CommitAlign::Page, batch),
+        )
+    });
+    println!("{costs:?}");
+    for (batch, sector, page) in costs {
+        let extent = 1_024 + 64;
+        assert_eq!(sector.0, extent);
+        assert_eq!(page.0, (batch * extent).next_multiple_of(4_096) / batch);
+        assert_eq!(page.1, (batch * extent).div_ceil(4_096) * 100);
+        assert!(page.1 < sector.1);
+    }
 }
 
 /// As [`Area`], for the larger ring.

@@ -231,6 +231,8 @@ fn the_example_for_a_receiver_of_the_world_is_a_good_configuration() {
         "deny-from = [\"192.0.2.0/24\", \"2001:db8:bad::/48\"]",
         "client-sessions = \"50,10\"",
         "greeting-delay = \"2s\"",
+        "listen-tls = [\"0.0.0.0:465,role=submission\", \"[::]:465,role=submission\"]",
+        "listen-submission = [\"0.0.0.0:587\", \"[::]:587\"]",
         "accept-any-recipient = false",
     ] {
         assert!(

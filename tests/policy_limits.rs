@@ -4,6 +4,8 @@
 #[expect(dead_code, reason = "this test needs a part of it")]
 #[path = "support/server.rs"]
 mod support;
+#[path = "support/tls.rs"]
+mod tls_support;
 
 use std::time::Duration;
 
@@ -18,8 +20,11 @@ use ringmx::policy::rules::Rules;
 use ringmx::ringlog::writer::Survive;
 use ringmx::server::Options;
 use ringmx::server::limiter::Limiter;
+use ringmx::server::listener::TlsMode;
+use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::session::Role;
 use support::{Client, Rig, options};
+use tls_support::{Cut, Identity, TlsClient, security};
 
 const GREETING: &str = "220 mx.example ESMTP ringmx ready\r\n";
 const ENVELOPE: &[u8] = b"MAIL FROM:<a@x.example>\r\nRCPT TO:<b@x.example>\r\n";
@@ -696,4 +701,112 @@ fn tls_handshakes_are_counted_when_they_are_asked_for() {
     let wire = "454 4.7.0 Too many TLS handshakes from your network; try again later\r\n";
     assert_eq!(reply.row().wire, wire.as_bytes());
     assert_eq!(say(&mut rig, &client, "NOOP"), "250 2.0.0 Ok\r\n");
+}
+
+#[test]
+fn an_mx_gives_the_same_replies_however_its_input_is_cut() {
+    let dialogue = b"EHLO c.example\r\nMAIL FROM:<>\r\nRCPT TO:<c@x.example>\r\nRCPT TO:<b@y.example>\r\nDATA\r\n\
+                     RCPT TO:<postmaster>\r\nRCPT TO:<B@X.example>\r\nDATA\r\nSubject: t\r\n\r\nText.\r\n.\r\n\
+                     MAIL FROM:<>\r\nRCPT TO:<b@y.example>\r\nBDAT 3 LAST\r\nabcRSET\r\nQUIT\r\n";
+    let mut expected = None;
+    // Whole, octet by octet, and in parts of every small length.
+    for part in [dialogue.len(), 1, 2, 3, 5, 7, 11, 13, 64] {
+        let mut rig = rig_with(options(), ClientLimits::default(), |_| {});
+        let client = connect(&mut rig, 1);
+        let mut replies = client.read();
+        for octets in dialogue.chunks(part) {
+            rig.send(&client, octets);
+            replies += &client.read();
+        }
+        rig.turn();
+        replies += &client.read();
+        let refusals: Vec<&str> = replies
+            .lines()
+            .filter(|line| line.starts_with('5'))
+            .collect();
+        assert_eq!(
+            refusals,
+            [
+                "550 5.1.1 No such user here",
+                "550 5.7.1 Relaying denied",
+                "503 5.5.1 Need an accepted RCPT first",
+                "550 5.7.1 Relaying denied",
+                "503 5.5.1 Need an accepted RCPT first",
+            ]
+        );
+        assert!(
+            replies.contains("250 2.0.0 Ok: stored as 0-1\r\n"),
+            "{replies}"
+        );
+        assert!(replies.ends_with("221 2.0.0 Bye\r\n"), "{replies}");
+        assert_eq!(rig.server.shared.metrics.messages_accepted, 1);
+        assert_eq!(
+            expected.get_or_insert_with(|| replies.clone()),
+            &replies,
+            "in parts of {part}"
+        );
+    }
+}
+
+/// A server with TLS and these limits.
+fn tls_rig(mode: TlsMode, identity: &Identity, limits: ClientLimits) -> Rig {
+    let offered = match mode {
+        TlsMode::Implicit => Offered::NONE,
+        _ => Offered::STARTTLS,
+    };
+    let mut rig = Rig::with_listener(options(), Survive::Process, 16 << 20, mode, offered);
+    rig.server.secure(security(&[identity]));
+    let mut limiter = Limiter::new(ClientTable::new(64, (3, 5), limits));
+    limiter.on_sinks = true;
+    rig.server.shared.limiter = Some(Box::new(limiter));
+    rig
+}
+
+#[test]
+fn starttls_beyond_the_limit_gets_454_and_the_session_goes_on() {
+    let identity = Identity::new(&["mx.example"]);
+    let mut rig = tls_rig(TlsMode::Offered, &identity, rate(Rate::Handshakes, 1));
+    let first = greeted(&mut rig, 1);
+    assert_eq!(
+        say(&mut rig, &first, "STARTTLS"),
+        "220 2.0.0 Ready to start TLS\r\n"
+    );
+    let second = greeted(&mut rig, 1);
+    assert_eq!(
+        say(&mut rig, &second, "STARTTLS"),
+        "454 4.7.0 Too many TLS handshakes from your network; try again later\r\n"
+    );
+    assert_eq!(say(&mut rig, &second, "NOOP"), "250 2.0.0 Ok\r\n");
+    assert_eq!(limited(&rig, Limited::Handshakes, Scope::Client), 1);
+}
+
+#[test]
+fn implicit_tls_is_refused_before_its_handshake_costs_anything() {
+    let identity = Identity::new(&["mx.example"]);
+    let mut limits = rate(Rate::Connections, 2);
+    limits.sessions = both(1);
+    let mut rig = tls_rig(TlsMode::Implicit, &identity, limits);
+    let mut client = TlsClient::new(connect(&mut rig, 1), &identity, Cut::Whole);
+    client.shake_hands(&mut rig);
+    assert_eq!(client.hear(&mut rig), GREETING);
+    // A second session of the client is closed without a word: nothing may be said in the clear.
+    let refused = connect(&mut rig, 1);
+    rig.turn();
+    assert_eq!(refused.read(), "");
+    assert!(refused.pipe.borrow().dropped);
+    assert_eq!(limited(&rig, Limited::Sessions, Scope::Client), 1);
+    client.say(&mut rig, "QUIT\r\n");
+    assert_eq!(client.hear(&mut rig), "221 2.0.0 Bye\r\n");
+    // Each connection was counted once, before its handshake: this is the second of two a minute.
+    let again = connect(&mut rig, 1);
+    rig.turn();
+    assert!(!again.pipe.borrow().dropped);
+    assert_eq!(limited(&rig, Limited::Connections, Scope::Client), 0);
+    let mut rules = (*rig.server.shared.rules).clone();
+    rules.denied = Networks::new([IpPrefix::single([10, 0, 0, 2].into())]);
+    rig.server.shared.rules = rules.into();
+    let denied = connect(&mut rig, 2);
+    rig.turn();
+    assert!(denied.pipe.borrow().dropped);
+    assert_eq!(denied.read(), "");
 }

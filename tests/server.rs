@@ -491,7 +491,10 @@ fn a_ring_of_two_mebibytes_takes_mail_for_ever() {
 fn a_session_waits_for_verdicts_that_come_later_and_goes_on_where_it_stood() {
     let mut rig = Rig::new(options(), Survive::Power);
     rig.server.shared.policy = |question| match question {
-        Question::Connect | Question::Rcpt { .. } | Question::EndOfData { .. } => None,
+        Question::Connect
+        | Question::Rcpt { .. }
+        | Question::Etrn { .. }
+        | Question::EndOfData { .. } => None,
         _ => Some(Verdict::Accept),
     };
     let start = free(&rig);

@@ -7,10 +7,13 @@
 mod session_support;
 
 use ringmx::smtp::data::BareNewlines;
+use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::{self, Reply};
 use ringmx::smtp::session::{Context, ContextOptions};
 use ringmx::smtp::sink::{CloseReason, Verb, Verdict};
-use session_support::{Connection, Cut, Manner, Random, Recorder, Stored, manners, pieces};
+use session_support::{
+    Connection, Cut, Manner, Random, Recorder, Stored, WALL_NS, manners, pieces,
+};
 
 const ROUNDS_DEFAULT: u64 = 400;
 
@@ -213,16 +216,17 @@ fn check_replies(ctx: &Context, outcome: &Outcome) {
     let mut replies = 0;
     let mut stored = 0;
     let mut started = 0;
+    let ehlo = ctx.ehlo_reply(ctx.services(false, Offered::PROMISES, false), WALL_NS);
     let configured = [
-        &ctx.greeting,
+        &ctx.greeting[..],
         &ctx.helo_reply,
-        &ctx.plain.ehlo_reply,
-        &ctx.plain.help_reply,
+        ehlo.as_bytes(),
+        &ctx.help_reply,
     ];
     while !rest.is_empty() {
         let known = configured
             .iter()
-            .map(|wire| &wire[..])
+            .copied()
             .chain(reply::ROWS.iter().map(|row| row.wire))
             .find(|wire| !wire.is_empty() && rest.starts_with(wire))
             .expect("a known reply");

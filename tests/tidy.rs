@@ -33,8 +33,8 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ),
     (
         "rustls::",
-        &["src/tls", "loadgen/", "tests/"],
-        "one place speaks TLS",
+        &["src/tls", "src/conformance", "loadgen/", "tests/"],
+        "one place speaks TLS, and one tries how others do",
     ),
     (
         "httparse::",

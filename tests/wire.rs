@@ -47,11 +47,21 @@ fn the_server_greets_first_and_ehlo_lists_its_extensions() {
         "220 mx.example.org ESMTP ringmx ready\r\n"
     );
     client.send(b"EHLO client.example\r\n").unwrap();
+    let reply = client.reply().unwrap();
+    let dated = "250-FUTURERELEASE 7776000 ";
+    let undated: String = reply
+        .split_inclusive('\n')
+        .filter(|line| !line.starts_with(dated))
+        .collect();
     assert_eq!(
-        client.reply().unwrap(),
+        undated.len() + dated.len() + "2026-11-23T01:02:03Z\r\n".len(),
+        reply.len()
+    );
+    assert_eq!(
+        undated,
         "250-mx.example.org greets you\r\n250-SIZE 4194304\r\n250-PIPELINING\r\n250-8BITMIME\r\n\
          250-SMTPUTF8\r\n250-ENHANCEDSTATUSCODES\r\n250-CHUNKING\r\n250-BINARYMIME\r\n250-DSN\r\n\
-         250 LIMITS RCPTMAX=1000 MAILMAX=999999\r\n"
+         250-DELIVERBY\r\n250-MT-PRIORITY\r\n250-RRVS\r\n250-ETRN\r\n250 LIMITS RCPTMAX=1000 MAILMAX=999999\r\n"
     );
     client.send(b"QUIT\r\n").unwrap();
     assert_eq!(client.rest().unwrap(), "221 2.0.0 Bye\r\n");

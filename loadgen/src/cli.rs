@@ -32,6 +32,7 @@ use crate::worker::{Logs, Shared, Tuning};
 use lexopt::prelude::*;
 use serde_json::Value;
 use std::fmt;
+use std::io::IsTerminal;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -126,13 +127,15 @@ How
   --hostile KIND=N%,...     misbehaving sessions beside the others, N% of --sessions; kinds:
                             slowloris slow-data idle early-talker rst-mid-data half-close
                             long-line endless-header rcpt-flood bdat-lie starttls-inject
-                            tls-stall binary smuggle-{lf-lf,cr-cr,lf-crlf,crlf-lf,crlf-cr,nul}
+                            tls-stall binary eager-data smuggle-{lf-lf,cr-cr,cr-lf,lf-cr,lf-crlf,
+                            crlf-lf,cr-crlf,crlf-cr,nul,nul-after}
   --source NET              connect from these addresses, such as 127.0.0.0/8
   --congestion NAME         TCP congestion control, such as reno or cubic
   --connect-burst N         connects under way at one time in each thread [64]
   --connect-attempts N      in a row before a session gives up [30]
   --threads N               event loops in each process [1]
-  --processes N             share the sessions between N processes, each with its own descriptors [1]
+  --processes N             share the sessions between N processes, each with its own
+                            descriptors [1]
   --cpus LIST               bind the loops to these CPUs, such as 1 or 0,1
   --spin                    never sleep
   --no-preflight            do not ask the target for its banner first
@@ -151,7 +154,8 @@ Result
   --dry-run                 print plan and first message, send nothing
 
 find-max: --max-p99 TIME [50ms], --max-errors N% [0.1%], --start-rate R [1000]; --duration is
-  the length of a step [10s].  ab: --rounds N [5].  compare: --force despite different plans, --json FILE
+  the length of a step [10s].  ab: --rounds N [5].  compare: --force
+  despite different plans, --json FILE
 
 sink: --eml DIR keeps messages; --lose, --duplicate, --corrupt, --reset, --defer, --reject,
   --shut N do that to every Nth message; --duration TIME ends it [1h]
@@ -960,6 +964,7 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
         threads: (options.threads * options.processes) as u64,
         processes: options.processes as u64,
         hostile: hostile::sessions(&options.hostile, options.plan.sessions),
+        connecting: (options.tuning.connecting_max * options.threads * options.processes) as u64,
         sources: match address {
             Address::Tcp(_) => options.sources.map_or(1, Sources::count),
             Address::Unix(_) => 0,
@@ -1200,7 +1205,7 @@ fn run_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop
     }
     let (mut report, verdict, interrupted) = execute(&options, &prepared, &options.plan)?;
     let passed = apply_thresholds(&mut report, &options.fail_if);
-    print!("{}", report::text(&report));
+    show(&report::text(&report));
     write_reports(&options, &report)?;
     Ok(match verdict.state {
         _ if interrupted => INTERRUPTED,
@@ -1274,7 +1279,11 @@ fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
             )));
         }
     };
-    print!("{text}");
+    if format == "text" {
+        show(&text);
+    } else {
+        print!("{text}");
+    }
     Ok(OK)
 }
 
@@ -1296,7 +1305,7 @@ fn raw_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     let file = file.ok_or_else(|| usage("raw needs a FILE"))?;
     let summary = raw::summary(&file, from, to)
         .map_err(|error| usage(format!("{}: {error}", file.display())))?;
-    print!("{}", report::raw_text(&summary));
+    show(&report::raw_text(&summary));
     Ok(OK)
 }
 
@@ -1424,7 +1433,7 @@ fn step(
 fn search_generator(options: &Options, rate: f64) -> Result<Value, Stop> {
     let ceiling = options.ceiling(&options.plan)?;
     Ok(serde_json::json!({
-        "ceiling": ceiling.map(|ceiling| ceiling.json(rate, options.threads)),
+        "ceiling": ceiling.map(|ceiling| ceiling.json(rate, options.threads * options.processes)),
     }))
 }
 
@@ -1470,7 +1479,7 @@ fn find_max_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8,
         &options.plan,
     );
     report["generator"] = search_generator(&options, found.rate)?;
-    print!("{}", search::text(&report));
+    show(&search::text(&report));
     write_reports(&options, &report)?;
     Ok(if found.rate > 0.0 { OK } else { INVALID })
 }
@@ -1510,7 +1519,7 @@ fn sweep_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, St
         &options.plan,
     );
     report["generator"] = search_generator(&options, found.rate)?;
-    print!("{}", search::text(&report));
+    show(&search::text(&report));
     write_reports(&options, &report)?;
     Ok(OK)
 }
@@ -1573,6 +1582,16 @@ fn ab_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop>
         write_json(path, &compare::rounds_json(&a, &b, &options.plan, &rounds))?;
     }
     Ok(OK)
+}
+
+/// Prints a report; on a terminal, no line is wider than that.
+fn show(text: &str) {
+    if std::io::stdout().is_terminal() {
+        let columns = sys::terminal_columns().unwrap_or(80);
+        print!("{}", report::folded(text, columns));
+    } else {
+        print!("{text}");
+    }
 }
 
 fn write_file(path: &Path, text: &str) -> Result<(), Stop> {

@@ -462,10 +462,10 @@ pub struct Client {
     body_ns: u64,
     /// The message in hand and how much of it was queued, when it goes in several chunks.
     chunked: (Vec<u8>, usize),
-    /// First recipient of the message in hand: rendered once, said in RCPT and in the message.
-    recipient: Short,
     /// The phase in which it asked to be closed.
     closed_in: Phase,
+    /// First recipient of the message in hand: rendered once, said in RCPT and in the message.
+    recipient: Short,
     /// Raised with each reply; the owner's timers look at it.
     pub replies: u64,
 }
@@ -505,11 +505,11 @@ impl Default for Client {
             data_end_ns: 0,
             body_ns: 0,
             chunked: (Vec::new(), 0),
+            closed_in: Phase::Quit,
             recipient: Short {
                 len: 0,
                 text: [0; 63],
             },
-            closed_in: Phase::Quit,
             replies: 0,
         }
     }

@@ -80,7 +80,7 @@ fn smuggle(end: &[u8]) -> Vec<Step> {
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 19] = [
+pub const KINDS: [Kind; 24] = [
     Kind {
         name: "slowloris",
         about: "commands, one byte each 100 ms",
@@ -248,6 +248,39 @@ pub const KINDS: [Kind; 19] = [
         name: "smuggle-nul",
         about: "CRLF NUL . CRLF, likewise",
         script: || smuggle(b"\r\n\0.\r\n"),
+    },
+    Kind {
+        name: "smuggle-nul-after",
+        about: "CRLF . NUL CRLF, likewise",
+        script: || smuggle(b"\r\n.\0\r\n"),
+    },
+    Kind {
+        name: "smuggle-cr-lf",
+        about: "CR . LF, likewise",
+        script: || smuggle(b"\r.\n"),
+    },
+    Kind {
+        name: "smuggle-lf-cr",
+        about: "LF . CR, likewise",
+        script: || smuggle(b"\n.\r"),
+    },
+    Kind {
+        name: "smuggle-cr-crlf",
+        about: "CR . CRLF, likewise",
+        script: || smuggle(b"\r.\r\n"),
+    },
+    Kind {
+        name: "eager-data",
+        about: "DATA, message and QUIT at once, without waiting for 354",
+        script: || {
+            let text = b"DATA\r\nSubject: eager\r\n\r\nx\r\n.\r\nQUIT\r\n";
+            let mut steps = vec![Step::Reply, send(HELLO), Step::Reply];
+            for line in ENVELOPE.split_inclusive(|byte| *byte == b'\n') {
+                steps.extend([send(line), Step::Reply]);
+            }
+            steps.extend([send(text), Step::Reply, Step::Reply, Step::Reply]);
+            steps
+        },
     },
 ];
 

@@ -16,9 +16,9 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.
 td:first-child,th:first-child,td.l,th.l{text-align:left}
 .verdict{border:2px solid var(--c);border-radius:.5rem;padding:.6rem 1rem}.verdict.bad{border-color:var(--bad)}
 .verdict b{font-size:1.25rem}.dim{color:var(--dim)}
-svg{width:100%;height:auto;display:block}svg text{fill:var(--dim);font:11px system-ui,sans-serif}
+.wide{overflow-x:auto}svg{width:100%;min-width:36rem;height:auto;display:block}pre{overflow-x:auto}svg text{fill:var(--dim);font:11px system-ui,sans-serif}
 .axis{stroke:var(--line)}.s0{stroke:var(--a);fill:none;stroke-width:2}.s1{stroke:var(--b);fill:none;stroke-width:2}.s2{stroke:var(--c);fill:none;stroke-width:2}
-.f0{fill:var(--a)}.f1{fill:var(--b)}.f2{fill:var(--c)}.stall{fill:var(--bad);opacity:.25}svg text.key0{fill:var(--a)}svg text.key1{fill:var(--b)}svg text.key2{fill:var(--c)}
+.f0{fill:var(--a)}.f1{fill:var(--b)}.f2{fill:var(--c)}.stall{fill:var(--bad);opacity:.25}svg text[class]{paint-order:stroke;stroke:var(--bg);stroke-width:5px}svg text.key0{fill:var(--a)}svg text.key1{fill:var(--b)}svg text.key2{fill:var(--c)}
 ";
 
 const WIDTH: f64 = 900.0;
@@ -77,13 +77,33 @@ fn label_x(svg: &mut String, share: f64, label: &str) {
 }
 
 fn key(svg: &mut String, index: usize, label: &str) {
+    let place = (LEFT + 12.0, TOP + 14.0);
+    key_at(svg, index, label, place, "start");
+}
+
+/// In the lower right, where a curve of percentiles never is: it rises.
+fn key_below(svg: &mut String, index: usize, label: &str) {
+    let place = (WIDTH - RIGHT - 12.0, HEIGHT - BOTTOM - 42.0);
+    key_at(svg, index, label, place, "end");
+}
+
+fn key_at(svg: &mut String, index: usize, label: &str, place: (f64, f64), anchor: &str) {
     let _ = write!(
         svg,
-        "<text class=\"key{index}\" x=\"{}\" y=\"{}\">{}</text>",
-        LEFT + 12.0,
-        TOP + 14.0 + 15.0 * index as f64,
+        "<text class=\"key{index}\" x=\"{}\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>",
+        place.0,
+        place.1 + 15.0 * index as f64,
         escape(label)
     );
+}
+
+/// A time on an axis: short runs have marks between whole seconds.
+fn seconds(at: f64) -> String {
+    if at.fract() == 0.0 || at >= 100.0 {
+        format!("{at:.0} s")
+    } else {
+        format!("{at:.1} s")
+    }
 }
 
 /// Latency against percentile, both logarithmic: tails become visible.
@@ -143,7 +163,7 @@ fn percentiles(report: &Value) -> String {
             let _ = write!(points, "{:.1},{:.1} ", x(n / nines), y(share));
         }
         let _ = write!(svg, "<polyline class=\"s{index}\" points=\"{points}\"/>");
-        key(&mut svg, index, title);
+        key_below(&mut svg, index, title);
     }
     svg + "</svg>"
 }
@@ -169,7 +189,7 @@ fn rates(report: &Value) -> String {
     for part in 0..=4 {
         let share = f64::from(part) / 4.0;
         grid_y(&mut svg, share, &grouped(most * share));
-        label_x(&mut svg, share, &format!("{:.0} s", last * share));
+        label_x(&mut svg, share, &seconds(last * share));
     }
     for (second, row) in series.iter().enumerate() {
         if value(row, "accepted") == 0.0 {
@@ -231,7 +251,7 @@ fn heat(report: &Value) -> String {
         label_x(
             &mut svg,
             f64::from(part) / 4.0,
-            &format!("{:.0} s", columns * f64::from(part) / 4.0),
+            &seconds(columns * f64::from(part) / 4.0),
         );
     }
     for (second, cell, count) in cells {
@@ -439,7 +459,7 @@ pub fn page(report: &Value) -> String {
     ];
     for (title, part) in parts {
         if !part.is_empty() {
-            let _ = write!(html, "<h2>{title}</h2>{part}");
+            let _ = write!(html, "<h2>{title}</h2><div class=\"wide\">{part}</div>");
         }
     }
     let text = if report["schema"] == crate::search::SCHEMA {
@@ -449,8 +469,9 @@ pub fn page(report: &Value) -> String {
     };
     let _ = writeln!(
         html,
-        "<h2>All figures</h2><pre style=\"overflow-x:auto\">{}</pre></html>",
-        escape(&text)
+        "<h2>All figures</h2><pre>{}</pre></html>",
+        // About what fits into the page.
+        escape(&crate::report::folded(&text, 104))
     );
     html
 }

@@ -17,6 +17,8 @@ pub struct Machine {
     pub cpus: u64,
     /// Memory available, in bytes; `u64::MAX` when unknown.
     pub memory: u64,
+    /// Longest listen queue that the kernel allows (net.core.somaxconn); `u64::MAX` when unknown.
+    pub listen_queue: u64,
     /// Space free where the ledger goes, in bytes; `u64::MAX` when unknown or without a ledger.
     pub disk: u64,
 }
@@ -46,6 +48,10 @@ impl Machine {
             ports,
             cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
             memory,
+            listen_queue: read("/proc/sys/net/core/somaxconn")
+                .trim()
+                .parse()
+                .unwrap_or(u64::MAX),
             disk: place.and_then(crate::sys::disk_free).unwrap_or(u64::MAX),
         }
     }
@@ -64,6 +70,8 @@ pub struct Setting {
     pub sources: u64,
     /// The target is on this machine.
     pub local: bool,
+    /// Connects that may be under way at one time, by all event loops.
+    pub connecting: u64,
 }
 
 /// Bytes of a ledger line, with a reply of usual length.
@@ -142,6 +150,15 @@ pub fn judge(plan: &Plan, setting: Setting, machine: Machine) -> Result<Vec<Stri
              are {ports}; use --quit reset, or on loopback --source 127.0.0.0/8"
         ));
     }
+    let connecting = setting.connecting.min(sessions);
+    if setting.local && connecting > machine.listen_queue {
+        warnings.push(format!(
+            "{connecting} connects may be under way at one time, and a listen queue here holds at most \
+             {}; what overflows waits a second for its next SYN: use a smaller --connect-burst, or \
+             raise net.core.somaxconn and the target's backlog",
+            machine.listen_queue
+        ));
+    }
     if setting.threads > machine.cpus {
         warnings.push(format!(
             "{} event loops share {} CPUs; use fewer --threads or --processes",
@@ -210,6 +227,7 @@ mod tests {
         ports: 28_000,
         cpus: 4,
         memory: 1_000_000_000,
+        listen_queue: 4096,
         disk: u64::MAX,
     };
     const SETTING: Setting = Setting {
@@ -218,11 +236,40 @@ mod tests {
         hostile: 0,
         sources: 1,
         local: true,
+        connecting: 64,
     };
 
     #[test]
     fn a_plan_that_fits_raises_no_finding() {
         assert_eq!(judge(&plan(), SETTING, MACHINE), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn more_connects_at_a_time_than_a_listen_queue_holds_are_named() {
+        let mut many = plan();
+        many.sessions = 900;
+        let short = Machine {
+            listen_queue: 128,
+            ..MACHINE
+        };
+        let burst = Setting {
+            connecting: 500,
+            ..SETTING
+        };
+        assert_eq!(judge(&many, SETTING, short), Ok(Vec::new()));
+        let warnings = judge(&many, burst, short).unwrap();
+        assert_eq!(warnings.len(), 1);
+        assert!(
+            warnings[0].starts_with("500 connects may be under way")
+                && warnings[0].contains("--connect-burst")
+                && warnings[0].contains("net.core.somaxconn"),
+            "{warnings:?}"
+        );
+        let remote = Setting {
+            local: false,
+            ..burst
+        };
+        assert_eq!(judge(&many, remote, short), Ok(Vec::new()));
     }
 
     #[test]

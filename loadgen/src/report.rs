@@ -301,7 +301,7 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
                 sum(|process| process.resident_grown) / sum(|process| process.sessions).max(1),
             "congestion_control": recorder.congestion,
             "ceiling": facts.ceiling.as_ref()
-                .map(|ceiling| ceiling.json(accepted_per_s, facts.threads)),
+                .map(|ceiling| ceiling.json(accepted_per_s, recorder.loads.len())),
         },
         "thresholds": [],
         "interrupted": facts.interrupted,
@@ -364,6 +364,45 @@ fn line(title: &str, table: &Value) -> String {
         table["n"]
     );
     text
+}
+
+/// Breaks lines of more than `columns` characters where words are apart, where parts are apart if
+/// there is such a place; what follows is indented.
+pub fn folded(text: &str, columns: usize) -> String {
+    const INDENT: usize = 12;
+    let columns = columns.max(2 * INDENT);
+    let mut out = String::new();
+    for line in text.lines() {
+        let (mut rest, mut indent) = (line, 0);
+        loop {
+            let room = columns - indent;
+            let end = match rest.char_indices().nth(room) {
+                Some((end, _)) => end,
+                None => break,
+            };
+            // Not within the title in front.
+            let from = rest
+                .char_indices()
+                .nth(INDENT - indent)
+                .map_or(0, |(at, _)| at);
+            let part = &rest[from..end];
+            let gap = part
+                .rfind("   ")
+                .or_else(|| part.rfind(' '))
+                .filter(|gap| *gap > 0);
+            let cut = gap.map_or(end, |gap| from + gap);
+            out.extend(std::iter::repeat_n(' ', indent));
+            out.push_str(rest[..cut].trim_end());
+            out.push('\n');
+            (rest, indent) = (rest[cut..].trim_start(), INDENT);
+        }
+        if !rest.is_empty() || indent == 0 {
+            out.extend(std::iter::repeat_n(' ', indent));
+            out.push_str(rest);
+            out.push('\n');
+        }
+    }
+    out
 }
 
 /// Renders what `raw` found.
@@ -647,4 +686,31 @@ pub fn text(report: &Value) -> String {
         report["target"]["banner"].as_str().unwrap_or(""),
     );
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_are_folded_where_their_parts_are_apart() {
+        let text = "Response    p50 1 ms   p99 2 ms   max 3 ms   n 4   (from the start)\n\nshort\n";
+        assert_eq!(folded(text, 80), text);
+        assert_eq!(
+            folded(text, 46),
+            "Response    p50 1 ms   p99 2 ms   max 3 ms\n            n 4   (from the start)\n\nshort\n"
+        );
+        for columns in 0..70 {
+            let folded = folded(text, columns);
+            let most = folded.lines().map(|line| line.chars().count()).max();
+            assert!(most.unwrap() <= columns.max(24), "{columns}: {folded}");
+            let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert_eq!(words(&folded), words(text), "{columns}");
+        }
+        // A word that fits nowhere is cut, and nothing is lost.
+        assert_eq!(
+            folded(&"x".repeat(30), 24),
+            format!("{}\n{}{}\n", "x".repeat(24), " ".repeat(12), "x".repeat(6))
+        );
+    }
 }

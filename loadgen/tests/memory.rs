@@ -1,4 +1,4 @@
-//! Memory that a session takes while it is idle, counted at the allocator: what the kernel keeps for its socket is not in it.
+//! Memory that an idle session takes, counted at the allocator: what the kernel keeps for its socket is not in it.
 //!
 //! This file has one test, because the counter counts every thread.
 

@@ -1017,3 +1017,29 @@ fn the_raw_log_gives_the_counts_and_percentiles_of_the_report_again() {
         Some(2)
     );
 }
+
+#[test]
+fn the_manual_and_the_help_name_the_same_options() {
+    let help = program(&["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    let help = String::from_utf8(help.stdout).unwrap();
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/loadgen.md");
+    let manual = std::fs::read_to_string(manual).unwrap();
+    let options = |text: &str| -> std::collections::BTreeSet<String> {
+        text.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'))
+            .filter(|word| word.starts_with("--") && word.len() > 3)
+            .map(str::to_owned)
+            .collect()
+    };
+    let (mut named, known) = (options(&manual), options(&help));
+    // Not in its own text.
+    assert!(named.remove("--help"));
+    assert_eq!(named, known);
+    assert!(known.len() > 60, "{known:?}");
+    let widest = help.lines().map(str::len).max();
+    assert!(widest.unwrap() <= 100, "{widest:?}");
+    let unknown = program(&["run", "127.0.0.1:9", "--no-such-thing", "1"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert!(said.contains("no option `--no-such-thing`"), "{said}");
+}

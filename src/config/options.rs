@@ -10,11 +10,11 @@ use super::units::{
     DURATION_ALLOWED, SIZE_ALLOWED, duration_text, parse_duration, parse_size, quoted, size_text,
 };
 use super::{
-    BareNewlines, CommitAlign, Config, Full, LogFormat, LogLevel, OnStorageFailure, RingWrite,
-    SubaddressSeparator, Survive,
+    AuthBy, BareNewlines, CommitAlign, Config, Full, LogFormat, LogLevel, OnStorageFailure,
+    RingWrite, SubaddressSeparator, Survive,
 };
 use crate::ip_prefix::IpPrefix;
-use crate::limits::{GIB, KIB, MIB, RING_BYTES_MIN};
+use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB, RING_BYTES_MIN};
 use crate::policy::clients::Limit;
 use crate::policy::recipients::Recipients;
 use crate::tls::credentials::ClientCertificates;
@@ -76,7 +76,7 @@ impl Group {
     pub fn title(self) -> &'static str {
         match self {
             Group::Addresses => "Addresses",
-            Group::Tls => "TLS",
+            Group::Tls => "TLS and authentication",
             Group::Access => "Who may send",
             Group::Storage => "Storage",
             Group::Limits => "Limits",
@@ -467,7 +467,7 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// Flags that a later version will have. Using one is an error that says so.
-pub const LATER: &[&str] = &["listen-submission", "users", "workers", "takeover"];
+pub const LATER: &[&str] = &["workers", "takeover"];
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -630,6 +630,14 @@ pub static OPTIONS: &[Opt] = &[
         show: |c| listen_settings(&c.listen_tls),
     },
     Opt {
+        name: "listen-submission",
+        group: Group::Addresses,
+        kind: Kind::Listen,
+        help: "address that takes mail from users; as --listen with role=submission,tls=required",
+        set: |c, v| c.listen_submission = listens(v),
+        show: |c| listen_settings(&c.listen_submission),
+    },
+    Opt {
         name: "http",
         group: Group::Addresses,
         kind: Kind::AddressOrOff,
@@ -644,6 +652,34 @@ pub static OPTIONS: &[Opt] = &[
         help: "network whose PROXY headers are believed, where a listener says proxy=; may be given up to 256 times",
         set: |c, v| c.proxy_from = networks(v),
         show: |c| network_settings(&c.proxy_from),
+    },
+    Opt {
+        name: "xclient-from",
+        group: Group::Addresses,
+        kind: Kind::Networks,
+        help: "network whose clients may say by XCLIENT who theirs are; may be given up to 256 times",
+        set: |c, v| c.xclient_from = networks(v),
+        show: |c| {
+            c.xclient_from
+                .iter()
+                .copied()
+                .map(Setting::Network)
+                .collect()
+        },
+    },
+    Opt {
+        name: "xforward-from",
+        group: Group::Addresses,
+        kind: Kind::Networks,
+        help: "network whose clients may say by XFORWARD where mail came from; may be given up to 256 times",
+        set: |c, v| c.xforward_from = networks(v),
+        show: |c| {
+            c.xforward_from
+                .iter()
+                .copied()
+                .map(Setting::Network)
+                .collect()
+        },
     },
     Opt {
         name: "server-name",
@@ -727,6 +763,30 @@ pub static OPTIONS: &[Opt] = &[
         help: "TLS handshakes under way at the same time; further ones are refused",
         set: |c, v| c.tls_handshakes = usize::try_from(first_number(v)).unwrap_or(usize::MAX),
         show: |c| vec![Setting::Number(c.tls_handshakes as u64)],
+    },
+    Opt {
+        name: "users",
+        group: Group::Tls,
+        kind: Kind::PathOrOff,
+        help: "file of users for AUTH, made by `ringmx users add`; read again on SIGHUP",
+        set: |c, v| c.users = path_or_none(v),
+        show: |c| path_setting(&c.users),
+    },
+    Opt {
+        name: "auth",
+        group: Group::Tls,
+        kind: Kind::Choice(&AuthBy::NAMES),
+        help: "who may authenticate: the users of --users, or anybody with any password (sinks only)",
+        set: |c, v| c.auth = first_choice(v, &AuthBy::ALL),
+        show: |c| vec![Setting::Choice(c.auth as usize)],
+    },
+    Opt {
+        name: "auth-without-tls",
+        group: Group::Tls,
+        kind: Kind::Flag,
+        help: "offer AUTH in the clear too: whoever listens in reads the passwords",
+        set: |c, v| c.auth_without_tls = first_flag(v),
+        show: |c| vec![Setting::Flag(c.auth_without_tls)],
     },
     Opt {
         name: "accept-domain",
@@ -934,6 +994,34 @@ pub static OPTIONS: &[Opt] = &[
         help: "messages in one session",
         set: |c, v| c.max_messages_per_session = first_u32(v),
         show: |c| vec![Setting::Number(u64::from(c.max_messages_per_session))],
+    },
+    Opt {
+        name: "max-hold",
+        group: Group::Limits,
+        kind: Kind::Duration {
+            min: SECOND,
+            max: Duration::from_secs(HOLD_S_MAX as u64),
+            off: false,
+        },
+        help: "longest time that a client may ask a message to be held for (FUTURERELEASE)",
+        set: |c, v| c.max_hold = time_or_zero(v),
+        show: |c| vec![Setting::Time(c.max_hold)],
+    },
+    Opt {
+        name: "hide",
+        group: Group::Limits,
+        kind: Kind::Text("EXT,..."),
+        help: "EHLO keywords that sinks do not offer, as if they had never heard of them",
+        set: |c, v| c.hide = first_text(v),
+        show: |c| text_or_off(&c.hide),
+    },
+    Opt {
+        name: "only",
+        group: Group::Limits,
+        kind: Kind::Text("EXT,..."),
+        help: "the only EHLO keywords that sinks offer",
+        set: |c, v| c.only = first_text(v),
+        show: |c| text_or_off(&c.only),
     },
     Opt {
         name: "pool",

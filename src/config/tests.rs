@@ -62,8 +62,11 @@ fn every_option_changes_its_own_field_and_no_other() {
     let values = [
         ("listen", "127.0.0.1:1"),
         ("listen-tls", "127.0.0.1:1"),
+        ("listen-submission", "127.0.0.1:1"),
         ("http", "off"),
         ("proxy-from", "10.0.0.0/8"),
+        ("xclient-from", "10.0.0.0/8"),
+        ("xforward-from", "10.0.0.0/8"),
         ("server-name", "a.example"),
         ("group", "mail"),
         ("user", "nobody"),
@@ -74,6 +77,9 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("tls-client-ca", "/x"),
         ("tls-client-cert", "request"),
         ("tls-handshakes", "1"),
+        ("users", "/x"),
+        ("auth", "any"),
+        ("auth-without-tls", "true"),
         ("accept-domain", ".example.org"),
         ("recipients-file", "/r"),
         ("subaddress-separator", "-"),
@@ -97,6 +103,9 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("max-message", "64KiB"),
         ("max-recipients", "1"),
         ("max-messages-per-session", "1"),
+        ("max-hold", "1s"),
+        ("hide", "SIZE"),
+        ("only", "SIZE"),
         ("pool", "4MiB"),
         ("bare-newlines", "keep"),
         ("limit-sinks", "true"),
@@ -161,17 +170,100 @@ fn a_flag_counts_more_than_the_file_and_the_file_more_than_the_default() {
 }
 
 #[test]
-fn what_a_listener_can_not_do_yet_is_said() {
-    for word in ["role=submission", "lmtp"] {
-        let listen = Listen::parse(&format!("127.0.0.1:25,{word}")).unwrap();
+fn lmtp_is_taken_everywhere_but_on_port_25() {
+    let on = |place: &str| {
         let mut config = Config {
-            listen: vec![listen],
+            listen: vec![Listen::parse(&format!("{place},lmtp")).unwrap()],
             ..Config::default()
         };
-        let error = config.validate("mx.example").unwrap_err();
-        let wanted = format!("--listen: 127.0.0.1:25: {word} is not available in this version");
-        assert_eq!(error.to_string(), wanted);
+        config.validate("mx.example").map_err(|e| e.to_string())
+    };
+    assert_eq!(on("127.0.0.1:24"), Ok(()));
+    assert_eq!(on("unix:/run/lmtp"), Ok(()));
+    let reason = "--listen: 127.0.0.1:25: LMTP must not be on port 25";
+    assert_eq!(on("127.0.0.1:25"), Err(reason.to_owned()));
+}
+
+#[test]
+fn authentication_needs_users_and_tls_unless_said_otherwise() {
+    let with = |args: &[&str]| {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Config::from_args(&args)
+            .map(|_| ())
+            .map_err(|e| e.to_string())
+    };
+    let plain = "--listen=127.0.0.1:1,role=submission";
+    for (args, reason) in [
+        (
+            &["--listen-submission=127.0.0.1:1", "--tls-self-signed"][..],
+            "--listen-submission: 127.0.0.1:1: a listener for submission needs --users",
+        ),
+        (
+            &[plain, "--users=/x"],
+            "--listen: 127.0.0.1:1: submission without TLS needs --auth-without-tls, or nobody could \
+             authenticate",
+        ),
+        (
+            &[plain, "--auth=any"],
+            "--auth: any is for sinks; whoever connects to a listener for submission could send what he \
+             likes",
+        ),
+        (
+            &["--users=/x", "--auth=any"],
+            "--auth: any takes every password, so users has no use beside it; give one",
+        ),
+        (
+            &["--auth-without-tls"],
+            "--auth-without-tls: nobody may authenticate: give --users, or --auth any",
+        ),
+    ] {
+        assert_eq!(with(args), Err(reason.to_owned()), "{args:?}");
     }
+    assert_eq!(with(&[plain, "--users=/x", "--auth-without-tls"]), Ok(()));
+    assert_eq!(with(&["--auth=any", "--auth-without-tls"]), Ok(()));
+}
+
+#[test]
+fn sinks_offer_what_hide_and_only_leave() {
+    let with = |hide: &str, only: &str, listen: &str| {
+        let mut config = Config {
+            listen: vec![Listen::parse(listen).unwrap()],
+            hide: hide.to_owned(),
+            only: only.to_owned(),
+            ..Config::default()
+        };
+        let valid = config.validate("mx.example").map_err(|e| e.to_string());
+        valid.map(|()| extension::ALL.and(config.sink_offers()))
+    };
+    let here = "127.0.0.1:1";
+    assert_eq!(with("", "", here), Ok(extension::ALL));
+    let hidden = Offered::SIZE.with(Offered::MT_PRIORITY);
+    assert_eq!(
+        with("size, MT-PRIORITY", "", here),
+        Ok(extension::ALL.without(hidden))
+    );
+    assert_eq!(with("", "SIZE", here), Ok(Offered::SIZE));
+    let allowed = "SIZE, PIPELINING, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES";
+    let error = with("SIZ", "", here).unwrap_err();
+    let wanted = format!("--hide: \"SIZ\" is not allowed; allowed: {allowed}, ");
+    assert!(error.starts_with(&wanted), "{error}");
+    assert_eq!(
+        with("SIZE,size", "", here).unwrap_err(),
+        "--hide: \"size\" is given twice"
+    );
+    assert_eq!(
+        with("SIZE", "DSN", here).unwrap_err(),
+        "--only: hide and only exclude each other; give one"
+    );
+    let reason = "a listener speaks LMTP, which needs PIPELINING and ENHANCEDSTATUSCODES";
+    assert_eq!(
+        with("PIPELINING", "", "127.0.0.1:1,lmtp").unwrap_err(),
+        format!("--hide: {reason}")
+    );
+    assert_eq!(
+        with("", "SIZE", "127.0.0.1:1,lmtp").unwrap_err(),
+        format!("--only: {reason}")
+    );
 }
 
 #[test]
@@ -423,7 +515,10 @@ fn a_bad_flag_is_named_with_what_is_allowed() {
             &["--evil\n\x1b"],
             "--evil\\n\\u{1b}: unknown option; `ringmx serve --help` lists all",
         ),
-        (&["--users", "x"], "--users: not available in this version"),
+        (
+            &["--workers", "x"],
+            "--workers: not available in this version",
+        ),
         (&["--pool=8MiB", "--pool=8MiB"], "--pool: given twice"),
         (&["--config=a", "--config=b"], "--config: given twice"),
         (
@@ -479,8 +574,8 @@ fn a_fault_of_the_file_is_named_with_file_line_key_and_what_is_allowed() {
             "r.toml:1: config: is a flag only; a file can't name another",
         ),
         (
-            "# c\n\nusers = \"x\"",
-            "r.toml:3: users: not available in this version",
+            "# c\n\nworkers = \"x\"",
+            "r.toml:3: workers: not available in this version",
         ),
         (
             "ring-size = \"1QiB\"",

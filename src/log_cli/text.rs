@@ -126,10 +126,29 @@ pub fn readable(message: &Message) -> String {
         ("tls name", envelope.tls_server_name),
         ("tls client", envelope.tls_client),
         ("user", envelope.user),
+        ("client name", envelope.client_name),
+        ("forwarded", envelope.forwarded),
     ] {
         if let Some(value) = value {
             row(name, &printable(value, false));
         }
+    }
+    if let Some(by) = envelope.deliver_by {
+        let mode = if by.returns {
+            "or return it"
+        } else {
+            "or tell the sender"
+        };
+        row(
+            "deliver by",
+            &format!("{} {mode}", seconds_text(by.unix_seconds)),
+        );
+    }
+    if let Some(seconds) = envelope.hold_until {
+        row("hold until", &seconds_text(seconds));
+    }
+    if let Some(priority) = envelope.priority {
+        row("priority", &priority.to_string());
     }
     let with = |path: &[u8], parameters: &[u8]| match parameters {
         [] => bracketed(path),
@@ -165,6 +184,14 @@ pub fn readable(message: &Message) -> String {
         out.push('\n');
     }
     out
+}
+
+/// A time given in seconds since 1970; before that, their number.
+fn seconds_text(unix_seconds: i64) -> String {
+    match u64::try_from(unix_seconds) {
+        Ok(seconds) => clock::rfc3339(seconds.saturating_mul(1_000_000_000)).replace(".000", ""),
+        Err(_) => format!("{unix_seconds} s from 1970"),
+    }
 }
 
 /// Puts `bytes` under `name` as text; when they are not UTF-8, what can be shown of them, and the
@@ -225,6 +252,16 @@ pub fn json(message: &Message, body: bool) -> Value {
         json!(u64::from(facts.transaction_us) * 1_000),
     );
     put("data_ns", json!(u64::from(facts.data_us) * 1_000));
+    put(
+        "deliver_by",
+        json!(envelope.deliver_by.map(|by| json!({
+            "unix_s": by.unix_seconds,
+            "mode": if by.returns { "R" } else { "N" },
+            "trace": by.traces,
+        }))),
+    );
+    put("hold_until_unix_s", json!(envelope.hold_until));
+    put("priority", json!(envelope.priority));
     for (name, value) in [
         ("role", envelope.role),
         ("helo", envelope.helo),
@@ -234,6 +271,8 @@ pub fn json(message: &Message, body: bool) -> Value {
         ("user", envelope.user),
         ("reverse_path", envelope.reverse_path),
         ("mail_parameters", envelope.mail_parameters),
+        ("client_name", envelope.client_name),
+        ("forwarded", envelope.forwarded),
     ] {
         match value {
             Some(value) => put_bytes(&mut object, name, value),

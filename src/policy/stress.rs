@@ -1,7 +1,7 @@
 //! When the server is under stress: its limits become narrower then, without being asked.
 //!
-//! Stress begins when one of the [`Cause`]s holds and ends when none has held for [`CALM_NS`]. The share of sessions
-//! has two thresholds, so that a server at the edge does not change its mind with each client.
+//! Stress begins when one of the [`StressCause`]s holds and ends when none has held for [`CALM_NS`]. The share of
+//! sessions has two thresholds, so that a server at the edge does not change its mind with each client.
 //! Postfix switches at the same thing, all of its places being taken; storage is watched here as well, because clients
 //! pile up behind a slow disk before the last place is gone.
 

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 pub use super::consumer::{Step, Walk};
 use super::format::{Header, HeaderError, Kind, RECORD_ALIGN, Superblock};
-use crate::envelope::{Facts, Field, Fields};
+use crate::envelope::{DeliverBy, Facts, Field, Fields};
 use crate::limits::RECORD_HEADER_BYTES;
 
 /// Bytes that a search takes from the source in one read.
@@ -207,6 +207,16 @@ pub struct Envelope<'a> {
     pub reverse_path: Option<&'a [u8]>,
     /// Parameters of MAIL.
     pub mail_parameters: Option<&'a [u8]>,
+    /// By when it is to be delivered (RFC 2852).
+    pub deliver_by: Option<DeliverBy>,
+    /// Until when it is to be held (RFC 4865), seconds since 1970.
+    pub hold_until: Option<i64>,
+    /// Priority (RFC 6710), -9 to 9.
+    pub priority: Option<i8>,
+    /// What XFORWARD said, `NAME=value` each, separated by spaces.
+    pub forwarded: Option<&'a [u8]>,
+    /// Name of the client, as XCLIENT gave it.
+    pub client_name: Option<&'a [u8]>,
     /// Recipients in order.
     pub recipients: Vec<Recipient<'a>>,
     /// The envelope ends in the middle of a field.
@@ -231,6 +241,15 @@ impl<'a> Envelope<'a> {
                 Some(Field::User) => envelope.user = Some(value),
                 Some(Field::ReversePath) => envelope.reverse_path = Some(value),
                 Some(Field::MailParameters) => envelope.mail_parameters = Some(value),
+                Some(Field::DeliverBy) => envelope.deliver_by = DeliverBy::decode(value),
+                Some(Field::HoldUntil) => {
+                    envelope.hold_until = value.try_into().ok().map(i64::from_le_bytes);
+                }
+                Some(Field::Priority) => {
+                    envelope.priority = value.try_into().ok().map(i8::from_le_bytes);
+                }
+                Some(Field::Forwarded) => envelope.forwarded = Some(value),
+                Some(Field::ClientName) => envelope.client_name = Some(value),
                 Some(Field::ForwardPath) => envelope.recipients.push(Recipient {
                     path: value,
                     parameters: &[],

@@ -361,12 +361,18 @@ impl<'a, B: Backing> Rescue<'a, B> {
             }
             None => {
                 let keys = area.find_key(options.data_size)?;
-                // A damaged superblock that names the same key names the ring as well.
-                let id = remains.iter().find_map(|bytes| {
-                    let key = bytes.get(48..56)?.try_into().ok()?;
-                    (u64::from_le_bytes(key) == keys.key).then(|| bytes.get(32..48))?
+                // A damaged superblock that names the same key names the ring as well, unless the
+                // other one names it otherwise.
+                let mut ids = remains.iter().filter_map(|bytes| {
+                    let key: [u8; 8] = bytes.get(48..56)?.try_into().ok()?;
+                    let id: [u8; 16] = bytes.get(32..48)?.try_into().ok()?;
+                    (u64::from_le_bytes(key) == keys.key).then_some(id)
                 });
-                let id = id.and_then(|id| id.try_into().ok()).unwrap_or([0; 16]);
+                let id = ids.next().unwrap_or_default();
+                let id = match ids.all(|other| other == id) {
+                    true => id,
+                    false => [0; 16],
+                };
                 let source = KeySource::Records {
                     bytes: keys.bytes,
                     other_bytes: keys.other_bytes,

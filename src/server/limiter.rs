@@ -83,7 +83,7 @@ fn reply_to(limited: Limited) -> Reply {
 
 impl<B: Backing, C> Shared<B, C> {
     /// Counts a connection for its client. `Some`: the client may not have one more.
-    pub(super) fn admit_client(&mut self, io: &mut Io) -> Option<Verdict> {
+    pub(super) fn admit_client(&mut self, io: &mut Io) -> Option<Reply> {
         self.forget_client(io);
         let role = self.listeners[usize::from(io.listener)].role;
         let limiter = self.limiter.as_mut()?;
@@ -102,7 +102,7 @@ impl<B: Backing, C> Shared<B, C> {
                 io.flags.is_guarded = true;
                 None
             }
-            Err(refused) => Some(Verdict::RefuseAndClose(self.count_refused(refused))),
+            Err(refused) => Some(self.count_refused(refused)),
         }
     }
 
@@ -275,6 +275,30 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 .logger
                 .line(Class::StressOver, &[sessions], shared.now),
         }
+    }
+
+    /// Whether a connection that begins with a TLS handshake may have it: access rules and limits are asked before it
+    /// costs anything. Who may not is closed, because nothing can be said to him.
+    pub(super) fn admit_unheard(&mut self, token: Token) -> bool {
+        let Some(conn) = live(&mut self.conns, token) else {
+            return false;
+        };
+        let (io, shared) = (&mut conn.io, &mut self.shared);
+        let refusal = if !shared.rules.may_connect(io.peer.ip()) {
+            Some(Reply::AccessDenied)
+        } else if let Some(refusal) = shared.admit_client(io) {
+            Some(refusal)
+        } else {
+            io.flags.is_admitted = true;
+            shared.admit_handshake(io)
+        };
+        let Some(reply) = refusal else {
+            return true;
+        };
+        // It is not sent; the counters and the log tell why.
+        shared.metrics.reply(reply as usize);
+        shared.log_refusal(io, reply);
+        false
     }
 
     /// Counts a TLS handshake that this connection asks for. `Some`: its client may not have one more; STARTTLS gets

@@ -1,19 +1,30 @@
 //! What a session does to its connection: replies, questions, message bytes. The one place all replies leave
 //! through.
 
+use core::net::SocketAddr;
+
 use super::Shared;
+use super::auth::Accounts;
 use super::storage::{Large, Pending, Queued};
 use crate::buffer::{Pool, Urgency};
 use crate::conn::{Io, Token};
+use crate::ctl::PROMISES;
 use crate::envelope::{Facts, Field};
+use crate::ip_prefix::IpPrefix;
 use crate::message::{ID_BYTES_MAX, Message};
 use crate::metrics::{CloseCause, Phase};
 use crate::policy::rules::Subject;
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::ReserveError;
+use crate::smtp::extension;
+use crate::smtp::parameter::Offered;
 use crate::smtp::reply::Reply;
-use crate::smtp::sink::{CloseReason, Completion, MessageFacts, Question, Sink, Verb, Verdict};
+use crate::smtp::sasl::{Binding, BindingData};
+use crate::smtp::sink::{
+    CloseReason, Completion, MessageFacts, PasswordVerdict, Question, Sink, Verb, Verdict,
+};
 use crate::tls;
+use crate::users::Verifier;
 
 /// The 250 of a server that throws messages away: it promises nothing.
 const DISCARDED: &[u8] = b"250 2.0.0 Ok: discarded\r\n";
@@ -116,9 +127,11 @@ impl<B: Backing, C> Out<'_, B, C> {
             self.io.flags.is_turned_away = verdict.is_some();
             return verdict;
         }
-        if let Some(refusal) = self.shared.admit_client(self.io) {
+        // Where a TLS handshake came first, the connection was counted before it.
+        let is_admitted = std::mem::take(&mut self.io.flags.is_admitted);
+        if !is_admitted && let Some(refusal) = self.shared.admit_client(self.io) {
             self.io.flags.is_turned_away = true;
-            return Some(refusal);
+            return Some(Verdict::RefuseAndClose(refusal));
         }
         let is_delayed = self.shared.delay_greeting(self.io, self.token);
         (!is_delayed).then_some(Verdict::Accept)
@@ -219,10 +232,95 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             Question::Mail { size, .. } if !self.shared.admits(size.unwrap_or(0)) => {
                 Verdict::Refuse(Reply::NoSpace)
             }
+            // Nothing is queued here for a node, whoever asks: a consumer takes the mail when it is ready. RFC 1985 5.1
+            // has 458 for that; 250 would say that something was started.
+            Question::Etrn { .. } => Verdict::Refuse(Reply::EtrnUnable),
             Question::Connect => return self.admit_connection(&question),
             _ if self.io.flags.is_guarded => return self.decide(&question),
             _ => return (self.shared.policy)(&question),
         })
+    }
+
+    fn trusts(&self) -> Offered {
+        // Who the socket says it is; what XCLIENT said of it counts for nothing here.
+        let peer = self.io.peer.ip();
+        let is_in = |networks: &[IpPrefix]| networks.iter().any(|network| network.contains(peer));
+        let mut trusted = Offered::NONE;
+        if is_in(&self.shared.xclient_from) {
+            trusted = trusted.with(Offered::XCLIENT);
+        }
+        if is_in(&self.shared.xforward_from) {
+            trusted = trusted.with(Offered::XFORWARD);
+        }
+        trusted
+    }
+
+    fn client_is(&mut self, client: Option<SocketAddr>, listener: Option<SocketAddr>) {
+        let (old_client, old_listener) = self.addresses();
+        self.io.seen_as = Some(Box::new((
+            client.unwrap_or(old_client),
+            listener.unwrap_or(old_listener),
+        )));
+    }
+
+    fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        let listener = self.shared.listeners[usize::from(self.io.listener)].address;
+        let real = (self.io.peer, listener);
+        self.io.seen_as.as_deref().copied().unwrap_or(real)
+    }
+
+    fn verifier(&mut self, user: &str) -> Option<Verifier> {
+        match &self.shared.accounts {
+            Accounts::Anybody => None,
+            Accounts::Users(users) => Some(users.verifier(user)),
+        }
+    }
+
+    fn check_password(&mut self, user: &str, password: &[u8]) -> Option<PasswordVerdict> {
+        let Some(verifier) = self.verifier(user) else {
+            return Some(PasswordVerdict::Right);
+        };
+        if self.shared.check_password(self.token, verifier, password) {
+            None
+        } else {
+            Some(PasswordVerdict::Busy)
+        }
+    }
+
+    fn user_is_known(&mut self, is_known: bool) {
+        self.io.flags.is_user = is_known;
+    }
+
+    fn keeps(&self) -> Offered {
+        let kept = self.shared.attachments.kept();
+        let names = PROMISES.iter().enumerate();
+        names
+            .filter(|(at, _)| kept & 1 << at != 0)
+            .filter_map(|(_, name)| extension::named(name))
+            .fold(Offered::NONE, Offered::with)
+    }
+
+    fn channel_binding(&mut self, _binding: Binding) -> Option<BindingData> {
+        None
+    }
+
+    fn nonce(&mut self) -> Vec<u8> {
+        let mut octets = [0; 18];
+        // Without random octets nothing is offered in the first place: the process does not start.
+        let filled = crate::sys::file::random(&mut octets);
+        debug_assert!(filled.is_ok());
+        crate::base64::text(&octets).into_bytes()
+    }
+
+    fn stored_again(&mut self) {
+        self.shared.metrics.reply(Reply::Stored as usize);
+        if self.shared.storage.is_some() {
+            let named = Named::new(self.shared.options.shard, self.io.stored_number);
+            self.io.push_reply(&mut self.shared.pool, named.reply());
+        } else {
+            self.io.push_reply(&mut self.shared.pool, DISCARDED);
+        }
+        self.queue_to_flush();
     }
 
     fn begin_message(&mut self) -> bool {
@@ -233,7 +331,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             self.shared.metrics.pool_low_events += 1;
             return false;
         };
-        let listener = self.shared.listeners[usize::from(self.io.listener)].address;
+        let (client, listener) = self.addresses();
         let pool = &mut self.shared.pool;
         let address = |socket: core::net::SocketAddr| {
             let ip = match socket.ip() {
@@ -242,7 +340,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             };
             (ip.octets(), socket.port().to_le_bytes())
         };
-        let (client_ip, client_port) = address(self.io.peer);
+        let (client_ip, client_port) = address(client);
         let (listener_ip, listener_port) = address(listener);
         let role = self.shared.listeners[usize::from(self.io.listener)].role;
         let taken = message.envelope_field(pool, Field::Client, &[&client_ip, &client_port])
@@ -337,7 +435,8 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         }
         let stored_facts = stored_facts(facts, ended_at);
         // Behind one that waits for space everybody waits, or it would wait for ever.
-        let mut wait = message.fragments() > 1 || shared.space_wanted;
+        // So does one that takes several replies: they are sent as there is room, and only what is stored gets any.
+        let mut wait = message.fragments() > 1 || shared.space_wanted || facts.answers > 1;
         let mut reserved = None;
         if !wait {
             match storage.log.reserve(message.payload_bytes()) {

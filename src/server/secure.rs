@@ -21,9 +21,10 @@ use crate::offload::{Job, Offload, Timing};
 use crate::ringlog::backing::Backing;
 use crate::server::listener::TlsMode;
 use crate::smtp::session::{Context, Phase};
-use crate::smtp::sink::Blocked;
+use crate::smtp::sink::{Blocked, PasswordVerdict};
 use crate::tls::credentials::{Credentials, LoadError, Sources};
 use crate::tls::{End, Failure, Handshake, Step, Tls};
+use crate::users::Users;
 
 /// Buffer between TLS and the sockets: what was parked, what is read or sent, and two records of overhead.
 pub(super) const CIPHER_BYTES: usize = CHUNK_LARGE_BYTES + 2 * TLS_RECORD_BYTES_MAX;
@@ -55,6 +56,15 @@ pub enum Answer {
     },
     /// Files that were read again.
     Credentials(Result<Box<Credentials>, LoadError>),
+    /// A password was checked.
+    Password {
+        /// Whose session waits.
+        token: Token,
+        /// Whether it is right.
+        verdict: PasswordVerdict,
+    },
+    /// The file of users was read again; or why it could not be.
+    Users(Result<Box<Users>, String>),
 }
 
 /// State of TLS over all connections.
@@ -133,8 +143,14 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         self.shared.offload = offload;
     }
 
-    /// Has the helper read certificates and keys again. Connections that are open or in their handshake keep theirs.
+    /// Has the helper read users, certificates and keys again. Connections that are open or in their handshake keep
+    /// theirs.
     pub fn reload(&mut self) {
+        self.reload_users();
+        self.reload_credentials();
+    }
+
+    fn reload_credentials(&mut self) {
         let Some(security) = &self.shared.secure.security else {
             return;
         };
@@ -187,6 +203,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         while let Some(answer) = self.shared.offload.poll() {
             match answer {
                 Answer::Credentials(loaded) => self.credentials_loaded(loaded),
+                Answer::Password { token, verdict } => self.password_checked(token, verdict),
+                Answer::Users(loaded) => self.users_loaded(loaded),
                 Answer::Handshake {
                     token,
                     handshake,
@@ -210,7 +228,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
 
     /// Begins TLS in front of the session, where the listener says so. False when none can be taken.
     pub(super) fn begin_implicit_tls(&mut self, token: Token) -> bool {
-        if self.admit_handshake(token).is_some() {
+        if !self.admit_unheard(token) {
             return false;
         }
         let Some(conn) = live(&mut self.conns, token) else {

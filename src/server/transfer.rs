@@ -16,6 +16,7 @@ use crate::metrics::{CloseCause, Metrics};
 use crate::ringlog::backing::Backing;
 use crate::smtp::session::Context;
 use crate::smtp::sink::Blocked;
+use zeroize::Zeroize;
 
 /// Reads once and keeps the sticky readiness true. `None`: nothing came.
 fn read_once<S: Stream>(
@@ -74,7 +75,9 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     budget: &mut usize,
 ) -> bool {
     let needs_more = conn.io.input.is_none() || conn.io.flags.input_is_partial;
-    if needs_more && !conn.io.may_read() {
+    // The last reply of a chunk or of a message may have waited for room behind input that is used up.
+    let owes_reply = conn.session.owes_reply() && conn.io.has_room();
+    if needs_more && !conn.io.may_read() && !owes_reply {
         return false;
     }
     // What is read and not taken has to be kept: without a free chunk nothing is read.
@@ -105,6 +108,7 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
         };
         match read {
             Some(more) => len += more,
+            None if owes_reply => {}
             None => {
                 if len > 0 {
                     conn.io.park(&mut shared.pool, &scratch[..len], was_partial);
@@ -123,6 +127,10 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     let progress = conn
         .session
         .receive(context, &scratch[..len], now, wall_ns, &mut out);
+    if conn.session.took_secret() {
+        // The octets of AUTH must not stay behind.
+        scratch[..progress.consumed].zeroize();
+    }
     conn.io.blocked = progress.blocked;
     if conn.session.is_within_long_line() && !was_long && !was_partial {
         conn.io.phase_at = now;

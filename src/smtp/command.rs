@@ -16,6 +16,8 @@ pub enum Command<'a> {
     Helo(&'a [u8]),
     /// EHLO with its domain or address literal.
     Ehlo(&'a [u8]),
+    /// LHLO with its domain or address literal (RFC 2033 4.1).
+    Lhlo(&'a [u8]),
     /// MAIL FROM:path parameters.
     Mail {
         /// Reverse-path.
@@ -55,7 +57,13 @@ pub enum Command<'a> {
     StartTls,
     /// AUTH with mechanism and initial response (RFC 4954).
     Auth(&'a [u8]),
-    /// TURN, SEND, SOML, SAML or ETRN: known and not provided.
+    /// ETRN with its node (RFC 1985): a domain, `@` and a domain, or `#` and the name of a queue.
+    Etrn(&'a [u8]),
+    /// XCLIENT with its attributes, as Postfix has it.
+    Xclient(&'a [u8]),
+    /// XFORWARD with its attributes, as Postfix has it.
+    Xforward(&'a [u8]),
+    /// TURN, SEND, SOML or SAML: known and not provided.
     NotImplemented,
 }
 
@@ -129,17 +137,34 @@ fn recognize(word: &[u8]) -> Option<(Verb, Arguments)> {
             b"AUTH" => (Verb::Auth, |arguments| {
                 with_argument(arguments, Command::Auth)
             }),
-            // RFC 5321 F.1, F.6 and RFC 1985: known, so 502 and not 500.
-            b"TURN" | b"SEND" | b"SOML" | b"SAML" | b"ETRN" => {
-                (Verb::Other, |_| Ok(Command::NotImplemented))
-            }
+            b"LHLO" => (Verb::Lhlo, |arguments| {
+                ehlo(arguments).map(|command| match command {
+                    Command::Ehlo(name) => Command::Lhlo(name),
+                    other => other,
+                })
+            }),
+            b"ETRN" => (Verb::Etrn, etrn),
+            // RFC 5321 F.1, F.6: known, so 502 and not 500.
+            b"TURN" | b"SEND" | b"SOML" | b"SAML" => (Verb::Other, |_| Ok(Command::NotImplemented)),
             _ => return None,
         });
     }
-    word.eq_ignore_ascii_case(b"STARTTLS")
-        .then_some((Verb::StartTls, |arguments| {
+    let mut room = [0; 8];
+    let upper = room.get_mut(..word.len())?;
+    upper.copy_from_slice(word);
+    upper.make_ascii_uppercase();
+    Some(match &*upper {
+        b"STARTTLS" => (Verb::StartTls, |arguments| {
             without_argument(arguments, Command::StartTls)
-        }))
+        }),
+        b"XCLIENT" => (Verb::Xclient, |arguments| {
+            with_argument(arguments, Command::Xclient)
+        }),
+        b"XFORWARD" => (Verb::Xforward, |arguments| {
+            with_argument(arguments, Command::Xforward)
+        }),
+        _ => return None,
+    })
 }
 
 fn refused(reply: Reply) -> Parsed<'static> {
@@ -184,6 +209,25 @@ fn ehlo(arguments: &[u8]) -> Result<Command<'_>, Reply> {
         Ok(Command::Ehlo(arguments))
     } else {
         Err(Reply::HeloSyntax)
+    }
+}
+
+/// RFC 1985 5: a domain of at least two labels, the same behind `@`, or the name of a queue behind `#`.
+fn etrn(arguments: &[u8]) -> Result<Command<'_>, Reply> {
+    let is_valid = match arguments {
+        [] => return Err(Reply::ArgumentNeeded),
+        [b'#', queue @ ..] => !queue.is_empty() && queue.iter().all(u8::is_ascii_graphic),
+        [b'@', domain @ ..] | domain => {
+            domain.is_ascii()
+                && domain.first() != Some(&b'[')
+                && domain.contains(&b'.')
+                && path::is_domain_or_literal(domain)
+        }
+    };
+    if is_valid {
+        Ok(Command::Etrn(arguments))
+    } else {
+        Err(Reply::EtrnSyntax)
     }
 }
 
@@ -334,8 +378,13 @@ mod tests {
             ("SEND FROM:<a@b>", Verb::Other, Command::NotImplemented),
             ("SOML FROM:<a@b>", Verb::Other, Command::NotImplemented),
             ("SAML FROM:<a@b>", Verb::Other, Command::NotImplemented),
-            ("ETRN a", Verb::Other, Command::NotImplemented),
+            ("ETRN A.B", Verb::Etrn, Command::Etrn(b"A.B")),
         ] {
+            if name.starts_with("ETRN") {
+                // Its argument is kept as given.
+                ok(name.as_bytes(), verb, command);
+                continue;
+            }
             let mixed: String = name
                 .chars()
                 .enumerate()
@@ -497,6 +546,54 @@ mod tests {
             Reply::HeloSyntax,
         );
         err(b"EHLO b\xfccher", Verb::Ehlo, Reply::HeloSyntax);
+    }
+
+    #[test]
+    fn etrn_takes_a_domain_a_subdomain_or_a_queue() {
+        for node in ["uu.net", "@uu.net", "#uucp", "a.b.c.d"] {
+            ok(
+                format!("etrn {node}").as_bytes(),
+                Verb::Etrn,
+                Command::Etrn(node.as_bytes()),
+            );
+        }
+        for node in [
+            "localname",
+            "@localname",
+            "#",
+            "@",
+            "a b.c",
+            "[127.0.0.1]",
+            "a..b",
+            "#a b",
+            "\u{fc}.b",
+        ] {
+            err(
+                format!("ETRN {node}").as_bytes(),
+                Verb::Etrn,
+                Reply::EtrnSyntax,
+            );
+        }
+        err(b"ETRN", Verb::Etrn, Reply::ArgumentNeeded);
+    }
+
+    #[test]
+    fn lhlo_xclient_and_xforward_are_commands_with_arguments() {
+        ok(b"lhlo [IPv6:::1]", Verb::Lhlo, Command::Lhlo(b"[IPv6:::1]"));
+        err(b"LHLO", Verb::Lhlo, Reply::HeloSyntax);
+        ok(
+            b"XCLIENT ADDR=::1",
+            Verb::Xclient,
+            Command::Xclient(b"ADDR=::1"),
+        );
+        ok(
+            b"xforward NAME=a",
+            Verb::Xforward,
+            Command::Xforward(b"NAME=a"),
+        );
+        err(b"XCLIENT", Verb::Xclient, Reply::ArgumentNeeded);
+        err(b"XFORWARD ", Verb::Xforward, Reply::ArgumentNeeded);
+        err(b"XFORWARDS a", Verb::Other, Reply::CommandUnknown);
     }
 
     #[test]

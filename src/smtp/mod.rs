@@ -9,6 +9,8 @@ pub mod extension;
 pub mod parameter;
 pub mod path;
 pub mod reply;
+pub mod sasl;
 pub mod session;
 pub mod sink;
 pub mod trace;
+pub mod xclient;

@@ -1,12 +1,14 @@
-//! Parameters of MAIL and RCPT (RFC 1870, 6152, 3030, 6531, 3461).
+//! Parameters of MAIL and RCPT (RFC 1870, 6152, 3030, 6531, 3461, 2852, 4865, 6710, 7293, 4954).
 //!
 //! Promises: one pass from left to right; a parameter whose extension was not offered is an unknown
 //! one (RFC 5321 4.1.1.11); what is accepted has the syntax of its extension, decoded xtext
 //! included, so that nothing in it can break a delivery report later.
-//! Does not: compare SIZE with a limit, or know which parameters exclude each other across
-//! commands.
+//! Does not: compare SIZE or a time of release with a limit, or know which parameters exclude each
+//! other across commands.
 
+use super::path;
 use super::reply::Reply;
+use crate::clock::parse_rfc3339;
 
 /// The extensions that were offered to this client, a set of bits; empty after HELO.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,28 +20,73 @@ impl Offered {
     /// SIZE (RFC 1870): `SIZE=`.
     pub const SIZE: Offered = Offered(1);
     /// 8BITMIME (RFC 6152): `BODY=7BIT` and `BODY=8BITMIME`.
-    pub const EIGHT_BIT_MIME: Offered = Offered(2);
+    pub const EIGHT_BIT_MIME: Offered = Offered(1 << 1);
     /// BINARYMIME (RFC 3030 3): `BODY=BINARYMIME`.
-    pub const BINARY_MIME: Offered = Offered(4);
+    pub const BINARY_MIME: Offered = Offered(1 << 2);
     /// SMTPUTF8 (RFC 6531): `SMTPUTF8`.
-    pub const SMTPUTF8: Offered = Offered(8);
+    pub const SMTPUTF8: Offered = Offered(1 << 3);
     /// DSN (RFC 3461): `RET=`, `ENVID=`, `NOTIFY=`, `ORCPT=`.
-    pub const DSN: Offered = Offered(16);
+    pub const DSN: Offered = Offered(1 << 4);
     /// CHUNKING (RFC 3030 2): no parameter, but the BDAT command.
-    pub const CHUNKING: Offered = Offered(32);
-    /// STARTTLS (RFC 3207): no parameter, but the STARTTLS command. Never offered under TLS.
-    pub const STARTTLS: Offered = Offered(64);
-    /// REQUIRETLS (RFC 8689): `REQUIRETLS`. Offered under TLS alone.
-    pub const REQUIRETLS: Offered = Offered(128);
+    pub const CHUNKING: Offered = Offered(1 << 5);
+    /// PIPELINING (RFC 2920): nothing but the promise.
+    pub const PIPELINING: Offered = Offered(1 << 6);
+    /// ENHANCEDSTATUSCODES (RFC 2034): nothing but the promise.
+    pub const ENHANCED_STATUS_CODES: Offered = Offered(1 << 7);
+    /// LIMITS (RFC 9422): nothing but its numbers.
+    pub const LIMITS: Offered = Offered(1 << 8);
+    /// DELIVERBY (RFC 2852): `BY=`.
+    pub const DELIVERBY: Offered = Offered(1 << 9);
+    /// FUTURERELEASE (RFC 4865): `HOLDFOR=` and `HOLDUNTIL=`.
+    pub const FUTURERELEASE: Offered = Offered(1 << 10);
+    /// MT-PRIORITY (RFC 6710): `MT-PRIORITY=`.
+    pub const MT_PRIORITY: Offered = Offered(1 << 11);
+    /// RRVS (RFC 7293): `RRVS=` of RCPT.
+    pub const RRVS: Offered = Offered(1 << 12);
+    /// ETRN (RFC 1985): the ETRN command.
+    pub const ETRN: Offered = Offered(1 << 13);
+    /// AUTH (RFC 4954): the AUTH command, and `AUTH=` of MAIL.
+    pub const AUTH: Offered = Offered(1 << 14);
+    /// XCLIENT: the XCLIENT command of Postfix.
+    pub const XCLIENT: Offered = Offered(1 << 15);
+    /// XFORWARD: the XFORWARD command of Postfix.
+    pub const XFORWARD: Offered = Offered(1 << 16);
+    /// STARTTLS (RFC 3207): the STARTTLS command.
+    pub const STARTTLS: Offered = Offered(1 << 17);
+    /// REQUIRETLS (RFC 8689): `REQUIRETLS` of MAIL.
+    pub const REQUIRETLS: Offered = Offered(1 << 18);
+
+    /// What promises something that only whoever takes the message on can keep.
+    pub const PROMISES: Offered = Offered::DSN
+        .with(Offered::DELIVERBY)
+        .with(Offered::FUTURERELEASE)
+        .with(Offered::MT_PRIORITY)
+        .with(Offered::RRVS)
+        .with(Offered::REQUIRETLS);
+
+    /// This set without what is in `other`.
+    pub const fn without(self, other: Offered) -> Offered {
+        Offered(self.0 & !other.0)
+    }
+
+    /// What is in both sets.
+    pub const fn and(self, other: Offered) -> Offered {
+        Offered(self.0 & other.0)
+    }
+
+    /// The set as a number, bit by bit; [`Offered::from_bits`] reads it back.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The set of these bits; bits that mean nothing are kept and match no extension.
+    pub const fn from_bits(bits: u32) -> Offered {
+        Offered(bits)
+    }
 
     /// Both sets together.
     pub const fn with(self, other: Offered) -> Offered {
         Offered(self.0 | other.0)
-    }
-
-    /// This set without those of `other`.
-    pub const fn without(self, other: Offered) -> Offered {
-        Offered(self.0 & !other.0)
     }
 
     /// Whether any of `other` is in this set.
@@ -84,6 +131,26 @@ pub struct Notify {
     pub delay: bool,
 }
 
+/// Value of BY (RFC 2852 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeliverBy {
+    /// Seconds from MAIL to the time by which the message is to be delivered; not above zero only with `N`.
+    pub seconds: i32,
+    /// By-mode `R`: what is late is returned. Otherwise `N`: its sender is told.
+    pub returns: bool,
+    /// By-trace `T`.
+    pub traces: bool,
+}
+
+/// When a message may be released (RFC 4865).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// HOLDFOR: seconds from MAIL, at least 1.
+    For(u32),
+    /// HOLDUNTIL: seconds since 1970; a fraction counts as a second.
+    Until(i64),
+}
+
 /// Parameters of one MAIL.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MailParameters<'a> {
@@ -99,6 +166,14 @@ pub struct MailParameters<'a> {
     pub ret: Option<Ret>,
     /// Envelope identifier, xtext as given.
     pub envid: Option<&'a [u8]>,
+    /// By when it is to be delivered.
+    pub deliver_by: Option<DeliverBy>,
+    /// Until when it is to be held.
+    pub hold: Option<Hold>,
+    /// Priority, -9 to 9.
+    pub priority: Option<i8>,
+    /// Who submitted it, says the client: xtext of a mailbox, or `<>`.
+    pub auth: Option<&'a [u8]>,
 }
 
 /// Parameters of one RCPT.
@@ -108,12 +183,18 @@ pub struct RcptParameters<'a> {
     pub notify: Option<Notify>,
     /// Original recipient, `addr-type;xtext` as given.
     pub orcpt: Option<&'a [u8]>,
+    /// Since when the address must have had its present owner, seconds since 1970.
+    pub valid_since: Option<i64>,
 }
 
 /// Longest value of ENVID, octets (RFC 3461 4.4).
 const ENVID_BYTES_MAX: usize = 100;
 /// Longest value of ORCPT, octets (RFC 3461 4.2).
 const ORCPT_BYTES_MAX: usize = 500;
+/// Longest value of AUTH, octets (RFC 4954 3: the parameter adds at most 500 to MAIL).
+const AUTH_BYTES_MAX: usize = 494;
+/// Digits of a by-time (RFC 2852 4) and of a future-release-interval (RFC 4865 3).
+const INTERVAL_DIGITS_MAX: usize = 9;
 /// Digits of a size-value (RFC 1870 3).
 const SIZE_DIGITS_MAX: usize = 20;
 
@@ -142,6 +223,17 @@ pub fn parse_mail(parameters: &[u8], offered: Offered) -> Result<MailParameters<
             set(&mut found.ret, value.and_then(ret))?;
         } else if is(keyword, b"ENVID") && offered.has(Offered::DSN) {
             set(&mut found.envid, value.filter(|value| is_envid(value)))?;
+        } else if is(keyword, b"BY") && offered.has(Offered::DELIVERBY) {
+            set(&mut found.deliver_by, value.and_then(deliver_by))?;
+        } else if is(keyword, b"HOLDFOR") && offered.has(Offered::FUTURERELEASE) {
+            // RFC 4865 4.2: one of the two, once.
+            set(&mut found.hold, value.and_then(hold_for))?;
+        } else if is(keyword, b"HOLDUNTIL") && offered.has(Offered::FUTURERELEASE) {
+            set(&mut found.hold, value.and_then(hold_until))?;
+        } else if is(keyword, b"MT-PRIORITY") && offered.has(Offered::MT_PRIORITY) {
+            set(&mut found.priority, value.and_then(priority))?;
+        } else if is(keyword, b"AUTH") && offered.has(Offered::AUTH) {
+            set(&mut found.auth, value.filter(|value| is_auth(value)))?;
         } else {
             return Err(Reply::ParameterUnknown);
         }
@@ -163,6 +255,8 @@ pub fn parse_rcpt(parameters: &[u8], offered: Offered) -> Result<RcptParameters<
                 &mut found.orcpt,
                 value.filter(|value| is_orcpt(value, offered)),
             )?;
+        } else if is(keyword, b"RRVS") && offered.has(Offered::RRVS) {
+            set(&mut found.valid_since, value.and_then(valid_since))?;
         } else {
             return Err(Reply::ParameterUnknown);
         }
@@ -265,6 +359,111 @@ fn notify(value: &[u8]) -> Option<Notify> {
     Some(notify)
 }
 
+/// 1 to [`INTERVAL_DIGITS_MAX`] digits as a number.
+fn interval(digits: &[u8]) -> Option<u32> {
+    if digits.is_empty() || digits.len() > INTERVAL_DIGITS_MAX {
+        return None;
+    }
+    digits.iter().try_fold(0u32, |value, octet| {
+        let digit = octet.is_ascii_digit().then(|| u32::from(octet - b'0'))?;
+        Some(value * 10 + digit)
+    })
+}
+
+/// RFC 2852 4: by-time, `;`, `N` or `R`, and `T` if wanted.
+fn deliver_by(value: &[u8]) -> Option<DeliverBy> {
+    let at = value.iter().position(|&octet| octet == b';')?;
+    let (time, mode) = (&value[..at], &value[at + 1..]);
+    let (mode, traces) = match mode {
+        [mode] => (mode, false),
+        [mode, b'T' | b't'] => (mode, true),
+        _ => return None,
+    };
+    let returns = match mode {
+        b'R' | b'r' => true,
+        b'N' | b'n' => false,
+        _ => return None,
+    };
+    let seconds = match time {
+        [b'-', digits @ ..] => -i32::try_from(interval(digits)?).ok()?,
+        [b'+', digits @ ..] | digits => i32::try_from(interval(digits)?).ok()?,
+    };
+    // What is to be returned when it is late can't be late already.
+    (!returns || seconds > 0).then_some(DeliverBy {
+        seconds,
+        returns,
+        traces,
+    })
+}
+
+/// RFC 4865 3: 1 to 999999999, without zeros in front.
+fn hold_for(value: &[u8]) -> Option<Hold> {
+    let seconds = interval(value).filter(|_| value[0] != b'0')?;
+    Some(Hold::For(seconds))
+}
+
+/// RFC 4865 3: a date and time in UTC.
+fn hold_until(value: &[u8]) -> Option<Hold> {
+    let time = parse_rfc3339(value).filter(|time| time.is_utc)?;
+    Some(Hold::Until(
+        time.unix_seconds + i64::from(time.has_fraction),
+    ))
+}
+
+/// RFC 6710 7: -9 to 9, without a plus sign, a zero in front or a negative zero.
+fn priority(value: &[u8]) -> Option<i8> {
+    match value {
+        b"0" => Some(0),
+        [digit @ b'1'..=b'9'] => Some((digit - b'0') as i8),
+        [b'-', digit @ b'1'..=b'9'] => Some(-((digit - b'0') as i8)),
+        _ => None,
+    }
+}
+
+/// RFC 7293 3.1: a date and time without a fraction, and what to do where the extension is not known.
+fn valid_since(value: &[u8]) -> Option<i64> {
+    let time = match value {
+        [time @ .., b';', b'C' | b'c' | b'R' | b'r'] => time,
+        time => time,
+    };
+    let time = parse_rfc3339(time).filter(|time| !time.has_fraction)?;
+    Some(time.unix_seconds)
+}
+
+/// RFC 4954 5: `<>`, or xtext of a mailbox. What it decodes to is a mailbox as RFC 5321 4.1.2 has it.
+fn is_auth(value: &[u8]) -> bool {
+    if value == b"<>" {
+        return true;
+    }
+    if value.len() > AUTH_BYTES_MAX || !is_xtext(value) {
+        return false;
+    }
+    let mut decoded = [0; AUTH_BYTES_MAX];
+    let len = decode_xtext(value, &mut decoded);
+    path::is_mailbox(&decoded[..len])
+}
+
+/// Decodes what [`is_xtext`] approved into the front of `out`, which has room for it; the length.
+pub fn decode_xtext(text: &[u8], out: &mut [u8]) -> usize {
+    let mut rest = text;
+    let mut len = 0;
+    while let [first, behind @ ..] = rest {
+        let (octet, behind) = match (first, behind) {
+            (b'+', [high, low, behind @ ..]) => {
+                let digit = |octet| upper_hex(octet).unwrap_or(0);
+                (digit(*high) * 16 + digit(*low), behind)
+            }
+            _ => (*first, behind),
+        };
+        rest = behind;
+        if let Some(place) = out.get_mut(len) {
+            *place = octet;
+            len += 1;
+        }
+    }
+    len
+}
+
 /// RFC 3461 4.4: xtext that decodes to printable ASCII and white space.
 fn is_envid(value: &[u8]) -> bool {
     !value.is_empty() && value.len() <= ENVID_BYTES_MAX && is_xtext(value)
@@ -289,7 +488,7 @@ fn is_orcpt(value: &[u8], offered: Offered) -> bool {
 }
 
 /// Whether `text` is xtext (RFC 3461 4) whose decoded octets are printable ASCII or white space.
-fn is_xtext(text: &[u8]) -> bool {
+pub fn is_xtext(text: &[u8]) -> bool {
     let mut rest = text;
     loop {
         rest = match rest {
@@ -359,7 +558,12 @@ mod tests {
         .with(Offered::BINARY_MIME)
         .with(Offered::SMTPUTF8)
         .with(Offered::DSN)
-        .with(Offered::CHUNKING);
+        .with(Offered::CHUNKING)
+        .with(Offered::DELIVERBY)
+        .with(Offered::FUTURERELEASE)
+        .with(Offered::MT_PRIORITY)
+        .with(Offered::RRVS)
+        .with(Offered::AUTH);
 
     fn mail(parameters: &str) -> Result<MailParameters<'_>, Reply> {
         parse_mail(parameters.as_bytes(), ALL)
@@ -375,9 +579,9 @@ mod tests {
             size: Some(1000),
             body: Some(Body::Binary),
             smtputf8: true,
-            requiretls: false,
             ret: Some(Ret::Headers),
             envid: Some(b"ab+2Bc"),
+            ..MailParameters::default()
         };
         assert_eq!(
             mail("SIZE=1000 BODY=BINARYMIME SMTPUTF8 RET=HDRS ENVID=ab+2Bc"),
@@ -471,6 +675,11 @@ mod tests {
             ("SMTPUTF8", Offered::SMTPUTF8),
             ("RET=FULL", Offered::DSN),
             ("ENVID=a", Offered::DSN),
+            ("BY=1;N", Offered::DELIVERBY),
+            ("HOLDFOR=1", Offered::FUTURERELEASE),
+            ("HOLDUNTIL=2026-11-23T01:02:03Z", Offered::FUTURERELEASE),
+            ("MT-PRIORITY=0", Offered::MT_PRIORITY),
+            ("AUTH=<>", Offered::AUTH),
         ] {
             let parse = |offered| parse_mail(parameter.as_bytes(), offered).map(|_| ());
             assert_eq!(
@@ -494,7 +703,7 @@ mod tests {
         for unknown in [
             "X",
             "X=1",
-            "AUTH=<>",
+            "RRVS=2026-11-23T01:02:03Z",
             "NOTIFY=NEVER",
             "=",
             "=1",
@@ -507,6 +716,157 @@ mod tests {
         for unknown in ["X", "SIZE=1", "RET=FULL", "SMTPUTF8"] {
             assert_eq!(rcpt(unknown), Err(Reply::ParameterUnknown), "{unknown}");
         }
+    }
+
+    #[test]
+    fn the_time_of_delivery_has_a_sign_a_mode_and_a_trace() {
+        let by = |value: &str| mail(value).map(|found| found.deliver_by);
+        for (value, seconds, returns, traces) in [
+            ("BY=120;R", 120, true, false),
+            ("by=+120;rt", 120, true, true),
+            ("BY=0;N", 0, false, false),
+            ("BY=-999999999;NT", -999_999_999, false, true),
+            ("BY=999999999;R", 999_999_999, true, false),
+            ("BY=000000001;R", 1, true, false),
+        ] {
+            let expected = DeliverBy {
+                seconds,
+                returns,
+                traces,
+            };
+            assert_eq!(by(value), Ok(Some(expected)), "{value}");
+        }
+        for bad in [
+            "BY",
+            "BY=",
+            "BY=1",
+            "BY=;R",
+            "BY=1;",
+            "BY=1;X",
+            "BY=1;TR",
+            "BY=1;RTT",
+            "BY=0;R",
+            "BY=-1;R",
+            "BY=-0;R",
+            "BY=+-1;N",
+            "BY=1.0;N",
+            "BY=1000000000;N",
+            "BY=-1000000000;N",
+            "BY=1;R;T",
+            "BY=9999999999999999999999;N",
+        ] {
+            assert_eq!(by(bad), Err(Reply::ParameterMalformed), "{bad}");
+        }
+        assert_eq!(by("BY=1;N BY=1;N"), Err(Reply::ParameterTwice));
+    }
+
+    #[test]
+    fn a_hold_is_an_interval_or_a_date_in_utc_and_never_both() {
+        let hold = |value: &str| mail(value).map(|found| found.hold);
+        assert_eq!(hold("HOLDFOR=1"), Ok(Some(Hold::For(1))));
+        assert_eq!(hold("holdfor=999999999"), Ok(Some(Hold::For(999_999_999))));
+        let until = "HOLDUNTIL=2026-11-23T01:02:03Z";
+        assert_eq!(hold(until), Ok(Some(Hold::Until(1_795_395_723))));
+        let fraction = "HOLDUNTIL=2026-11-23T01:02:03.1Z";
+        assert_eq!(hold(fraction), Ok(Some(Hold::Until(1_795_395_724))));
+        for bad in [
+            "HOLDFOR",
+            "HOLDFOR=",
+            "HOLDFOR=0",
+            "HOLDFOR=01",
+            "HOLDFOR=-1",
+            "HOLDFOR=+1",
+            "HOLDFOR=1000000000",
+            "HOLDFOR=18446744073709551617",
+            "HOLDFOR=1s",
+            "HOLDUNTIL",
+            "HOLDUNTIL=",
+            "HOLDUNTIL=1",
+            "HOLDUNTIL=2026-11-23T01:02:03",
+            "HOLDUNTIL=2026-11-23T01:02:03+01:00",
+            "HOLDUNTIL=2026-11-31T01:02:03Z",
+        ] {
+            assert_eq!(hold(bad), Err(Reply::ParameterMalformed), "{bad}");
+        }
+        for twice in [
+            "HOLDFOR=1 HOLDFOR=1",
+            "HOLDFOR=1 HOLDUNTIL=2026-11-23T01:02:03Z",
+        ] {
+            assert_eq!(hold(twice), Err(Reply::ParameterTwice), "{twice}");
+        }
+    }
+
+    #[test]
+    fn a_priority_is_one_digit_with_or_without_a_minus() {
+        let priority = |value: &str| mail(value).map(|found| found.priority);
+        for (value, number) in [("0", 0), ("9", 9), ("-9", -9), ("1", 1)] {
+            let parameter = format!("MT-PRIORITY={value}");
+            assert_eq!(priority(&parameter), Ok(Some(number)), "{value}");
+        }
+        for bad in ["", "-0", "+1", "10", "-10", "01", "1.0", "a", "--1"] {
+            let parameter = format!("MT-PRIORITY={bad}");
+            assert_eq!(
+                priority(&parameter),
+                Err(Reply::ParameterMalformed),
+                "{bad}"
+            );
+        }
+        assert_eq!(
+            priority("MT-PRIORITY=1 mt-priority=1"),
+            Err(Reply::ParameterTwice)
+        );
+    }
+
+    #[test]
+    fn the_submitter_is_xtext_of_a_mailbox_or_empty_brackets() {
+        let auth = |value: &str| mail(value).map(|found| found.auth.map(<[u8]>::to_vec));
+        for value in [
+            "<>",
+            "e+3Dmc2@example.com",
+            "a@b",
+            "+22a+20b+22@example.com",
+        ] {
+            let parameter = format!("AUTH={value}");
+            assert_eq!(auth(&parameter), Ok(Some(value.into())), "{value}");
+        }
+        let too_long = format!("{}@example.com", "a".repeat(490));
+        for bad in [
+            "", "<a@b>", "a", "a@", "@b", "a+b@c", "a b@c", "+0D+0A@b", "a@b+", "\u{fc}@b",
+            &too_long,
+        ] {
+            let parameter = format!("AUTH={bad}");
+            assert!(auth(&parameter).is_err(), "{bad}");
+        }
+        assert_eq!(auth("AUTH=<> AUTH=<>"), Err(Reply::ParameterTwice));
+    }
+
+    #[test]
+    fn an_address_is_valid_since_a_date_without_a_fraction() {
+        let since = |value: &str| rcpt(value).map(|found| found.valid_since);
+        for value in [
+            "RRVS=2026-11-23T01:02:03Z",
+            "rrvs=2026-11-23T02:02:03+01:00",
+            "RRVS=2026-11-23T01:02:03Z;R",
+            "RRVS=2026-11-23T01:02:03z;c",
+        ] {
+            assert_eq!(since(value), Ok(Some(1_795_395_723)), "{value}");
+        }
+        for bad in [
+            "RRVS",
+            "RRVS=",
+            "RRVS=2026-11-23",
+            "RRVS=2026-11-23T01:02:03.5Z",
+            "RRVS=2026-11-23T01:02:03Z;",
+            "RRVS=2026-11-23T01:02:03Z;X",
+            "RRVS=2026-11-23T01:02:03Z;RC",
+            "RRVS=2026-11-23T01:02:03",
+        ] {
+            assert_eq!(since(bad), Err(Reply::ParameterMalformed), "{bad}");
+        }
+        let twice = "RRVS=2026-11-23T01:02:03Z RRVS=2026-11-23T01:02:03Z";
+        assert_eq!(since(twice), Err(Reply::ParameterTwice));
+        let hidden = parse_rcpt(b"RRVS=2026-11-23T01:02:03Z", Offered::DSN);
+        assert_eq!(hidden, Err(Reply::ParameterUnknown));
     }
 
     #[test]
@@ -569,8 +929,8 @@ mod tests {
         ] {
             let parameter = format!("ORCPT={value}");
             let expected = RcptParameters {
-                notify: None,
                 orcpt: Some(value.as_bytes()),
+                ..RcptParameters::default()
             };
             assert_eq!(rcpt(&parameter), Ok(expected), "{value}");
         }

@@ -118,10 +118,14 @@ pub fn is_domain_or_literal(name: &[u8]) -> bool {
     whole && name.len() <= DOMAIN_BYTES_MAX && is_text(name)
 }
 
+/// Whether `mailbox`, without brackets, is a whole mailbox (RFC 5321 4.1.2).
+pub fn is_mailbox(mailbox: &[u8]) -> bool {
+    scan_mailbox(mailbox).is_ok_and(|after| after.is_empty())
+}
+
 /// Whether `mailbox`, without brackets, is what [`parse_forward`] returns for some path.
 pub fn is_forward_mailbox(mailbox: &[u8]) -> bool {
-    mailbox.eq_ignore_ascii_case(POSTMASTER)
-        || scan_mailbox(mailbox).is_ok_and(|after| after.is_empty())
+    mailbox.eq_ignore_ascii_case(POSTMASTER) || is_mailbox(mailbox)
 }
 
 /// Why a path is refused.

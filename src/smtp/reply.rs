@@ -70,12 +70,56 @@ replies! {
     RcptOk = "rcpt_ok" 250 "2.1.5 " "Ok";
     /// VRFY is answered without looking anything up (RFC 5321 3.5.3).
     VrfyUnverified = "vrfy" 252 "2.1.5 " "Not verified; send mail to try";
+    /// MAIL accepted, its priority not: an untrusted client may not raise it (RFC 6710 4.1).
+    PriorityLowered = "priority_lowered" 250 "2.3.6 " "0 is the priority of this message; mail from here can't have more";
+    /// ETRN without a domain, `@domain` or `#queue`.
+    EtrnSyntax = "etrn_syntax" 501 "5.5.4 " "Syntax: ETRN domain, ETRN @domain or ETRN #queue";
+    /// ETRN accepted by policy.
+    EtrnStarted = "etrn_started" 250 "2.0.0 " "Queuing started";
+    /// ETRN: nothing waits here for anybody (RFC 1985 5.1).
+    EtrnUnable = "etrn_unable" 458 "4.3.3 " "Unable to queue messages: mail is kept for its consumers here";
+    /// ETRN: policy does not allow this node.
+    EtrnNotAllowed = "etrn_not_allowed" 459 "4.7.1 " "Node not allowed";
+    /// ETRN inside a transaction (RFC 1985 5).
+    NotInTransaction = "not_in_transaction" 503 "5.5.1 " "Not inside a transaction; RSET clears it";
+    /// HELO or EHLO on a listener for LMTP, LHLO on one for SMTP (RFC 2033 4.1).
+    WrongProtocol = "wrong_protocol" 500 "5.5.1 " "Wrong greeting: SMTP begins with EHLO or HELO, LMTP with LHLO";
     /// DATA: the message may follow.
     DataStart = "data_start" 354 "" "End data with <CR><LF>.<CR><LF>";
     /// BDAT chunk taken, more may follow.
     ChunkOk = "chunk_ok" 250 "2.0.0 " "Chunk ok";
     /// Message accepted; the connection appends the message's id.
     Stored = "stored" 250 "2.0.0 " "Ok: stored";
+    /// XFORWARD accepted.
+    XforwardOk = "xforward_ok" 250 "2.0.0 " "Ok";
+    /// XCLIENT or XFORWARD with attributes that are malformed, unknown, or given twice.
+    AttributesMalformed = "attributes_malformed" 501 "5.5.4 " "Bad attribute";
+    /// AUTH: a challenge follows the code.
+    AuthChallenge = "auth_challenge" 334 "" "";
+    /// AUTH succeeded.
+    AuthOk = "auth_ok" 235 "2.7.0 " "Authentication successful";
+    /// AUTH failed: wrong name, wrong password, or not allowed to act as that name.
+    AuthFailed = "auth_failed" 535 "5.7.8 " "Authentication credentials invalid";
+    /// AUTH failed too often in one session.
+    TooManyAuthFailures = "too_many_auth_failures" 421 "4.7.0 " "Too many failed authentications; closing";
+    /// AUTH: too many passwords wait to be checked.
+    AuthBusy = "auth_busy" 454 "4.7.0 " "Temporary authentication failure; try again later";
+    /// AUTH was cancelled by the client.
+    AuthCancelled = "auth_cancelled" 501 "5.7.0 " "Authentication cancelled";
+    /// AUTH: not base64, or not the syntax of the mechanism.
+    AuthMalformed = "auth_malformed" 501 "5.5.2 " "Bad authentication exchange: base64 of the mechanism's message expected";
+    /// AUTH with more than a mechanism and an initial response.
+    AuthSyntax = "auth_syntax" 501 "5.5.4 " "Syntax: AUTH mechanism [initial-response]";
+    /// AUTH: a line longer than the buffer for it (RFC 4954 4).
+    AuthLineTooLong = "auth_line_too_long" 500 "5.5.6 " "Authentication exchange line is too long";
+    /// AUTH with a mechanism that is not offered.
+    MechanismUnknown = "mechanism_unknown" 504 "5.5.4 " "Authentication mechanism not supported";
+    /// AUTH after it succeeded.
+    AlreadyAuthenticated = "already_authenticated" 503 "5.5.1 " "Already authenticated";
+    /// AUTH without TLS (RFC 4954 4).
+    EncryptionRequired = "encryption_required" 538 "5.7.11 " "Encryption required for authentication; use STARTTLS first";
+    /// MAIL before AUTH where it is demanded (RFC 6409 4.3).
+    AuthRequired = "auth_required" 530 "5.7.0 " "Authentication required";
     /// No command of this name.
     CommandUnknown = "command_unknown" 500 "5.5.1 " "Command not recognized";
     /// A command line that ends in LF alone.

@@ -8,30 +8,40 @@
 //! decide policy (it asks).
 
 use core::fmt;
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 
 use memchr::memchr;
 
 use super::command::{self, Command};
 use super::data::{BareNewlines, Checker, ContentFacts, Decoder, InPlace, Piece};
-use super::extension;
-use super::parameter::{self, Body, Offered};
+use super::extension::{self, Composed, EhloLines, EhloNumbers};
+use super::parameter::{self, Body, Hold, MailParameters, Offered};
 use super::path::{ForwardPath, ReversePath};
 use super::reply::Reply;
-use super::sink::{
-    Blocked, CloseReason, Completion, Field, MessageFacts, Question, Sink, Verb, Verdict,
+use super::sasl::{
+    Binding, BindingData, Exchange, Failure, Mechanism, Mechanisms, Next, ROOM_BYTES, Room,
+    Surroundings,
 };
-use super::trace::{self, Protocol, TraceArguments};
+use super::sink::{
+    Blocked, CloseReason, Completion, Field, MessageFacts, PasswordVerdict, Question, Sink, Verb,
+    Verdict,
+};
+use super::trace::{self, Protocol, ProtocolFacts, TraceArguments};
+use super::xclient::{self, FORWARDED};
+use crate::base64;
 use crate::choice::choices;
 use crate::clock::Instant;
 use crate::envelope::{
-    BODY_7BIT, BODY_8BITMIME, BODY_BINARYMIME, BODY_UNSTATED, FIELD_HEADER_BYTES, FLAG_BDAT,
-    FLAG_ESMTP, FLAG_NORMALIZED, FLAG_SMTPUTF8,
+    BODY_7BIT, BODY_8BITMIME, BODY_BINARYMIME, BODY_UNSTATED, DeliverBy, FIELD_HEADER_BYTES,
+    FLAG_BDAT, FLAG_ESMTP, FLAG_NORMALIZED, FLAG_SMTPUTF8,
 };
 use crate::limits::{
-    COMMAND_LINE_BYTES_MAX, CONFIGURED_REPLY_BYTES_MAX, DOMAIN_BYTES_MAX,
-    MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, RECIPIENTS_MAX_DEFAULT,
+    AUTH_FAILURES_MAX, AUTH_LINE_BYTES_MAX, COMMAND_LINE_BYTES_MAX, CONFIGURED_REPLY_BYTES_MAX,
+    DOMAIN_BYTES_MAX, HOLD_S_DEFAULT, MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT,
+    RECIPIENTS_MAX_DEFAULT,
 };
+use crate::users::Verifier;
+use zeroize::Zeroizing;
 
 choices! {
     /// What a listener is for; the name is stored with each message.
@@ -62,10 +72,19 @@ pub struct ContextOptions {
     pub messages_max: u32,
     /// What is done about bare LF, bare CR and NUL in content.
     pub bare_newlines: BareNewlines,
-    /// Extensions to offer. STARTTLS is left out under TLS (RFC 3207 4.2), REQUIRETLS without it (RFC 8689 2).
+    /// Extensions to offer, as far as the state of the session allows each: STARTTLS is left out under TLS (RFC 3207
+    /// 4.2), REQUIRETLS without it (RFC 8689 2).
     pub offered: Offered,
     /// Without TLS, everything but NOOP, EHLO, STARTTLS and QUIT gets 530 (RFC 3207 4).
     pub needs_tls: bool,
+    /// Longest time that a message may be held, seconds (RFC 4865).
+    pub hold_max_s: u32,
+    /// Speaks LMTP (RFC 2033) instead of SMTP.
+    pub lmtp: bool,
+    /// Mechanisms of AUTH; none: AUTH is not known.
+    pub mechanisms: Mechanisms,
+    /// AUTH is offered without TLS too.
+    pub auth_without_tls: bool,
 }
 
 impl Default for ContextOptions {
@@ -79,6 +98,10 @@ impl Default for ContextOptions {
             bare_newlines: BareNewlines::Reject,
             offered: extension::ALL,
             needs_tls: false,
+            hold_max_s: HOLD_S_DEFAULT,
+            lmtp: false,
+            mechanisms: Mechanisms::NONE,
+            auth_without_tls: false,
         }
     }
 }
@@ -120,10 +143,12 @@ pub struct Context {
     pub greeting: Vec<u8>,
     /// The 250 to HELO, CRLF included.
     pub helo_reply: Vec<u8>,
-    /// What is said without TLS.
-    pub plain: Services,
-    /// What is said under TLS.
-    pub tls: Services,
+    /// The lines of the 250 to EHLO.
+    pub ehlo: EhloLines,
+    /// The 214 to HELP without TLS, CRLF included.
+    pub help_reply: Vec<u8>,
+    /// The 214 to HELP under TLS, CRLF included.
+    pub help_reply_tls: Vec<u8>,
     /// Largest message, octets.
     pub message_bytes_max: u64,
     /// Most recipients of one message.
@@ -132,19 +157,18 @@ pub struct Context {
     pub messages_max: u32,
     /// What is done about bare LF, bare CR and NUL in content.
     pub bare_newlines: BareNewlines,
+    /// Extensions that may be offered after EHLO, see [`Context::services`].
+    pub offered: Offered,
     /// Without TLS, everything but NOOP, EHLO, STARTTLS and QUIT gets 530 (RFC 3207 4).
     pub needs_tls: bool,
-}
-
-/// What a [`Context`] offers, which differs with and without TLS.
-#[derive(Clone, Debug)]
-pub struct Services {
-    /// Extensions that are offered after EHLO.
-    pub offered: Offered,
-    /// The 250 to EHLO, CRLF included.
-    pub ehlo_reply: Vec<u8>,
-    /// The 214 to HELP, CRLF included.
-    pub help_reply: Vec<u8>,
+    /// Longest time that a message may be held, seconds.
+    pub hold_max_s: u32,
+    /// Speaks LMTP (RFC 2033) instead of SMTP.
+    pub lmtp: bool,
+    /// Mechanisms of AUTH; none: AUTH is not known.
+    pub mechanisms: Mechanisms,
+    /// AUTH is offered without TLS too.
+    pub auth_without_tls: bool,
 }
 
 impl Context {
@@ -162,7 +186,12 @@ impl Context {
             bare_newlines,
             offered,
             needs_tls,
+            hold_max_s,
+            lmtp,
+            mechanisms,
+            auth_without_tls,
         } = options;
+        let offered = extension::consistent(offered);
         let name_fits = (1..=DOMAIN_BYTES_MAX).contains(&server_name.len());
         if !name_fits || !server_name.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(ContextError::ServerName);
@@ -170,49 +199,121 @@ impl Context {
         if recipients_max == 0 || messages_max == 0 {
             return Err(ContextError::LimitIsZero);
         }
-        let services = |offered: Offered| Services {
-            offered,
-            ehlo_reply: extension::ehlo_reply(
-                &server_name,
-                offered,
-                message_bytes_max,
-                recipients_max,
-                messages_max,
-            ),
-            help_reply: extension::help_reply(offered),
-        };
         let context = Context {
-            greeting: format!("220 {server_name} ESMTP ringmx ready\r\n").into_bytes(),
+            greeting: format!(
+                "220 {server_name} {} ringmx ready\r\n",
+                if lmtp { "LMTP" } else { "ESMTP" }
+            )
+            .into_bytes(),
             helo_reply: format!("250 {server_name}\r\n").into_bytes(),
-            plain: services(offered.without(Offered::REQUIRETLS)),
-            tls: services(offered.without(Offered::STARTTLS)),
+            ehlo: EhloLines::new(
+                &server_name,
+                EhloNumbers {
+                    message_bytes_max,
+                    recipients_max,
+                    messages_max,
+                    hold_max_s,
+                },
+            ),
+            help_reply: Vec::new(),
+            help_reply_tls: Vec::new(),
             server_name,
             role,
             message_bytes_max,
             recipients_max,
             messages_max,
             bare_newlines,
+            offered,
             needs_tls,
+            hold_max_s,
+            lmtp,
+            mechanisms,
+            auth_without_tls,
         };
+        let commands = |tls| {
+            let services = context.services(tls, Offered::PROMISES, true);
+            extension::help_reply(services.offered, lmtp)
+        };
+        let (help_reply, help_reply_tls) = (commands(false), commands(true));
+        let context = Context {
+            help_reply,
+            help_reply_tls,
+            ..context
+        };
+        debug_assert!(context.ehlo.bytes_max() <= CONFIGURED_REPLY_BYTES_MAX);
         for reply in [
             &context.greeting,
             &context.helo_reply,
-            &context.plain.ehlo_reply,
-            &context.plain.help_reply,
-            &context.tls.ehlo_reply,
-            &context.tls.help_reply,
+            &context.help_reply,
+            &context.help_reply_tls,
         ] {
             debug_assert!(reply.len() <= CONFIGURED_REPLY_BYTES_MAX);
         }
         Ok(context)
     }
+
+    /// What is offered to a client that says EHLO now. Sinks promise nothing, so they offer everything; elsewhere
+    /// `keeps` is what those who take the messages on have said that they keep. `is_bound`: the TLS channel has
+    /// something to bind SCRAM to.
+    pub fn services(&self, tls: bool, keeps: Offered, is_bound: bool) -> Services {
+        let mut offered = self.offered.without(match tls {
+            true => Offered::STARTTLS,
+            false => Offered::REQUIRETLS,
+        });
+        if self.role != Role::Sink {
+            offered = offered
+                .without(Offered::PROMISES.without(keeps))
+                .without(Offered::ETRN);
+        }
+        let mut mechanisms = Mechanisms::NONE;
+        if tls || self.auth_without_tls {
+            mechanisms = self.mechanisms;
+        }
+        if !is_bound {
+            mechanisms = mechanisms.without(Mechanism::ScramSha256Plus);
+        }
+        if !mechanisms.is_empty() {
+            offered = offered.with(Offered::AUTH);
+        }
+        Services {
+            offered,
+            mechanisms,
+        }
+    }
+
+    /// The 250 to EHLO that offers this, CRLF included.
+    pub fn ehlo_reply(&self, services: Services, wall_ns: u64) -> Composed {
+        let Services {
+            offered,
+            mechanisms,
+        } = services;
+        self.ehlo.compose(offered, mechanisms, wall_ns)
+    }
+}
+
+/// What a session offers after EHLO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Services {
+    /// Extensions.
+    pub offered: Offered,
+    /// Mechanisms of AUTH.
+    pub mechanisms: Mechanisms,
+}
+
+impl Services {
+    /// Nothing: the client said HELO, or nothing yet.
+    const NONE: Services = Services {
+        offered: Offered::NONE,
+        mechanisms: Mechanisms::NONE,
+    };
 }
 
 /// What [`Session::receive`] did with its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Octets that are done with. Fewer than given and `blocked` `None`: the rest is the beginning of a command
-    /// line, shorter than [`COMMAND_LINE_BYTES_MAX`], and has to be presented again with what follows it.
+    /// line, shorter than [`COMMAND_LINE_BYTES_MAX`], or than [`AUTH_LINE_BYTES_MAX`] in AUTH, and has to be presented
+    /// again with what follows it.
     pub consumed: usize,
     /// Why the session takes no more input for now, even when all of this one was consumed: call again when
     /// the reason is gone, with what was not consumed, though that be nothing.
@@ -262,10 +363,19 @@ pub struct Session {
     client: IpAddr,
     state: State,
     helo: HeloName,
-    /// EHLO rather than HELO was last.
+    /// EHLO or LHLO rather than HELO was last.
     esmtp: bool,
     /// The session runs under TLS, with this cipher suite.
     tls: Option<&'static &'static str>,
+    /// What the last EHLO offered.
+    services: Services,
+    auth: Option<Box<Auth>>,
+    /// Authentications that failed; at most [`AUTH_FAILURES_MAX`].
+    auth_failures: u8,
+    /// A part of an authentication exchange was consumed.
+    took_secret: bool,
+    /// What a trusted client said about another.
+    proxied: Option<Box<Proxied>>,
     /// The answer to what the command line at the front of the input asked.
     verdict: Option<Verdict>,
     /// Commands that got a 5xx of the session's own.
@@ -277,6 +387,37 @@ pub struct Session {
     transaction: Transaction,
     content: Content,
     chunk: Chunk,
+    answers: Answers,
+}
+
+/// The replies that the end of a message still owes its other recipients (RFC 2033 4.2).
+#[derive(Debug)]
+struct Answers {
+    left: u32,
+    /// `None`: the message was stored.
+    reply: Option<Reply>,
+}
+
+/// Who the client is. Boxed, because few clients say it.
+#[derive(Debug)]
+enum Auth {
+    /// AUTH is under way.
+    Exchange(Exchange),
+    /// The password of this user is being checked.
+    Checking(Box<str>),
+    /// This user.
+    User(Box<str>),
+}
+
+/// What XCLIENT and XFORWARD said. Bounded by their command lines.
+#[derive(Debug, Default)]
+struct Proxied {
+    name: Option<Box<[u8]>>,
+    helo: Option<Box<[u8]>>,
+    esmtp: bool,
+    login: Option<Box<str>>,
+    /// Values of `xclient::FORWARDED`, as given, for the next message.
+    forwarded: [Option<Box<[u8]>>; FORWARDED.len()],
 }
 
 /// A HELO name up to this long is kept without an allocation, bytes.
@@ -293,6 +434,12 @@ enum State {
     CommandVerdict,
     /// The end of a command line that is too long.
     LongLine,
+    /// The client's part of an authentication exchange.
+    AuthResponse,
+    /// The end of a line of such an exchange that is too long.
+    LongAuthLine,
+    /// Whether a password is right.
+    PasswordVerdict,
     /// Content after DATA, up to CRLF "." CRLF.
     Data,
     /// The rest of a BDAT chunk, or its end when nothing is left of it.
@@ -301,6 +448,8 @@ enum State {
     MessageVerdict,
     /// The commit of a message that is complete.
     Commit,
+    /// Room for the replies that the end of a message owes its other recipients.
+    Answers,
     /// The end of the TLS handshake.
     Handshake,
     /// Nothing.
@@ -365,6 +514,8 @@ struct Transaction {
     /// The content can't be accepted any more; its octets are counted and dropped.
     is_discarding: bool,
     smtputf8: bool,
+    /// MT-PRIORITY that the message has.
+    priority: Option<i8>,
     /// One of `BODY_*`.
     body: u8,
     recipients: u32,
@@ -380,6 +531,7 @@ impl Transaction {
         is_open: false,
         is_discarding: false,
         smtputf8: false,
+        priority: None,
         body: BODY_UNSTATED,
         recipients: 0,
         declared_size_plus_1: 0,
@@ -460,6 +612,15 @@ impl Session {
             helo: HeloName::None,
             esmtp: false,
             tls: None,
+            services: Services::NONE,
+            auth: None,
+            auth_failures: 0,
+            took_secret: false,
+            proxied: None,
+            answers: Answers {
+                left: 0,
+                reply: None,
+            },
             verdict: None,
             errors: 0,
             idle_commands: 0,
@@ -498,18 +659,21 @@ impl Session {
         loop {
             let rest = &input[consumed..];
             let step = match self.state {
-                State::Greeting | State::CommandVerdict | State::MessageVerdict => {
-                    Step::Blocked(Blocked::Verdict)
-                }
+                State::Greeting
+                | State::CommandVerdict
+                | State::MessageVerdict
+                | State::PasswordVerdict => Step::Blocked(Blocked::Verdict),
                 State::Commit => Step::Blocked(Blocked::Commit),
                 State::Handshake => Step::Blocked(Blocked::Tls),
                 State::Closed => Step::Blocked(Blocked::Closed),
                 State::Chunk if self.chunk.left == 0 => self.finish_chunk(ctx, out),
+                State::Answers => self.answer_next(out),
                 _ if rest.is_empty() => Step::Partial,
                 // Content is covered too: its end takes a reply.
                 _ if !out.has_room() => Step::Blocked(Blocked::Replies),
                 State::Command => self.receive_line(ctx, rest, now, wall_ns, out),
-                State::LongLine => self.receive_long_line(rest, out),
+                State::LongLine | State::LongAuthLine => self.receive_long_line(rest, out),
+                State::AuthResponse => self.receive_auth_line(rest, out),
                 State::Data => self.receive_data(ctx, rest, out),
                 State::Chunk => self.receive_chunk(ctx, rest, out),
             };
@@ -600,14 +764,25 @@ impl Session {
         }
     }
 
+    /// Whether [`Session::receive`] has something to do without input, as soon as there is room for a reply.
+    pub fn owes_reply(&self) -> bool {
+        match self.state {
+            State::Chunk => self.chunk.left == 0,
+            State::Answers => true,
+            _ => false,
+        }
+    }
+
     /// Takes the result of a commit after [`Blocked::Commit`]. `Ok`: the caller has put the 250 into the reply
-    /// queue itself, because it names the message.
+    /// queue itself, because it names the message. Call [`Session::receive`] next, with whatever input there is.
     pub fn completed(&mut self, result: Result<(), Reply>, out: &mut impl Sink) {
         if self.state == State::Commit {
             self.state = State::Command;
+            self.answers.reply = result.err();
             if let Err(reply) = result {
                 out.reply(reply);
             }
+            self.answer_others();
         }
     }
 
@@ -621,6 +796,9 @@ impl Session {
         self.tls = Some(cipher);
         self.helo = HeloName::None;
         self.esmtp = false;
+        self.services = Services::NONE;
+        self.auth = None;
+        self.proxied = None;
         self.verdict = None;
         if self.state == State::Handshake {
             self.state = State::Command;
@@ -632,17 +810,44 @@ impl Session {
         self.tls.is_some()
     }
 
+    /// Takes the answer to [`Sink::check_password`]. Call [`Session::receive`] next.
+    pub fn password_checked(&mut self, verdict: PasswordVerdict, out: &mut impl Sink) {
+        if self.state == State::PasswordVerdict {
+            self.state = State::Command;
+            self.conclude_password(verdict, out);
+        }
+    }
+
+    /// Whether input that was consumed since the last call held secrets: its buffers are to be wiped.
+    pub fn took_secret(&mut self) -> bool {
+        core::mem::take(&mut self.took_secret)
+    }
+
+    /// The user that the client has authenticated as.
+    pub fn user(&self) -> Option<&str> {
+        match self.auth.as_deref() {
+            Some(Auth::User(user)) => Some(user),
+            _ => None,
+        }
+    }
+
     /// What the session waits for.
     pub fn phase(&self) -> Phase {
         match self.state {
             State::Greeting => Phase::Greeting,
-            State::Command | State::LongLine => match self.transaction.stage {
-                Stage::None => Phase::Command,
-                _ => Phase::Envelope,
-            },
+            State::Command | State::LongLine | State::AuthResponse | State::LongAuthLine => {
+                match self.transaction.stage {
+                    Stage::None => Phase::Command,
+                    _ => Phase::Envelope,
+                }
+            }
             State::Data => Phase::Data,
             State::Chunk => Phase::Bdat,
-            State::CommandVerdict | State::MessageVerdict | State::Commit => Phase::Waiting,
+            State::CommandVerdict
+            | State::MessageVerdict
+            | State::PasswordVerdict
+            | State::Commit => Phase::Waiting,
+            State::Answers => Phase::Command,
             State::Handshake => Phase::Handshake,
             State::Closed => Phase::Closed,
         }
@@ -684,6 +889,7 @@ impl Session {
     /// The client is gone: drops the open message. Nothing is sent.
     pub fn connection_lost(&mut self, out: &mut impl Sink) {
         self.clear_transaction(out);
+        self.auth = None;
         self.state = State::Closed;
     }
 
@@ -710,11 +916,22 @@ impl Session {
         out: &mut impl Sink,
     ) -> Step {
         let window = &rest[..rest.len().min(COMMAND_LINE_BYTES_MAX)];
+        let is_auth = self.is_auth_line(rest);
+        let window = if is_auth {
+            &rest[..rest.len().min(AUTH_LINE_BYTES_MAX)]
+        } else {
+            window
+        };
         let Some(at) = memchr(b'\n', window) else {
-            if window.len() < COMMAND_LINE_BYTES_MAX {
+            let (bytes_max, long) = if is_auth {
+                (AUTH_LINE_BYTES_MAX, State::LongAuthLine)
+            } else {
+                (COMMAND_LINE_BYTES_MAX, State::LongLine)
+            };
+            if window.len() < bytes_max {
                 return Step::Partial;
             }
-            self.state = State::LongLine;
+            self.state = long;
             return Step::Took(window.len());
         };
         // RFC 5321 2.3.8: LF alone ends no command. The line is refused at once all the same, so that someone
@@ -727,7 +944,8 @@ impl Session {
         let parsed = command::parse(line);
         // TLS replaces the octet stream: no reply may be due in the old one when it begins.
         if matches!(parsed.command, Ok(Command::StartTls))
-            && self.services(ctx).offered.has(Offered::STARTTLS)
+            && !self.is_secured()
+            && ctx.offered.has(Offered::STARTTLS)
             && out.commits_pending() > 0
         {
             return Step::Blocked(Blocked::Commits);
@@ -779,10 +997,160 @@ impl Session {
         let Some(at) = memchr(b'\n', rest) else {
             return Step::Took(rest.len());
         };
+        let reply = match self.state {
+            State::LongAuthLine => Reply::AuthLineTooLong,
+            _ => Reply::LineTooLong,
+        };
         self.state = State::Command;
-        out.command(Verb::Other);
-        self.reply(Reply::LineTooLong, out);
+        if matches!(self.auth.as_deref(), Some(Auth::Exchange(_))) {
+            self.auth = None;
+        } else {
+            out.command(Verb::Other);
+        }
+        self.reply(reply, out);
         Step::Took(at + 1)
+    }
+
+    /// Whether `rest` begins as an AUTH command that may be longer than any other.
+    fn is_auth_line(&self, rest: &[u8]) -> bool {
+        self.services.offered.has(Offered::AUTH)
+            && rest
+                .get(..5)
+                .is_some_and(|verb| verb.eq_ignore_ascii_case(b"AUTH "))
+    }
+
+    /// Takes one line of an authentication exchange, if all of it is there.
+    fn receive_auth_line(&mut self, rest: &[u8], out: &mut impl Sink) -> Step {
+        let window = &rest[..rest.len().min(AUTH_LINE_BYTES_MAX)];
+        let Some(at) = memchr(b'\n', window) else {
+            if window.len() < AUTH_LINE_BYTES_MAX {
+                return Step::Partial;
+            }
+            self.state = State::LongAuthLine;
+            return Step::Took(window.len());
+        };
+        self.took_secret = true;
+        self.state = State::Command;
+        match window[..at].strip_suffix(b"\r") {
+            None => self.end_exchange(Reply::LineEndsInLf, out),
+            // RFC 4954 4: the client gives up.
+            Some(b"*") => self.end_exchange(Reply::AuthCancelled, out),
+            Some(line) => self.auth_message(line, out),
+        }
+        Step::Took(at + 1)
+    }
+
+    /// AUTH (RFC 4954 4).
+    fn auth(&mut self, ctx: &Context, arguments: &[u8], out: &mut impl Sink) -> Outcome {
+        self.took_secret = true;
+        if ctx.mechanisms.is_empty() {
+            return Outcome::Reply(Reply::NotImplemented);
+        }
+        if self.user().is_some() {
+            return Outcome::Reply(Reply::AlreadyAuthenticated);
+        }
+        if self.transaction.stage != Stage::None {
+            return Outcome::Reply(Reply::NotInTransaction);
+        }
+        if !self.is_secured() && !ctx.auth_without_tls {
+            return Outcome::Reply(Reply::EncryptionRequired);
+        }
+        if !self.services.offered.has(Offered::AUTH) {
+            // AUTH is an extension: it has to be offered first.
+            return Outcome::Reply(if matches!(self.helo, HeloName::None) {
+                Reply::NeedHelo
+            } else {
+                Reply::NotImplemented
+            });
+        }
+        let mut words = arguments
+            .split(|octet| matches!(octet, b' ' | b'\t'))
+            .filter(|word| !word.is_empty());
+        let (name, initial) = (words.next().unwrap_or_default(), words.next());
+        if words.next().is_some() {
+            return Outcome::Reply(Reply::AuthSyntax);
+        }
+        let offered = Mechanism::named(name).filter(|name| self.services.mechanisms.has(*name));
+        let Some(mechanism) = offered else {
+            return Outcome::Reply(Reply::MechanismUnknown);
+        };
+        let plus_offered = self.services.mechanisms.has(Mechanism::ScramSha256Plus);
+        let exchange = Exchange::new(mechanism, plus_offered);
+        match initial {
+            None => {
+                challenge(exchange.first_challenge(), out);
+                self.auth = Some(Box::new(Auth::Exchange(exchange)));
+                self.state = State::AuthResponse;
+            }
+            Some(initial) => {
+                self.auth = Some(Box::new(Auth::Exchange(exchange)));
+                // RFC 4954 4: a single "=" is an initial response without octets.
+                self.auth_message(if initial == b"=" { b"" } else { initial }, out);
+            }
+        }
+        Outcome::Done
+    }
+
+    /// Takes a message of the exchange, in base64.
+    fn auth_message(&mut self, text: &[u8], out: &mut impl Sink) {
+        let Some(Auth::Exchange(exchange)) = self.auth.as_deref_mut() else {
+            return;
+        };
+        let mut room: Room = Zeroizing::new([0; ROOM_BYTES]);
+        let Some(len) = base64::decode(text, &mut *room) else {
+            return self.end_exchange(Reply::AuthMalformed, out);
+        };
+        let message = &room[..len];
+        match exchange.step(message, &mut Around(out)) {
+            Next::Challenge(bytes) => {
+                challenge(&bytes, out);
+                self.state = State::AuthResponse;
+            }
+            Next::Password { user, from } => {
+                let verdict = out.check_password(&user, &message[from..]);
+                self.auth = Some(Box::new(Auth::Checking(user)));
+                match verdict {
+                    Some(verdict) => self.conclude_password(verdict, out),
+                    None => self.state = State::PasswordVerdict,
+                }
+            }
+            Next::Success(user) => self.authenticated(user, out),
+            Next::Failure(Failure::Malformed) => self.end_exchange(Reply::AuthMalformed, out),
+            Next::Failure(Failure::Refused) => self.auth_failed(out),
+        }
+    }
+
+    fn conclude_password(&mut self, verdict: PasswordVerdict, out: &mut impl Sink) {
+        let user = match self.auth.take().map(|auth| *auth) {
+            Some(Auth::Checking(user)) => Some(user),
+            _ => None,
+        };
+        match (verdict, user) {
+            (PasswordVerdict::Right, Some(user)) => self.authenticated(user, out),
+            (PasswordVerdict::Busy, _) => out.reply(Reply::AuthBusy),
+            _ => self.auth_failed(out),
+        }
+    }
+
+    fn authenticated(&mut self, user: Box<str>, out: &mut impl Sink) {
+        self.auth = Some(Box::new(Auth::User(user)));
+        out.user_is_known(true);
+        out.reply(Reply::AuthOk);
+    }
+
+    /// Ends an exchange that said nothing about the password.
+    fn end_exchange(&mut self, reply: Reply, out: &mut impl Sink) {
+        self.auth = None;
+        self.reply(reply, out);
+    }
+
+    fn auth_failed(&mut self, out: &mut impl Sink) {
+        self.auth = None;
+        self.auth_failures = self.auth_failures.saturating_add(1);
+        if u32::from(self.auth_failures) >= AUTH_FAILURES_MAX {
+            return self.close(Reply::TooManyAuthFailures, CloseReason::Refused, out);
+        }
+        self.reply(Reply::AuthFailed, out);
     }
 
     /// Decides about a line that is no command.
@@ -819,7 +1187,7 @@ impl Session {
         if self.is_secured() {
             return Outcome::Reply(Reply::TlsActive);
         }
-        if !ctx.plain.offered.has(Offered::STARTTLS) {
+        if !ctx.offered.has(Offered::STARTTLS) {
             return Outcome::Reply(Reply::NotImplemented);
         }
         if self.transaction.stage == Stage::Chunks {
@@ -850,9 +1218,15 @@ impl Session {
         out: &mut impl Sink,
     ) -> Outcome {
         match command {
-            Command::Helo(name) => self.helo_or_ehlo(ctx, name, false, prior, out),
-            Command::Ehlo(name) => self.helo_or_ehlo(ctx, name, true, prior, out),
-            Command::Mail { path, parameters } => self.mail(ctx, path, parameters, prior, now, out),
+            Command::Helo(_) | Command::Ehlo(_) if ctx.lmtp => Outcome::Reply(Reply::WrongProtocol),
+            Command::Lhlo(_) if !ctx.lmtp => Outcome::Reply(Reply::WrongProtocol),
+            Command::Helo(name) => self.helo_or_ehlo(ctx, name, false, prior, wall_ns, out),
+            Command::Ehlo(name) | Command::Lhlo(name) => {
+                self.helo_or_ehlo(ctx, name, true, prior, wall_ns, out)
+            }
+            Command::Mail { path, parameters } => {
+                self.mail(ctx, path, parameters, prior, (now, wall_ns), out)
+            }
             Command::Rcpt { path, parameters } => self.rcpt(ctx, path, parameters, prior, out),
             Command::Data => self.data(ctx, prior, (now, wall_ns), out),
             Command::Bdat { size, last } => self.bdat(ctx, size, last, prior, (now, wall_ns), out),
@@ -863,15 +1237,24 @@ impl Session {
             Command::Noop => Outcome::Reply(Reply::Noop),
             Command::Vrfy(_) => Outcome::Reply(Reply::VrfyUnverified),
             Command::Help(_) => {
-                out.reply_configured(Reply::Help, &self.services(ctx).help_reply);
+                let commands = if self.is_secured() {
+                    &ctx.help_reply_tls
+                } else {
+                    &ctx.help_reply
+                };
+                out.reply_configured(Reply::Help, commands);
                 Outcome::Done
             }
             Command::Quit => {
                 self.close(Reply::Quit, CloseReason::Quit, out);
                 Outcome::Done
             }
-            // AUTH is not offered. STARTTLS is decided about by `start_tls`.
-            Command::StartTls | Command::Auth(_) => Outcome::Reply(Reply::NotImplemented),
+            Command::Auth(arguments) => self.auth(ctx, arguments, out),
+            // STARTTLS is decided about by `start_tls`.
+            Command::StartTls => Outcome::Reply(Reply::NotImplemented),
+            Command::Etrn(node) => self.etrn(node, prior, out),
+            Command::Xclient(attributes) => self.xclient(ctx, attributes, out),
+            Command::Xforward(attributes) => self.xforward(attributes),
             Command::Expn(_) | Command::NotImplemented => Outcome::Reply(Reply::NotImplemented),
         }
     }
@@ -882,6 +1265,7 @@ impl Session {
         name: &[u8],
         esmtp: bool,
         prior: Option<Verdict>,
+        wall_ns: u64,
         out: &mut impl Sink,
     ) -> Outcome {
         match prior.or_else(|| out.ask(Question::Helo(name))) {
@@ -895,11 +1279,127 @@ impl Session {
         self.helo = HeloName::new(name);
         self.esmtp = esmtp;
         if esmtp {
-            out.reply_configured(Reply::Ehlo, &self.services(ctx).ehlo_reply);
+            let is_bound = !ctx.mechanisms.is_empty() && is_bound(out);
+            self.services = ctx.services(self.is_secured(), out.keeps(), is_bound);
+            self.services.offered = self.services.offered.with(out.trusts());
+            let reply = ctx.ehlo_reply(self.services, wall_ns);
+            out.reply_configured(Reply::Ehlo, reply.as_bytes());
         } else {
+            self.services = Services::NONE;
             out.reply_configured(Reply::Helo, &ctx.helo_reply);
         }
         Outcome::Done
+    }
+
+    /// XCLIENT: the session begins again, for the client that is named.
+    fn xclient(&mut self, ctx: &Context, attributes: &[u8], out: &mut impl Sink) -> Outcome {
+        if !self.services.offered.has(Offered::XCLIENT) {
+            return Outcome::Reply(Reply::NotImplemented);
+        }
+        if self.transaction.stage != Stage::None {
+            return Outcome::Reply(Reply::NotInTransaction);
+        }
+        let Some(said) = xclient::parse_client(attributes) else {
+            return Outcome::Reply(Reply::AttributesMalformed);
+        };
+        // What an earlier XCLIENT said stands until it is said otherwise.
+        let proxied = self.proxied.get_or_insert_default();
+        if let Some(name) = said.name {
+            proxied.name = name;
+        }
+        if let Some(helo) = said.helo {
+            proxied.helo = helo;
+        }
+        if let Some(esmtp) = said.esmtp {
+            proxied.esmtp = esmtp;
+        }
+        if let Some(login) = said.login {
+            proxied.login = login;
+        }
+        let (client, listener) = out.addresses();
+        let changed = |old: SocketAddr, ip: Option<Option<IpAddr>>, port: Option<Option<u16>>| {
+            let unknown = IpAddr::from([0, 0, 0, 0]);
+            let ip_is_new = ip.is_some();
+            let ip = ip.map_or(old.ip(), |ip| ip.unwrap_or(unknown));
+            // The port of another address says nothing.
+            let old_port = if ip_is_new { 0 } else { old.port() };
+            SocketAddr::new(ip, port.map_or(old_port, Option::unwrap_or_default))
+        };
+        let client = changed(client, said.address, said.port);
+        let listener = (said.destination.is_some() || said.destination_port.is_some())
+            .then(|| changed(listener, said.destination, said.destination_port));
+        self.helo = proxied
+            .helo
+            .as_deref()
+            .map_or(HeloName::None, HeloName::new);
+        self.esmtp = proxied.esmtp;
+        let user = proxied.login.clone();
+        self.auth = user.map(|user| Box::new(Auth::User(user)));
+        out.user_is_known(self.user().is_some());
+        if said.address.is_some() || said.port.is_some() {
+            self.client = client.ip();
+            out.client_is(Some(client), listener);
+        } else if listener.is_some() {
+            out.client_is(None, listener);
+        }
+        self.services = Services::NONE;
+        self.verdict = None;
+        self.state = State::Greeting;
+        self.start(ctx, out);
+        Outcome::Done
+    }
+
+    /// XFORWARD: where the next message came from, for logs alone.
+    fn xforward(&mut self, attributes: &[u8]) -> Outcome {
+        if !self.services.offered.has(Offered::XFORWARD) {
+            return Outcome::Reply(Reply::NotImplemented);
+        }
+        if self.transaction.stage != Stage::None {
+            return Outcome::Reply(Reply::NotInTransaction);
+        }
+        let Some(said) = xclient::parse_forwarded(attributes) else {
+            return Outcome::Reply(Reply::AttributesMalformed);
+        };
+        let proxied = self.proxied.get_or_insert_default();
+        for (at, value) in said {
+            if let Some(place) = proxied.forwarded.get_mut(usize::from(at)) {
+                *place = Some(value.into());
+            }
+        }
+        Outcome::Reply(Reply::XforwardOk)
+    }
+
+    /// Puts what XCLIENT and XFORWARD said into the envelope; false when it is full.
+    fn store_proxied(&self, out: &mut impl Sink) -> bool {
+        let Some(proxied) = &self.proxied else {
+            return true;
+        };
+        let mut parts: Vec<&[u8]> = Vec::new();
+        for (name, value) in FORWARDED.iter().zip(&proxied.forwarded) {
+            if let Some(value) = value {
+                let separator: &[u8] = if parts.is_empty() { b"" } else { b" " };
+                parts.extend([separator, name.as_bytes(), b"=", value]);
+            }
+        }
+        let named = proxied.name.as_deref();
+        named.is_none_or(|name| out.envelope_field(Field::ClientName, &[name]))
+            && (parts.is_empty() || out.envelope_field(Field::Forwarded, &parts))
+    }
+
+    /// RFC 1985 5.
+    fn etrn(&mut self, node: &[u8], prior: Option<Verdict>, out: &mut impl Sink) -> Outcome {
+        if !self.services.offered.has(Offered::ETRN) {
+            return Outcome::Reply(Reply::NotImplemented);
+        }
+        if self.transaction.stage != Stage::None {
+            return Outcome::Reply(Reply::NotInTransaction);
+        }
+        match prior.or_else(|| out.ask(Question::Etrn { node })) {
+            None => Outcome::Awaits,
+            Some(Verdict::Refuse(reply)) => Outcome::Refused(reply),
+            Some(Verdict::RefuseAndClose(reply)) => Outcome::RefusedAndClosed(reply),
+            Some(Verdict::Accept) => Outcome::Reply(Reply::EtrnStarted),
+        }
     }
 
     fn mail(
@@ -908,11 +1408,14 @@ impl Session {
         path: ReversePath<'_>,
         parameters: &[u8],
         prior: Option<Verdict>,
-        now: Instant,
+        (now, wall_ns): (Instant, u64),
         out: &mut impl Sink,
     ) -> Outcome {
         if matches!(self.helo, HeloName::None) {
             return Outcome::Reply(Reply::NeedHelo);
+        }
+        if ctx.role == Role::Submission && self.user().is_none() {
+            return Outcome::Reply(Reply::AuthRequired);
         }
         match self.transaction.stage {
             Stage::None => {}
@@ -920,7 +1423,7 @@ impl Session {
             Stage::Chunks => return Outcome::Reply(Reply::BdatOpen),
             Stage::Failed(reply) => return Outcome::Reply(reply),
         }
-        let given = match parameter::parse_mail(parameters, self.offered(ctx)) {
+        let given = match parameter::parse_mail(parameters, self.services.offered) {
             Ok(given) => given,
             Err(reply) => return Outcome::Reply(reply),
         };
@@ -930,9 +1433,17 @@ impl Session {
         if given.size.is_some_and(|size| size > ctx.message_bytes_max) {
             return Outcome::Reply(Reply::TooBig);
         }
+        let Some(times) = Times::of(&given, wall_ns, ctx.hold_max_s) else {
+            return Outcome::Reply(Reply::ParameterMalformed);
+        };
         if self.messages >= ctx.messages_max {
             return Outcome::Reply(Reply::TooManyMessages);
         }
+        // RFC 6710 4.1: only who is trusted may raise a priority. A sink takes what it is given, and submission wants
+        // AUTH before MAIL.
+        let is_lowered =
+            ctx.role == Role::Mx && given.priority.is_some_and(|priority| priority > 0);
+        let priority = if is_lowered { Some(0) } else { given.priority };
         let question = Question::Mail {
             path: path.mailbox,
             size: given.size,
@@ -947,12 +1458,20 @@ impl Session {
             return Outcome::Reply(Reply::NoSpace);
         }
         let complete = out.envelope_field(Field::Helo, &[self.helo.as_bytes()])
+            && self
+                .user()
+                .is_none_or(|user| out.envelope_field(Field::User, &[user.as_bytes()]))
+            && self.store_proxied(out)
             && out.envelope_field(Field::ReversePath, &[path.mailbox])
             && (parameters.is_empty()
                 || out.envelope_field(
                     Field::MailParameters,
                     &[Normalized::of(parameters, &mut None)],
-                ));
+                ))
+            && times.store(out)
+            && priority.is_none_or(|priority| {
+                out.envelope_field(Field::Priority, &[&priority.to_le_bytes()])
+            });
         if !complete {
             out.abort_message();
             return Outcome::Reply(Reply::NoSpace);
@@ -962,6 +1481,7 @@ impl Session {
             stage: Stage::Envelope,
             is_open: true,
             smtputf8: given.smtputf8,
+            priority,
             body: match given.body {
                 None => BODY_UNSTATED,
                 Some(Body::SevenBit) => BODY_7BIT,
@@ -972,7 +1492,11 @@ impl Session {
             started: now,
             ..Transaction::NONE
         };
-        Outcome::Reply(Reply::MailOk)
+        Outcome::Reply(if is_lowered {
+            Reply::PriorityLowered
+        } else {
+            Reply::MailOk
+        })
     }
 
     fn rcpt(
@@ -989,7 +1513,7 @@ impl Session {
             Stage::Chunks => return Outcome::Reply(Reply::BdatOpen),
             Stage::Failed(reply) => return Outcome::Reply(reply),
         }
-        if let Err(reply) = parameter::parse_rcpt(parameters, self.offered(ctx)) {
+        if let Err(reply) = parameter::parse_rcpt(parameters, self.services.offered) {
             return Outcome::Reply(reply);
         }
         if !path.ascii && !self.transaction.smtputf8 {
@@ -1072,7 +1596,7 @@ impl Session {
         (now, wall_ns): (Instant, u64),
         out: &mut impl Sink,
     ) -> Outcome {
-        if !self.services(ctx).offered.has(Offered::CHUNKING) {
+        if !ctx.offered.has(Offered::CHUNKING) {
             return Outcome::Reply(Reply::NotImplemented);
         }
         let mut refusal = match self.transaction.stage {
@@ -1126,12 +1650,13 @@ impl Session {
         (now, wall_ns): (Instant, u64),
         out: &mut impl Sink,
     ) -> bool {
-        let protocol = Protocol::new(
-            self.esmtp,
-            self.transaction.smtputf8,
-            self.is_secured(),
-            false,
-        );
+        let protocol = Protocol::new(ProtocolFacts {
+            esmtp: self.esmtp,
+            lmtp: ctx.lmtp,
+            smtputf8: self.transaction.smtputf8,
+            tls: self.is_secured(),
+            authenticated: self.user().is_some(),
+        });
         let trace = trace::build(&TraceArguments {
             helo: self.helo.as_bytes(),
             client: self.client,
@@ -1139,6 +1664,7 @@ impl Session {
             protocol,
             // Recipients go to the envelope and are not kept here; the clause is optional.
             recipient: None,
+            priority: self.transaction.priority,
             tls_cipher: self.tls.copied(),
             wall_ns,
         });
@@ -1256,18 +1782,14 @@ impl Session {
     /// Gives the message's storage back as soon as it is clear that it will be refused.
     fn discard_if_refused(&mut self, ctx: &Context, out: &mut impl Sink) {
         if self.transaction.is_discarding || self.content_refusal(ctx).is_some() {
-            self.refuse_message(out);
+            self.drop_refused(out);
         }
     }
 
     fn end_of_data(&mut self, ctx: &Context, out: &mut impl Sink) {
         self.state = State::Command;
         match self.content_refusal(ctx) {
-            Some(reply) => {
-                self.refuse_message(out);
-                self.clear_transaction(out);
-                out.reply(reply);
-            }
+            Some(reply) => self.refuse_message(ctx, reply, out),
             None => self.ask_about_message(ctx, out),
         }
     }
@@ -1277,9 +1799,13 @@ impl Session {
         if let Some(reply) = self.chunk.refusal.take() {
             let was_begun = self.transaction.stage == Stage::Chunks;
             if was_begun && self.chunk.is_last {
-                self.clear_transaction(out);
-            } else {
-                self.fail_transaction();
+                return self.refuse_message(ctx, reply, out);
+            }
+            // RFC 2033 4.3: the last chunk is answered once for each recipient, so never where there is none.
+            let is_unanswered = ctx.lmtp && self.chunk.is_last && self.transaction.recipients == 0;
+            self.fail_transaction();
+            if is_unanswered {
+                return;
             }
             return match reply {
                 Reply::NeedMail | Reply::NeedRcpt | Reply::BdatFailed | Reply::NeedTls => {
@@ -1300,11 +1826,7 @@ impl Session {
             });
         }
         match self.content_refusal(ctx) {
-            Some(reply) => {
-                self.refuse_message(out);
-                self.clear_transaction(out);
-                out.reply(reply);
-            }
+            Some(reply) => self.refuse_message(ctx, reply, out),
             None => self.ask_about_message(ctx, out),
         }
     }
@@ -1323,22 +1845,69 @@ impl Session {
         match verdict {
             Verdict::Accept => {
                 let facts = self.message_facts(ctx);
+                self.answers = Answers {
+                    left: facts.answers - 1,
+                    reply: None,
+                };
                 self.transaction.is_open = false;
                 self.clear_transaction(out);
                 self.idle_commands = 0;
                 match out.end_of_message(&facts) {
-                    Completion::Queued => {}
+                    Completion::Queued => self.answer_others(),
                     Completion::Wait => self.state = State::Commit,
-                    Completion::Refused(reply) => out.reply(reply),
+                    Completion::Refused(reply) => {
+                        self.answers.reply = Some(reply);
+                        out.reply(reply);
+                        self.answer_others();
+                    }
                 }
             }
-            Verdict::Refuse(reply) => {
-                self.refuse_message(out);
-                self.clear_transaction(out);
-                out.reply(reply);
-            }
+            Verdict::Refuse(reply) => self.refuse_message(ctx, reply, out),
             Verdict::RefuseAndClose(reply) => self.close(reply, CloseReason::Refused, out),
         }
+    }
+
+    /// Refuses a message that is complete, or whose end has come, for each of its recipients.
+    fn refuse_message(&mut self, ctx: &Context, reply: Reply, out: &mut impl Sink) {
+        self.answers = Answers {
+            left: self.answers_due(ctx) - 1,
+            reply: Some(reply),
+        };
+        self.drop_refused(out);
+        self.clear_transaction(out);
+        out.reply(reply);
+        self.answer_others();
+    }
+
+    /// Replies that the end of the message takes, at least 1.
+    fn answers_due(&self, ctx: &Context) -> u32 {
+        if ctx.lmtp {
+            self.transaction.recipients.max(1)
+        } else {
+            1
+        }
+    }
+
+    fn answer_others(&mut self) {
+        if self.answers.left > 0 && self.state != State::Closed {
+            self.state = State::Answers;
+        }
+    }
+
+    /// Sends one of the replies that are owed to other recipients.
+    fn answer_next(&mut self, out: &mut impl Sink) -> Step {
+        if !out.has_room() {
+            return Step::Blocked(Blocked::Replies);
+        }
+        match self.answers.reply {
+            Some(reply) => out.reply(reply),
+            None => out.stored_again(),
+        }
+        self.answers.left = self.answers.left.saturating_sub(1);
+        if self.answers.left == 0 {
+            self.state = State::Command;
+        }
+        Step::Took(0)
     }
 
     fn message_facts(&self, ctx: &Context) -> MessageFacts {
@@ -1362,26 +1931,10 @@ impl Session {
             flags,
             body: self.transaction.body,
             recipients: self.transaction.recipients,
+            answers: self.answers_due(ctx),
             declared_size: self.transaction.declared_size_plus_1.checked_sub(1),
             transaction_started: self.transaction.started,
             data_started: self.transaction.data_started,
-        }
-    }
-
-    /// The extensions this client may use: none after HELO.
-    fn offered(&self, ctx: &Context) -> Offered {
-        if self.esmtp {
-            self.services(ctx).offered
-        } else {
-            Offered::NONE
-        }
-    }
-
-    fn services<'a>(&self, ctx: &'a Context) -> &'a Services {
-        if self.is_secured() {
-            &ctx.tls
-        } else {
-            &ctx.plain
         }
     }
 
@@ -1420,7 +1973,7 @@ impl Session {
     }
 
     /// As [`Session::drop_message`], because the content can't be accepted.
-    fn refuse_message(&mut self, out: &mut impl Sink) {
+    fn drop_refused(&mut self, out: &mut impl Sink) {
         if std::mem::take(&mut self.transaction.is_open) {
             out.refuse_message();
         }
@@ -1429,6 +1982,12 @@ impl Session {
 
     fn clear_transaction(&mut self, out: &mut impl Sink) {
         self.drop_message(out);
+        if self.transaction.stage != Stage::None
+            && let Some(proxied) = &mut self.proxied
+        {
+            // What XFORWARD said was about this message alone.
+            proxied.forwarded = Default::default();
+        }
         self.transaction = Transaction::NONE;
         self.content = Content::None;
     }
@@ -1438,12 +1997,90 @@ impl Session {
 fn is_allowed_before_tls(command: &Command<'_>) -> bool {
     matches!(
         command,
-        Command::Noop | Command::Ehlo(_) | Command::StartTls | Command::Quit
+        Command::Noop | Command::Ehlo(_) | Command::Lhlo(_) | Command::StartTls | Command::Quit
     )
+}
+
+/// The times that MAIL asks for, counted from 1970.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    deliver_by: Option<DeliverBy>,
+    hold_until: Option<i64>,
+}
+
+impl Times {
+    /// The times that these parameters mean now; `None` when they can't be kept: a hold longer than `hold_max_s`
+    /// (RFC 4865 4.2), or one that ends behind the time of delivery (RFC 4865 5.2.2).
+    fn of(given: &MailParameters<'_>, wall_ns: u64, hold_max_s: u32) -> Option<Times> {
+        let now = i64::try_from(wall_ns / 1_000_000_000).unwrap_or(i64::MAX / 2);
+        let latest = now + i64::from(hold_max_s);
+        let hold_until = match given.hold {
+            None => None,
+            Some(Hold::For(seconds)) => Some(now + i64::from(seconds)),
+            Some(Hold::Until(until)) => Some(until),
+        };
+        let deliver_by = given.deliver_by.map(|by| DeliverBy {
+            unix_seconds: now + i64::from(by.seconds),
+            returns: by.returns,
+            traces: by.traces,
+        });
+        let too_late = match (hold_until, deliver_by) {
+            (Some(hold), _) if hold > latest => true,
+            (Some(hold), Some(by)) => hold > by.unix_seconds,
+            _ => false,
+        };
+        (!too_late).then_some(Times {
+            deliver_by,
+            hold_until,
+        })
+    }
+
+    /// Puts the times into the envelope; false when it is full.
+    fn store(self, out: &mut impl Sink) -> bool {
+        let delivered = self.deliver_by.is_none_or(|by| {
+            let mut room = [0; 10];
+            out.envelope_field(Field::DeliverBy, &[by.encode(&mut room)])
+        });
+        delivered
+            && self
+                .hold_until
+                .is_none_or(|until| out.envelope_field(Field::HoldUntil, &[&until.to_le_bytes()]))
+    }
 }
 
 /// Octets that a decoder may have withheld from earlier input: a CR and a dot.
 const WITHHELD_BYTES_MAX: usize = 4;
+
+/// Lets an exchange ask the sink.
+struct Around<'a, S>(&'a mut S);
+
+impl<S: Sink> Surroundings for Around<'_, S> {
+    fn verifier(&mut self, user: &str) -> Option<Verifier> {
+        self.0.verifier(user)
+    }
+
+    fn binding(&mut self, binding: Binding) -> Option<BindingData> {
+        self.0.channel_binding(binding)
+    }
+
+    fn nonce(&mut self) -> Vec<u8> {
+        self.0.nonce()
+    }
+}
+
+/// Whether the channel can be bound by anything.
+fn is_bound(out: &mut impl Sink) -> bool {
+    out.channel_binding(Binding::Exporter).is_some()
+        || out.channel_binding(Binding::ServerEndPoint).is_some()
+}
+
+/// Sends a 334 with these octets (RFC 4954 4).
+fn challenge(octets: &[u8], out: &mut impl Sink) {
+    let mut wire = b"334 ".to_vec();
+    base64::encode(octets, &mut wire);
+    wire.extend_from_slice(b"\r\n");
+    out.reply_configured(Reply::AuthChallenge, &wire);
+}
 
 /// Hands a piece of content to the sink.
 fn emit(piece: Piece, input: &[u8], out: &mut impl Sink) {

@@ -1,7 +1,12 @@
 //! What a session asks of whoever drives it: the connection, the simulator, a fuzzer, a transcript test.
 
+use core::net::SocketAddr;
+
+use super::parameter::Offered;
 use super::reply::Reply;
+use super::sasl::{Binding, BindingData};
 use crate::clock::Instant;
+use crate::users::Verifier;
 
 /// A question the session can't answer from its own state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +32,11 @@ pub enum Question<'a> {
         /// Accepted recipients.
         recipients: u32,
     },
+    /// ETRN for this node (RFC 1985), `@` or `#` in front included; outside a transaction.
+    Etrn {
+        /// Node, domain or queue.
+        node: &'a [u8],
+    },
     /// The whole message is here, `octets` long; not yet appended.
     EndOfData {
         /// Octets of the message.
@@ -45,12 +55,23 @@ pub enum Verdict {
     RefuseAndClose(Reply),
 }
 
+/// What became of a password that was to be checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PasswordVerdict {
+    /// It is the user's.
+    Right,
+    /// It is not, or there is no such user.
+    Wrong,
+    /// It could not be checked now.
+    Busy,
+}
+
 /// Why a session stopped taking input although there is some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blocked {
     /// The reply buffer has no room, or too many commits are pending.
     Replies,
-    /// A verdict has to come first: call `Session::answer`.
+    /// A verdict has to come first: call `Session::answer`, or `Session::password_checked`.
     Verdict,
     /// The message that ended has to be committed first: call `Session::completed`.
     Commit,
@@ -105,6 +126,9 @@ pub struct MessageFacts {
     pub body: u8,
     /// Accepted recipients, at least 1.
     pub recipients: u32,
+    /// Replies that the end of the message takes: 1, or one for each recipient with LMTP (RFC 2033 4.2). The sink
+    /// sends the first; the session asks for the others. With more than 1 the session has to wait for the commit.
+    pub answers: u32,
     /// Declared SIZE, octets (RFC 1870).
     pub declared_size: Option<u64>,
     /// When MAIL was accepted.
@@ -156,6 +180,14 @@ pub enum Verb {
     StartTls,
     /// AUTH
     Auth,
+    /// LHLO
+    Lhlo,
+    /// ETRN
+    Etrn,
+    /// XCLIENT
+    Xclient,
+    /// XFORWARD
+    Xforward,
     /// Anything else, malformed lines included.
     Other,
 }
@@ -176,11 +208,11 @@ impl Verb {
     }
 
     /// Number of variants.
-    pub const COUNT: usize = 15;
+    pub const COUNT: usize = 19;
     /// Names in the order of the variants, lower case.
     pub const NAMES: [&'static str; Verb::COUNT] = [
         "helo", "ehlo", "mail", "rcpt", "data", "bdat", "rset", "noop", "vrfy", "expn", "help",
-        "quit", "starttls", "auth", "other",
+        "quit", "starttls", "auth", "lhlo", "etrn", "xclient", "xforward", "other",
     ];
 }
 
@@ -212,6 +244,37 @@ pub trait Sink {
     fn reply(&mut self, reply: Reply);
     /// Sends a configured reply: `wire` is complete, CRLF included; `reply` names its row for counters.
     fn reply_configured(&mut self, reply: Reply, wire: &[u8]);
+    /// What whoever takes the messages on has said that it keeps, out of `Offered::PROMISES`. A sink listener does not
+    /// ask: it promises nothing.
+    fn keeps(&self) -> Offered {
+        Offered::PROMISES
+    }
+    /// What this client may say about another: some of `Offered::XCLIENT` and `Offered::XFORWARD`.
+    fn trusts(&self) -> Offered {
+        Offered::NONE
+    }
+    /// XCLIENT has said who the client is, and where it connected to; `None`: as before.
+    fn client_is(&mut self, _client: Option<SocketAddr>, _listener: Option<SocketAddr>) {}
+    /// The address of the client, with its port, and of the server, as they stand now.
+    fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        (nowhere, nowhere)
+    }
+    /// The verifier of this user, or a decoy for a name that nobody has; `None` where no users are known.
+    fn verifier(&mut self, user: &str) -> Option<Verifier>;
+    /// Checks the password of this user; `None` means that the answer comes later through
+    /// `Session::password_checked`. The password is to be wiped wherever it was copied to.
+    fn check_password(&mut self, user: &str, password: &[u8]) -> Option<PasswordVerdict>;
+    /// The client is a user from now on, or is none any more.
+    fn user_is_known(&mut self, _is_known: bool) {}
+    /// What binds the TLS channel; `None` where there is none, or it has no such binding.
+    fn channel_binding(&mut self, binding: Binding) -> Option<BindingData>;
+    /// Fresh random text for SCRAM: graphic ASCII without commas, at most `SERVER_NONCE_BYTES_MAX` octets.
+    fn nonce(&mut self) -> Vec<u8>;
+    /// Sends the 250 of the last message of this session once more, for its next recipient (LMTP).
+    fn stored_again(&mut self) {
+        self.reply(Reply::Stored);
+    }
     /// STARTTLS is about to be accepted. False when no further handshake can be taken now: it gets 454.
     fn may_start_tls(&mut self) -> bool {
         true

@@ -43,21 +43,67 @@ pub enum Protocol {
     Utf8Smtpa,
     /// SMTPUTF8 under TLS and AUTH.
     Utf8Smtpsa,
+    /// LHLO.
+    Lmtp,
+    /// LHLO under TLS.
+    Lmtps,
+    /// LHLO and AUTH.
+    Lmtpa,
+    /// LHLO under TLS and AUTH.
+    Lmtpsa,
+    /// LHLO and SMTPUTF8.
+    Utf8Lmtp,
+    /// LHLO and SMTPUTF8 under TLS.
+    Utf8Lmtps,
+    /// LHLO, SMTPUTF8 and AUTH.
+    Utf8Lmtpa,
+    /// LHLO, SMTPUTF8 and AUTH under TLS.
+    Utf8Lmtpsa,
+}
+
+/// What decides about the protocol of a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProtocolFacts {
+    /// The session began with EHLO, or with LHLO.
+    pub esmtp: bool,
+    /// The listener speaks LMTP.
+    pub lmtp: bool,
+    /// SMTPUTF8 was given; only possible after EHLO.
+    pub smtputf8: bool,
+    /// The session is under TLS.
+    pub tls: bool,
+    /// The client is authenticated.
+    pub authenticated: bool,
 }
 
 impl Protocol {
-    /// The protocol of a session; `smtputf8` and the others are only possible after EHLO.
-    pub fn new(esmtp: bool, smtputf8: bool, tls: bool, authenticated: bool) -> Protocol {
-        match (esmtp, smtputf8, tls, authenticated) {
-            (false, ..) => Protocol::Smtp,
-            (true, false, false, false) => Protocol::Esmtp,
-            (true, false, true, false) => Protocol::Esmtps,
-            (true, false, false, true) => Protocol::Esmtpa,
-            (true, false, true, true) => Protocol::Esmtpsa,
-            (true, true, false, false) => Protocol::Utf8Smtp,
-            (true, true, true, false) => Protocol::Utf8Smtps,
-            (true, true, false, true) => Protocol::Utf8Smtpa,
-            (true, true, true, true) => Protocol::Utf8Smtpsa,
+    /// The protocol of a message. One that came after HELO is SMTP whatever else holds (RFC 3848).
+    pub fn new(facts: ProtocolFacts) -> Protocol {
+        let ProtocolFacts {
+            esmtp,
+            lmtp,
+            smtputf8,
+            tls,
+            authenticated,
+        } = facts;
+        match (lmtp, smtputf8, tls, authenticated) {
+            _ if !esmtp => Protocol::Smtp,
+            (false, false, false, false) => Protocol::Esmtp,
+            (false, false, true, false) => Protocol::Esmtps,
+            (false, false, false, true) => Protocol::Esmtpa,
+            (false, false, true, true) => Protocol::Esmtpsa,
+            (false, true, false, false) => Protocol::Utf8Smtp,
+            (false, true, true, false) => Protocol::Utf8Smtps,
+            (false, true, false, true) => Protocol::Utf8Smtpa,
+            (false, true, true, true) => Protocol::Utf8Smtpsa,
+            (true, false, false, false) => Protocol::Lmtp,
+            (true, false, true, false) => Protocol::Lmtps,
+            (true, false, false, true) => Protocol::Lmtpa,
+            (true, false, true, true) => Protocol::Lmtpsa,
+            (true, true, false, false) => Protocol::Utf8Lmtp,
+            (true, true, true, false) => Protocol::Utf8Lmtps,
+            (true, true, false, true) => Protocol::Utf8Lmtpa,
+            (true, true, true, true) => Protocol::Utf8Lmtpsa,
         }
     }
 
@@ -73,15 +119,20 @@ impl Protocol {
             Protocol::Utf8Smtps => "UTF8SMTPS",
             Protocol::Utf8Smtpa => "UTF8SMTPA",
             Protocol::Utf8Smtpsa => "UTF8SMTPSA",
+            Protocol::Lmtp => "LMTP",
+            Protocol::Lmtps => "LMTPS",
+            Protocol::Lmtpa => "LMTPA",
+            Protocol::Lmtpsa => "LMTPSA",
+            Protocol::Utf8Lmtp => "UTF8LMTP",
+            Protocol::Utf8Lmtps => "UTF8LMTPS",
+            Protocol::Utf8Lmtpa => "UTF8LMTPA",
+            Protocol::Utf8Lmtpsa => "UTF8LMTPSA",
         }
     }
 
     /// Whether the field may hold UTF-8 (RFC 6531 3.7.3).
     fn is_utf8(self) -> bool {
-        matches!(
-            self,
-            Protocol::Utf8Smtp | Protocol::Utf8Smtps | Protocol::Utf8Smtpa | Protocol::Utf8Smtpsa
-        )
+        self.as_str().starts_with("UTF8")
     }
 }
 
@@ -100,7 +151,9 @@ pub struct TraceArguments<'a> {
     /// Forward-path without brackets, only when there is exactly one recipient (RFC 5321 7.6: more
     /// would disclose blind copies). Left out on the same terms as `helo`.
     pub recipient: Option<&'a [u8]>,
-    /// Registered name of the cipher suite under TLS (RFC 8314 4.3), at most [`CIPHER_BYTES_MAX`] bytes.
+    /// MT-PRIORITY that the message has; left out of the field without one.
+    pub priority: Option<i8>,
+    /// Registered name of the cipher suite under TLS (RFC 8314 4.3), 64 bytes of it are used.
     pub tls_cipher: Option<&'static str>,
     /// Time of arrival, nanoseconds since 1970.
     pub wall_ns: u64,
@@ -190,7 +243,7 @@ const CIPHER_BYTES_MAX: usize = 64;
 /// Longest mailbox of a path, with `@`.
 const MAILBOX_BYTES_MAX: usize = LOCAL_PART_BYTES_MAX + 1 + DOMAIN_BYTES_MAX;
 /// Everything that is not a name: keywords, protocol, date, folding.
-const FIXED_BYTES_MAX: usize = 160 + CIPHER_BYTES_MAX;
+const FIXED_BYTES_MAX: usize = 176 + CIPHER_BYTES_MAX;
 
 const _: () = assert!(
     FIXED_BYTES_MAX + 2 * DOMAIN_BYTES_MAX + ADDRESS_BYTES_MAX + MAILBOX_BYTES_MAX
@@ -242,6 +295,15 @@ pub fn build(arguments: &TraceArguments<'_>) -> Trace {
         trace.push(b"\tfor <");
         trace.push(recipient);
         trace.push(b">");
+    }
+    if let Some(priority) = arguments.priority {
+        // RFC 6710 4.1 and 7: the clause that says what the message was asked to be.
+        trace.push(b"\r\n\tPRIORITY ");
+        trace.line_at = trace.len;
+        if priority < 0 {
+            trace.push(b"-");
+        }
+        put_number(&mut trace, u64::from(priority.unsigned_abs()), 1);
     }
     if let Some(cipher) = arguments.tls_cipher {
         trace.push(b"\r\n");
@@ -350,6 +412,7 @@ mod tests {
             server_name: "mx.example",
             protocol: Protocol::Esmtp,
             recipient: Some(b"user@example.org"),
+            priority: None,
             tls_cipher: None,
             wall_ns: WALL_NS,
         }
@@ -412,15 +475,40 @@ mod tests {
             ((true, true, true, true), "UTF8SMTPSA"),
         ] {
             let (esmtp, smtputf8, tls, authenticated) = flags;
-            let protocol = Protocol::new(esmtp, smtputf8, tls, authenticated);
+            for lmtp in [false, true] {
+                let protocol = Protocol::new(ProtocolFacts {
+                    esmtp,
+                    lmtp,
+                    smtputf8,
+                    tls,
+                    authenticated,
+                });
+                let trace = build(&TraceArguments {
+                    protocol,
+                    ..arguments()
+                });
+                let expected = match (lmtp, esmtp) {
+                    (true, true) => keyword.replace("ESMTP", "LMTP").replace("8SMTP", "8LMTP"),
+                    _ => keyword.to_owned(),
+                };
+                assert!(
+                    unfolded(&trace).contains(&format!(" with {expected} id 0-17 ")),
+                    "{expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_priority_stands_in_a_clause_of_its_own() {
+        for (priority, clause) in [(0, "PRIORITY 0"), (9, "PRIORITY 9"), (-9, "PRIORITY -9")] {
             let trace = build(&TraceArguments {
-                protocol,
+                priority: Some(priority),
+                recipient: None,
                 ..arguments()
             });
-            assert!(
-                unfolded(&trace).contains(&format!(" with {keyword} id 0-17 ")),
-                "{keyword}"
-            );
+            let text = unfolded(&trace);
+            assert!(text.contains(&format!(" id 0-17 {clause}; ")), "{text}");
         }
     }
 
@@ -546,6 +634,7 @@ mod tests {
             server_name: &domain,
             protocol: Protocol::Utf8Smtpsa,
             recipient: Some(recipient.as_bytes()),
+            priority: None,
             tls_cipher: None,
             wall_ns: u64::MAX,
         });

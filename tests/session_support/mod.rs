@@ -5,12 +5,18 @@
 
 #![allow(dead_code, reason = "each test crate uses a part of it")]
 
+use std::net::SocketAddr;
+
 use ringmx::clock::Instant;
+use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::Reply;
+use ringmx::smtp::sasl::{Binding, BindingData};
 use ringmx::smtp::session::{Context, Phase, Session};
 use ringmx::smtp::sink::{
-    Blocked, CloseReason, Completion, Field, MessageFacts, Question, Sink, Verb, Verdict,
+    Blocked, CloseReason, Completion, Field, MessageFacts, PasswordVerdict, Question, Sink, Verb,
+    Verdict,
 };
+use ringmx::users::{Users, Verifier};
 
 /// Seconds since 1970 at which all messages arrive, in nanoseconds: 2026-11-23 01:02:03 UTC.
 pub const WALL_NS: u64 = 1_795_395_723_000_000_000;
@@ -68,6 +74,8 @@ pub struct Recorder {
     pub policy: Vec<(String, Verdict)>,
     pub envelope_bytes_max: usize,
     pub has_storage: bool,
+    /// What the consumers of mail have said that they keep.
+    pub keeps: Offered,
     /// Fields after which the pool is dry though the envelope has room.
     pub fields_max: usize,
     /// Whether there is a chunk for the trace field.
@@ -78,6 +86,15 @@ pub struct Recorder {
     pub takes_tls: bool,
     /// What is answered to each commit.
     pub commit: Result<(), Reply>,
+    /// What the client may say of another.
+    pub trusts: Offered,
+    /// The client's address and the server's.
+    pub addresses: (SocketAddr, SocketAddr),
+    /// Users; without them every password is right, but for the user `busy`.
+    pub users: Option<Users>,
+    /// What the channel is bound by.
+    pub binding: Option<&'static [u8]>,
+    password: Option<PasswordVerdict>,
     open: Option<Stored>,
     asked: Option<Verdict>,
     manner: Manner,
@@ -96,11 +113,20 @@ impl Recorder {
             policy: Vec::new(),
             envelope_bytes_max: 1 << 20,
             has_storage: true,
+            keeps: Offered::PROMISES,
             fields_max: usize::MAX,
             has_body_storage: true,
             commits_pending: 0,
             takes_tls: true,
             commit: Ok(()),
+            trusts: Offered::NONE,
+            addresses: (
+                "192.0.2.1:1024".parse().expect("an address"),
+                "192.0.2.2:25".parse().expect("an address"),
+            ),
+            users: None,
+            binding: None,
+            password: None,
             open: None,
             asked: None,
             manner,
@@ -161,6 +187,51 @@ impl Sink for Recorder {
         self.tighten();
     }
 
+    fn keeps(&self) -> Offered {
+        self.keeps
+    }
+
+    fn trusts(&self) -> Offered {
+        self.trusts
+    }
+
+    fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        self.addresses
+    }
+
+    fn client_is(&mut self, client: Option<SocketAddr>, listener: Option<SocketAddr>) {
+        self.addresses.0 = client.unwrap_or(self.addresses.0);
+        self.addresses.1 = listener.unwrap_or(self.addresses.1);
+    }
+
+    fn verifier(&mut self, user: &str) -> Option<Verifier> {
+        self.users.as_ref().map(|users| users.verifier(user))
+    }
+
+    fn check_password(&mut self, user: &str, password: &[u8]) -> Option<PasswordVerdict> {
+        assert_eq!(self.password, None, "one password at a time");
+        let verdict = match &self.users {
+            _ if user == "busy" => PasswordVerdict::Busy,
+            Some(users) if users.verifier(user).matches(password) => PasswordVerdict::Right,
+            Some(_) => PasswordVerdict::Wrong,
+            None => PasswordVerdict::Right,
+        };
+        if self.manner.late {
+            self.password = Some(verdict);
+            return None;
+        }
+        Some(verdict)
+    }
+
+    fn channel_binding(&mut self, binding: Binding) -> Option<BindingData> {
+        let data = self.binding.filter(|_| binding == Binding::Exporter)?;
+        BindingData::new(data)
+    }
+
+    fn nonce(&mut self) -> Vec<u8> {
+        b"%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0".to_vec()
+    }
+
     fn ask(&mut self, question: Question<'_>) -> Option<Verdict> {
         assert_eq!(self.asked, None, "one question at a time");
         let text = match question {
@@ -171,6 +242,7 @@ impl Sink for Recorder {
             }
             Question::Rcpt { path } => format!("rcpt {}", String::from_utf8_lossy(path)),
             Question::Data { recipients } => format!("data {recipients}"),
+            Question::Etrn { node } => format!("etrn {}", String::from_utf8_lossy(node)),
             Question::EndOfData { octets } => format!("end {octets}"),
         };
         let verdict = self
@@ -241,7 +313,8 @@ impl Sink for Recorder {
     fn end_of_message(&mut self, facts: &MessageFacts) -> Completion {
         let mut message = self.open.take().expect("a message is open");
         message.facts = Some(*facts);
-        if self.manner.late {
+        // Several replies are owed only once the message is committed.
+        if self.manner.late || facts.answers > 1 {
             if self.commit.is_ok() {
                 self.stored.push(message);
             }
@@ -340,6 +413,10 @@ impl<'a> Connection<'a> {
                 Some(Blocked::Replies | Blocked::Pool) => self.out.widen(),
                 Some(Blocked::Commits) => self.out.commits_pending = 0,
                 Some(Blocked::Verdict) => {
+                    if let Some(verdict) = self.out.password.take() {
+                        self.session.password_checked(verdict, &mut self.out);
+                        continue;
+                    }
                     let verdict = self.out.asked.take().expect("a question was asked");
                     self.session.answer(self.ctx, verdict, &mut self.out);
                 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use ringmx::conn::Token;
 use ringmx::smtp::data::BareNewlines;
+use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::Reply;
 use ringmx::smtp::session::Context;
 
@@ -1040,8 +1041,8 @@ impl Peer {
             *fit = allowed.iter().copied().find(|reply| match reply {
                 Reply::Greeting => wire == at.context.greeting,
                 Reply::Helo => wire == at.context.helo_reply,
-                Reply::Ehlo => wire == at.context.plain.ehlo_reply,
-                Reply::Help => wire == at.context.plain.help_reply,
+                Reply::Ehlo => is_ehlo(wire, at.context),
+                Reply::Help => wire == at.context.help_reply,
                 Reply::Stored => number.is_some(),
                 reply => reply.row().wire == wire,
             });
@@ -1424,3 +1425,15 @@ fn stored_number(text: &str) -> Option<u64> {
 const TEXT: &[u8; 192] = b"abcdefghijklmnopqrstuvwxyz0123456789.-ABCDEFGHIJKLMNOPQRSTUVWXYZ\
     the quick brown fox jumps over the lazy dog and finds sixty-four bytes of text in ring 7 or 8, \
     then thirty-two more bytes and so";
+
+/// Whether this is the reply to EHLO, whenever it was sent: one line names a time.
+fn is_ehlo(wire: &[u8], context: &Context) -> bool {
+    let expected = context.ehlo_reply(context.services(false, Offered::PROMISES, false), 0);
+    let lines = |text: &[u8]| -> Vec<Vec<u8>> {
+        let all = text.split_inclusive(|octet| *octet == b'\n');
+        all.filter(|line| !line.starts_with(b"250-FUTURERELEASE "))
+            .map(<[u8]>::to_vec)
+            .collect()
+    };
+    lines(wire) == lines(expected.as_bytes())
+}

@@ -101,6 +101,22 @@ pub fn run(line: &[u8]) {
             assert!(!argument.is_empty());
             Verb::Auth
         }
+        Command::Lhlo(name) => {
+            assert!(core::str::from_utf8(name).is_ok() && (1..=255).contains(&name.len()));
+            Verb::Lhlo
+        }
+        Command::Etrn(node) => {
+            assert!(!node.is_empty() && node.iter().all(u8::is_ascii_graphic));
+            Verb::Etrn
+        }
+        Command::Xclient(argument) => {
+            assert!(!argument.is_empty());
+            Verb::Xclient
+        }
+        Command::Xforward(argument) => {
+            assert!(!argument.is_empty());
+            Verb::Xforward
+        }
         Command::NotImplemented => Verb::Other,
     };
     assert_eq!(parsed.verb, verb);

@@ -156,6 +156,7 @@ fn assert_trace(bytes: &[u8]) {
                 server_name: "mx.example",
                 protocol,
                 recipient: Some(recipient),
+                priority: None,
                 tls_cipher: None,
                 wall_ns: 0,
             });

@@ -4,8 +4,9 @@
 //! rest is what the client sends: as it stands, or, when the top bit of the first byte is set, one byte for
 //! each part of a dialogue.
 
-use super::session_support::{Connection, Cut, Manner, Random, Recorder, Stored, pieces};
+use super::session_support::{Connection, Cut, Manner, Random, Recorder, Stored, WALL_NS, pieces};
 use ringmx::smtp::data::BareNewlines;
+use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::{self, Reply};
 use ringmx::smtp::session::{Context, ContextOptions};
 use ringmx::smtp::sink::{CloseReason, Verb, Verdict};
@@ -198,16 +199,17 @@ fn play(ctx: &Context, faults: u8, input: &[u8], manner: Manner, cut: Cut, seed:
 fn check_replies(ctx: &Context, outcome: &Outcome, input: &[u8]) {
     let mut rest = &outcome.wire[..];
     let (mut replies, mut stored, mut started) = (0, 0, 0);
+    let ehlo = ctx.ehlo_reply(ctx.services(false, Offered::PROMISES, false), WALL_NS);
     let configured = [
-        &ctx.greeting,
+        &ctx.greeting[..],
         &ctx.helo_reply,
-        &ctx.plain.ehlo_reply,
-        &ctx.plain.help_reply,
+        ehlo.as_bytes(),
+        &ctx.help_reply,
     ];
     while !rest.is_empty() {
         let known = configured
             .iter()
-            .map(|wire| &wire[..])
+            .copied()
             .chain(reply::ROWS.iter().map(|row| row.wire))
             .find(|wire| rest.starts_with(wire))
             .expect("a known reply");
