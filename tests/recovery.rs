@@ -860,6 +860,33 @@ fn older_superblock_counts_when_the_newest_is_damaged() {
 }
 
 #[test]
+fn consumer_acknowledges_what_it_was_given_early_and_its_stored_cursor_is_durable() {
+    // With --survive process consumers are given what is written. What they acknowledged of it was refused until a
+    // background sync had covered it, and the consumer ended.
+    let disk = SimDisk::new(new_ring(65_536), 0);
+    let options = OpenOptions::new(Survive::Process, 10);
+    let (mut log, _) = Log::open(disk.clone(), &options).unwrap();
+    let name = ConsumerName::new("early").unwrap();
+    let begin = log.register(name, StartAt::Newest).unwrap().done_pos;
+    let slot = log.reserve(0).unwrap();
+    let header = log.header(&slot, 0, 0);
+    log.write(&[IoSlice::new(&header)]).unwrap();
+    assert_eq!((log.acknowledged(), log.durable()), (slot.end, begin));
+    assert_eq!(log.acknowledge(&name, slot.end, slot.end), Ok(()));
+    // The superblock goes out before the sync that covers the message.
+    assert!(log.sync_wanted(Instant(5_000_000_000)).is_some());
+    let stored = recover::find_superblock(&disk).unwrap().superblock;
+    let cursor = stored.consumers[0].unwrap();
+    assert_eq!((cursor.scan_pos, cursor.done_pos), (begin, begin));
+    assert_eq!(log.consumer(&name).unwrap().done_pos, slot.end);
+    log.sync_completed(slot.end, Ok(())).unwrap();
+    // The next one stores all of it.
+    assert!(log.sync_inline(Instant(9_000_000_000)).unwrap());
+    let stored = recover::find_superblock(&disk).unwrap().superblock;
+    assert_eq!(stored.consumers[0].unwrap().done_pos, slot.end);
+}
+
+#[test]
 fn failed_sync_stops_the_log_for_good() {
     let disk = SimDisk::new(new_ring(65_536), 0);
     let (mut log, _) = Log::open(disk, &OpenOptions::new(Survive::Power, 10)).unwrap();

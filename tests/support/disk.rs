@@ -424,6 +424,15 @@ impl Disk {
         &self.cache
     }
 
+    /// Largest generation of a superblock that was written, be it in part.
+    pub fn newest_intended(&self) -> u64 {
+        let generations = self
+            .superblocks
+            .iter()
+            .map(|(_, superblock)| superblock.generation);
+        generations.max().unwrap_or(0)
+    }
+
     /// The bytes as a loss of power leaves them that takes everything that no sync has covered.
     pub fn durable(&self) -> &[u8] {
         &self.durable
