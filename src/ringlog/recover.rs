@@ -582,13 +582,8 @@ impl Judged {
         }
         let mut piece = vec![0; WINDOW_BYTES];
         let align = options.commit_align;
-        rewrite(
-            backing,
-            &mut piece[..SUPERBLOCK_BYTES],
-            SUPERBLOCK_OFFSETS[found.slot],
-            align,
-            self.trusts_cache,
-        )?;
+        let asks_medium = align == CommitAlign::Page && !self.trusts_cache;
+        rewrite_superblock(backing, SUPERBLOCK_OFFSETS[found.slot], asks_medium)?;
         let mut rewritten = 0;
         let size = self.superblock.data_size;
         let mut position = self.suspect_from;
@@ -635,6 +630,19 @@ impl Judged {
         }
         Ok(())
     }
+}
+
+/// Writes the superblock that counts once more, as it was read. Never what the medium has in its place: that may be an
+/// older one, or half of this one, and the next superblock goes over the only other. `asks_medium`: nothing is written
+/// where the medium has the same bytes.
+fn rewrite_superblock<B: Backing>(backing: &mut B, at: u64, asks_medium: bool) -> io::Result<()> {
+    let mut bytes = [0; SUPERBLOCK_BYTES];
+    backing::read_exact_at(backing, &mut bytes, at)?;
+    let mut there = [0; SUPERBLOCK_BYTES];
+    if asks_medium && backing.read_medium_at(&mut there, at) && there == bytes {
+        return Ok(());
+    }
+    backing::write_all_at(backing, &bytes, at)
 }
 
 /// Writes the same bytes once more, as the medium has them where it tells; false when that was not
