@@ -4,52 +4,17 @@
 
 use smtp_loadgen::plan::{Pipelining, Plan, Sizes, Workload};
 use smtp_loadgen::run;
+use smtp_loadgen::sys::counting::Counting;
 use smtp_loadgen::wire::{Address, Target};
 use smtp_loadgen::worker::{Logs, Tuning};
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-/// The system's allocator, counting.
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-#[expect(
-    unsafe_code,
-    reason = "an allocator cannot be counted without being one"
-)]
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as the caller promises.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+use std::sync::atomic::Ordering;
 
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static COUNTING: Counting = Counting::new();
 
 /// A sink in a process of its own.
 struct Sink {
@@ -106,9 +71,9 @@ fn allocations(sink: &Sink, change: Change, messages: u64) -> (u64, u64) {
         connecting_max: 64,
         attempts_max: 3,
     };
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = COUNTING.calls.load(Ordering::Relaxed);
     let done = run::run(load, target, &tuning, 1, &Logs::default(), |_, _| {}).unwrap();
-    let counted = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    let counted = COUNTING.calls.load(Ordering::Relaxed) - before;
     assert_eq!(done.recorder.totals.accepted, messages);
     (counted, done.elapsed.as_secs() + 1)
 }

@@ -5,67 +5,20 @@
 use smtp_loadgen::cli;
 use smtp_loadgen::plan::{Mode, Plan, Workload};
 use smtp_loadgen::run;
+use smtp_loadgen::sys::counting::Counting;
 use smtp_loadgen::wire::{Address, Target};
 use smtp_loadgen::worker::{Logs, Tuning};
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// Most bytes of an idle session.
 const SESSION_MAX: u64 = 2 << 10;
 
-/// The system's allocator, counting bytes.
-struct Counting;
-
-static LIVE: AtomicU64 = AtomicU64::new(0);
-static PEAK: AtomicU64 = AtomicU64::new(0);
-
-fn grow(bytes: usize) {
-    let live = LIVE.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
-    PEAK.fetch_max(live, Ordering::Relaxed);
-}
-
-fn shrink(bytes: usize) {
-    LIVE.fetch_sub(bytes as u64, Ordering::Relaxed);
-}
-
-#[expect(
-    unsafe_code,
-    reason = "an allocator cannot be counted without being one"
-)]
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        grow(size);
-        shrink(layout.size());
-        // SAFETY: as the caller promises.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        shrink(layout.size());
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static COUNTING: Counting = Counting::new();
 
 /// A sink in a process of its own.
 struct Sink {
@@ -124,12 +77,12 @@ fn peak(sink: &Sink, sessions: u32) -> u64 {
     };
     // An open loop waits three seconds for its sessions; a busy machine may need longer, and then it is asked again.
     for _ in 0..20 {
-        let before = LIVE.load(Ordering::Relaxed);
-        PEAK.store(before, Ordering::Relaxed);
+        let before = COUNTING.live.load(Ordering::Relaxed);
+        COUNTING.peak.store(before, Ordering::Relaxed);
         let load = Arc::new(Workload::new(plan.clone()));
         let logs = Logs::default();
         let done = run::run(load, target.clone(), &tuning, 1, &logs, |_, _| {}).unwrap();
-        let risen = PEAK.load(Ordering::Relaxed) - before;
+        let risen = COUNTING.peak.load(Ordering::Relaxed) - before;
         assert_eq!(done.recorder.totals.accepted, 20);
         if done.recorder.totals.connections == u64::from(sessions) {
             return risen;

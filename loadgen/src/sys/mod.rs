@@ -5,6 +5,8 @@
     reason = "system calls; each block states why it is sound"
 )]
 
+pub mod counting;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
