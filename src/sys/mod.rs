@@ -9,6 +9,7 @@ pub mod group;
 pub mod memory;
 pub mod mmap;
 pub mod privileges;
+pub mod process;
 pub mod signal;
 pub mod socket;
 pub mod wait;

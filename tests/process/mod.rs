@@ -212,7 +212,7 @@ impl Server {
                 url.trim_end_matches('/').parse().unwrap()
             });
         Ok(Server {
-            address: address.parse().unwrap(),
+            address: address.split(", ").next().unwrap().parse().unwrap(),
             http,
             process,
             first_lines,
