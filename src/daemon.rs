@@ -48,10 +48,12 @@ use crate::sys::signal::Signals;
 use crate::tls::credentials::ClientCertificates;
 use crate::users::Users;
 
+mod first_steps;
 mod privileges;
 mod sockets;
 mod tls;
 
+use self::first_steps::first_steps;
 use self::sockets::Bound;
 
 /// Bytes of one session's entry in the slab and in the timer wheel, a HELO name of its own included.
@@ -797,19 +799,12 @@ fn print_start(
     if let Some(http) = http {
         text += &format!("  status      http://{http}/\n");
     }
-    if let Some(first) = bound.iter().find_map(Bound::tcp) {
-        let server = if first.port() == 2525 && first.ip().is_loopback() {
-            String::new()
-        } else {
-            format!(" --server {first}")
-        };
-        text += &format!("Try:  ringmx send{server} Hello\n");
-        text += &format!(
-            "      python3 -c \"import smtplib; smtplib.SMTP('{}', {}).sendmail('me@example.org', 'you@example.org', 'Subject: hi\\r\\n\\r\\nHello\\r\\n')\"\n",
-            first.ip(),
-            first.port()
-        );
-    }
+    let listeners: Vec<Listener> = bound
+        .iter()
+        .filter(|bound| bound.tcp().is_some())
+        .map(|bound| bound.listener)
+        .collect();
+    text += &first_steps(config, &listeners);
     if opened.is_some() {
         text += &format!("Then: ringmx log{}\n", ring_option(config));
     }

@@ -1,4 +1,4 @@
-//! The load generator's own sink, in a process of its own: what is counted of a test's process is the generator's alone.
+//! The load generator's own sink in a process of its own: what is counted of a test is the generator alone.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
