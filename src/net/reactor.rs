@@ -588,7 +588,12 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             None => Err(io::ErrorKind::WouldBlock.into()),
             Some(listener) => {
                 let (socket, _) = listener.accept()?;
-                let session = http::Session::new();
+                let session = match socket.local_addr() {
+                    Ok(local) if local.ip().to_canonical().is_loopback() => {
+                        http::Session::on_loopback()
+                    }
+                    _ => http::Session::new(),
+                };
                 drop(self.http.admit(socket, session, &self.registry, now));
                 Ok(())
             }
