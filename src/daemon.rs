@@ -555,6 +555,7 @@ fn context(config: &Config, listener: Listener) -> Result<Context, StartError> {
         lmtp: listener.lmtp,
         mechanisms: config.mechanisms(&listener),
         auth_without_tls: config.auth_without_tls,
+        hops_max: config.hops_max(listener.role),
     })
     .map_err(|error| start_error(EXIT_USAGE, format!("server-name: {error}")))
 }

@@ -32,6 +32,10 @@ pub const PATH_BYTES_MAX: usize = 512;
 pub const RECIPIENTS_MAX_DEFAULT: u32 = 1_000;
 /// Default of `--max-messages-per-session`; LIMITS MAILMAX (RFC 9422: at most six digits).
 pub const MESSAGES_PER_SESSION_MAX_DEFAULT: u32 = 999_999;
+/// Default of `--max-hops` where mail is taken for others than a sink (RFC 5321 6.3: at least 100).
+pub const HOPS_MAX_DEFAULT: u16 = 100;
+/// Largest `--max-hops`.
+pub const HOPS_MAX_MAX: u16 = 10_000;
 /// Default of `--max-hold`, seconds: 90 days.
 pub const HOLD_S_DEFAULT: u32 = 90 * 86_400;
 /// Longest `--max-hold`, seconds (RFC 4865 3: nine digits).
