@@ -768,7 +768,7 @@ pub static OPTIONS: &[Opt] = &[
         name: "users",
         group: Group::Tls,
         kind: Kind::PathOrOff,
-        help: "file of users for AUTH, made by `ringmx users add`; read again on SIGHUP",
+        help: "file of users for AUTH, made by `ringmx users add`; read again when it changes and on SIGHUP",
         set: |c, v| c.users = path_or_none(v),
         show: |c| path_setting(&c.users),
     },
