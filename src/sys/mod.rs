@@ -10,6 +10,7 @@ pub mod group;
 pub mod memory;
 pub mod mmap;
 pub mod privileges;
+pub mod scan;
 pub mod signal;
 pub mod socket;
 pub mod wait;
