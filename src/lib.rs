@@ -6,6 +6,7 @@
 // L0: vocabulary and containers, no I/O.
 pub mod base64;
 pub mod buffer;
+pub mod checksum;
 mod choice;
 pub mod clock;
 pub mod envelope;

@@ -104,7 +104,13 @@ impl Pages {
             None => Err(io::ErrorKind::WouldBlock.into()),
             Some(listener) => {
                 let (socket, _) = listener.accept()?;
-                drop(desk.admit(socket, http::Session::new(), registry, now));
+                let session = match socket.local_addr() {
+                    Ok(local) if local.ip().to_canonical().is_loopback() => {
+                        http::Session::on_loopback()
+                    }
+                    _ => http::Session::new(),
+                };
+                drop(desk.admit(socket, session, registry, now));
                 Ok(())
             }
         })

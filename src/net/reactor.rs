@@ -24,7 +24,7 @@ use crate::clock::{Clock, Instant, nanos};
 use crate::conn::Token;
 use crate::ctl;
 use crate::http;
-use crate::limits::RULE_FILES_LOOK_MS;
+use crate::limits::FILES_LOOK_MS;
 use crate::link;
 use crate::logger::{Class, Value};
 use crate::policy::rules::Rules;
@@ -875,7 +875,7 @@ fn start_rules_thread(mut load: LoadRules) -> io::Result<RulesThread> {
             // Rules are dropped here, where the time that takes is nobody's.
             let mut kept: Vec<Arc<Rules>> = Vec::new();
             loop {
-                let look = Duration::from_millis(RULE_FILES_LOOK_MS);
+                let look = Duration::from_millis(FILES_LOOK_MS);
                 let must = match jobs.recv_timeout(look) {
                     Ok(()) => true,
                     Err(RecvTimeoutError::Timeout) => false,

@@ -6,6 +6,7 @@ use std::io::IoSlice;
 use super::out::{Named, Out};
 use super::{Server, Shared, live, run_later};
 use crate::buffer::{ChunkId, Pool};
+use crate::checksum;
 use crate::clock::Instant;
 use crate::conn::{Stream, Token};
 use crate::envelope::Facts;
@@ -429,7 +430,7 @@ impl<B: Backing, C> Shared<B, C> {
         };
         let (fragment, next) = large.message.fragment_from(pool, progress.next);
         let slot = log.reserve_fragment(&mut progress.slot, fragment.bytes)?;
-        progress.crc = crc32c::crc32c_combine(progress.crc, fragment.crc, fragment.bytes as usize);
+        progress.crc = checksum::combined(progress.crc, fragment.crc, fragment.bytes);
         // The last record begins with what it knows of the whole message.
         let mut whole = [0; WHOLE_BYTES];
         let mut crc = fragment.crc;
@@ -437,7 +438,7 @@ impl<B: Backing, C> Shared<B, C> {
         if next.is_none() {
             whole = progress.slot.whole(progress.crc).encode();
             whole_len = WHOLE_BYTES;
-            crc = crc32c::crc32c_combine(crc32c::crc32c(&whole), crc, fragment.bytes as usize);
+            crc = checksum::combined(crc32c::crc32c(&whole), crc, fragment.bytes);
         }
         let is_first = fragment.first == first;
         assert!(
