@@ -1096,6 +1096,26 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         }
     }
 
+    /// Says goodbye to sessions that have been silent between messages for `quiet`: another server takes new ones.
+    pub fn let_quiet_go(&mut self, quiet: Duration) {
+        let now = self.shared.now;
+        let silent = |conn: &Conn<S>| now.since_ns(conn.io.active_at) >= nanos(quiet);
+        let tokens: Vec<Token> = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| conn.session.phase() == Phase::Command && silent(conn))
+            .filter(|(_, conn)| !conn.io.flags.closing && !conn.io.is_outstanding())
+            .map(|(key, conn)| Token {
+                key: key as u32,
+                generation: conn.io.generation,
+            })
+            .collect();
+        for token in tokens {
+            self.say_goodbye(token, Reply::ShuttingDown, CloseCause::Draining);
+            self.close_when_done(token);
+        }
+    }
+
     /// Whether nothing is left to wait for.
     pub fn is_drained(&self) -> bool {
         self.conns.is_empty() && self.shared.pending.is_empty() && self.shared.large.is_empty()
