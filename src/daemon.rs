@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::cli::{EXIT_CUT, EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, EXIT_USAGE, complain, print};
 use crate::clock::Clock;
-use crate::config::rule_files::{RuleFiles, Stamp};
+use crate::config::rule_files::RuleFiles;
 use crate::config::units;
 use crate::config::{CommitAlign, Config, Full, OnStorageFailure, RingWrite, Survive};
 use crate::ctl;
@@ -44,14 +44,17 @@ use crate::smtp::session::{Context, ContextOptions, Role};
 use crate::smtp::sink::Verb;
 use crate::status::{About, Summary};
 use crate::sys::descriptors;
+use crate::sys::file::Stamps;
 use crate::sys::signal::Signals;
 use crate::tls::credentials::ClientCertificates;
 use crate::users::Users;
 
+mod first_steps;
 mod privileges;
 mod sockets;
 mod tls;
 
+use self::first_steps::first_steps;
 use self::sockets::Bound;
 
 /// Bytes of one session's entry in the slab and in the timer wheel, a HELO name of its own included.
@@ -555,6 +558,7 @@ fn context(config: &Config, listener: Listener) -> Result<Context, StartError> {
         lmtp: listener.lmtp,
         mechanisms: config.mechanisms(&listener),
         auth_without_tls: config.auth_without_tls,
+        hops_max: config.hops_max(listener.role),
     })
     .map_err(|error| start_error(EXIT_USAGE, format!("server-name: {error}")))
 }
@@ -580,7 +584,9 @@ fn load_users(config: &Config) -> Result<Option<(UsersSource, Users)>, StartErro
     let mut source = UsersSource {
         path: path.clone(),
         secret: Default::default(),
+        seen: None,
     };
+    source.seen = source.stamps();
     crate::sys::file::random(&mut source.secret)
         .map_err(|error| start_error(EXIT_FAILURE, format!("random octets: {error}")))?;
     let users = source
@@ -659,7 +665,7 @@ fn fit_message_to_ring(config: &mut Config, payload_bytes_max: u64) {
 }
 
 /// Loads the access rules again when a file has changed; the reactor runs it on a thread of its own.
-fn load_rules(files: RuleFiles, mut loaded: [Stamp; 3]) -> reactor::LoadRules {
+fn load_rules(files: RuleFiles, mut loaded: Option<Stamps>) -> reactor::LoadRules {
     Box::new(move |must| {
         // Taken before the files are read: what changes meanwhile is seen the next time.
         let stamps = files.stamps();
@@ -797,19 +803,12 @@ fn print_start(
     if let Some(http) = http {
         text += &format!("  status      http://{http}/\n");
     }
-    if let Some(first) = bound.iter().find_map(Bound::tcp) {
-        let server = if first.port() == 2525 && first.ip().is_loopback() {
-            String::new()
-        } else {
-            format!(" --server {first}")
-        };
-        text += &format!("Try:  ringmx send{server} Hello\n");
-        text += &format!(
-            "      python3 -c \"import smtplib; smtplib.SMTP('{}', {}).sendmail('me@example.org', 'you@example.org', 'Subject: hi\\r\\n\\r\\nHello\\r\\n')\"\n",
-            first.ip(),
-            first.port()
-        );
-    }
+    let listeners: Vec<Listener> = bound
+        .iter()
+        .filter(|bound| bound.tcp().is_some())
+        .map(|bound| bound.listener)
+        .collect();
+    text += &first_steps(config, &listeners);
     if opened.is_some() {
         text += &format!("Then: ringmx log{}\n", ring_option(config));
     }

@@ -32,6 +32,10 @@ pub const PATH_BYTES_MAX: usize = 512;
 pub const RECIPIENTS_MAX_DEFAULT: u32 = 1_000;
 /// Default of `--max-messages-per-session`; LIMITS MAILMAX (RFC 9422: at most six digits).
 pub const MESSAGES_PER_SESSION_MAX_DEFAULT: u32 = 999_999;
+/// Default of `--max-hops` where mail is taken for others than a sink (RFC 5321 6.3: at least 100).
+pub const HOPS_MAX_DEFAULT: u16 = 100;
+/// Largest `--max-hops`.
+pub const HOPS_MAX_MAX: u16 = 10_000;
 /// Default of `--max-hold`, seconds: 90 days.
 pub const HOLD_S_DEFAULT: u32 = 90 * 86_400;
 /// Longest `--max-hold`, seconds (RFC 4865 3: nine digits).
@@ -48,9 +52,9 @@ pub const COMMITS_PENDING_MAX: u32 = 64;
 // Users and authentication.
 
 /// Line of an authentication exchange with CRLF, the AUTH command with an initial response included, beyond which one
-/// 500 5.5.6 is sent. The longest that the mechanisms offered here can fill is 2,060 octets; RFC 4954 4 names 12,288 as
-/// enough for any mechanism in use, and asks a server for what its own ones need.
-pub const AUTH_LINE_BYTES_MAX: usize = CHUNK_SMALL_BYTES;
+/// 500 5.5.6 is sent: what RFC 4954 4 names as enough for any mechanism in use. Such a line takes a chunk of the pool
+/// while it comes, as all input that waits, and nothing of a session.
+pub const AUTH_LINE_BYTES_MAX: usize = 12_288;
 /// First message of a SCRAM client, octets; longer ones are refused.
 pub const SCRAM_FIRST_BYTES_MAX: usize = 1_024;
 /// Nonce of a SCRAM client, octets.
@@ -92,8 +96,8 @@ pub const NETWORK_ENTRIES_MAX: usize = 1_000_000;
 pub const RULE_FILE_BYTES_MAX: u64 = 256 * MIB;
 /// A line of such a file with its end, bytes.
 pub const RULE_LINE_BYTES_MAX: usize = 1_024;
-/// How often such a file is looked at, milliseconds.
-pub const RULE_FILES_LOOK_MS: u64 = 2_000;
+/// How often files of rules, users and certificates are looked at, milliseconds.
+pub const FILES_LOOK_MS: u64 = 2_000;
 
 // Buffers.
 
@@ -164,6 +168,7 @@ pub const CONSUMER_NAME_BYTES_MAX: usize = 31;
 
 const _: () = assert!(COMMAND_LINE_BYTES_MAX >= COMMAND_LINE_BYTES_MIN);
 const _: () = assert!(COMMAND_LINE_BYTES_MAX + CONFIGURED_REPLY_BYTES_MAX <= CHUNK_SMALL_BYTES);
+const _: () = assert!(AUTH_LINE_BYTES_MAX <= CHUNK_LARGE_BYTES);
 const _: () = assert!(CHUNK_SMALL_BYTES.is_multiple_of(RECORD_HEADER_BYTES));
 const _: () = assert!(CHUNK_LARGE_BYTES.is_multiple_of(RECORD_HEADER_BYTES));
 const _: () = assert!(RING_BYTES_STEP.is_multiple_of(PAGE_BYTES));

@@ -22,6 +22,7 @@ mod proxy;
 mod secure;
 mod storage;
 mod transfer;
+pub mod watch;
 
 use core::net::SocketAddr;
 use std::collections::VecDeque;
@@ -45,6 +46,7 @@ use self::secure::{Secure, shake_hands};
 pub use self::storage::{Committer, Storage};
 use self::storage::{FragmentWrite, Large, Pending, Queued};
 use self::transfer::{discard_input, flush_one, read_and_receive, read_in_place};
+use self::watch::Watch;
 use crate::buffer::{Pool, Urgency};
 use crate::clock::{Instant, nanos};
 use crate::conn::{Conn, Io, Stream, Token};
@@ -139,6 +141,8 @@ pub struct Shared<B: Backing, C> {
     /// Work that is too slow for the loop, and its answers.
     pub offload: Offload<Answer>,
     secure: Secure,
+    /// Looks at files that may have changed.
+    watch: Watch,
     /// Who may connect, and for whom mail is taken.
     pub rules: Arc<Rules>,
     /// What clients may use; `None`: nothing is limited.
@@ -446,6 +450,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 passwords_under_way: 0,
                 offload: Offload::here(OFFLOAD_JOBS_MAX),
                 secure: Secure::none(),
+                watch: Watch::default(),
                 rules: Arc::new(Rules::default()),
                 limiter: None,
                 held_back: Vec::with_capacity(64),
@@ -1114,8 +1119,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         cut
     }
 
-    /// Idle work of the log, once a second.
+    /// Idle work: that of the log, and a look at files; once a second.
     pub fn idle_tick(&mut self) {
+        self.look_at_files();
         let Some(storage) = &mut self.shared.storage else {
             return;
         };

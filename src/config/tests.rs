@@ -103,6 +103,7 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("max-message", "64KiB"),
         ("max-recipients", "1"),
         ("max-messages-per-session", "1"),
+        ("max-hops", "0"),
         ("max-hold", "1s"),
         ("hide", "SIZE"),
         ("only", "SIZE"),
@@ -725,6 +726,26 @@ fn a_message_fits_the_ring_and_the_pool_unless_it_was_given() {
         50 * MIB
     );
     assert_eq!(config(&["--ring-size=2097153"]).ring_size, 4 * MIB);
+}
+
+#[test]
+fn trace_fields_are_limited_where_mail_may_go_on_and_on_sinks_when_asked_for() {
+    let max = |words: &[&str]| {
+        let config = config(words);
+        Role::ALL.map(|role| config.hops_max(role))
+    };
+    assert_eq!(
+        Role::ALL,
+        [Role::Sink, Role::Mx, Role::Submission],
+        "the order below"
+    );
+    assert_eq!(max(&[]), [None, Some(100), Some(100)]);
+    assert_eq!(max(&["--max-hops=30"]), [Some(30); 3]);
+    assert_eq!(max(&["--max-hops=0"]), [None; 3]);
+    assert_eq!(
+        flag_error(&["--max-hops=10001"]),
+        "--max-hops: \"10001\" is not allowed; allowed: 0 to 10000"
+    );
 }
 
 #[test]

@@ -234,7 +234,7 @@ families! {
         "Sessions under TLS that ended without close_notify." => |out, s| {
         out.plain(s.metrics.tls.truncated);
     };
-    Counter "ringmx_tls_reloads_total" ["result"] "Times that SIGHUP had certificates read again." => |out, s| {
+    Counter "ringmx_tls_reloads_total" ["result"] "Times that certificates were read again." => |out, s| {
         for (result, count) in ["ok", "failed"].iter().zip(s.metrics.tls.reloads) {
             out.labelled(format_args!("result=\"{result}\""), count);
         }

@@ -23,7 +23,7 @@ use crate::clock::{Clock, Instant, nanos};
 use crate::conn::Token;
 use crate::ctl;
 use crate::http;
-use crate::limits::RULE_FILES_LOOK_MS;
+use crate::limits::FILES_LOOK_MS;
 use crate::logger::{Class, Value};
 use crate::policy::rules::Rules;
 use crate::ringlog::backing::Backing;
@@ -588,7 +588,12 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             None => Err(io::ErrorKind::WouldBlock.into()),
             Some(listener) => {
                 let (socket, _) = listener.accept()?;
-                let session = http::Session::new();
+                let session = match socket.local_addr() {
+                    Ok(local) if local.ip().to_canonical().is_loopback() => {
+                        http::Session::on_loopback()
+                    }
+                    _ => http::Session::new(),
+                };
                 drop(self.http.admit(socket, session, &self.registry, now));
                 Ok(())
             }
@@ -826,7 +831,7 @@ fn start_rules_thread(mut load: LoadRules) -> io::Result<RulesThread> {
             // Rules are dropped here, where the time that takes is nobody's.
             let mut kept: Vec<Arc<Rules>> = Vec::new();
             loop {
-                let look = Duration::from_millis(RULE_FILES_LOOK_MS);
+                let look = Duration::from_millis(FILES_LOOK_MS);
                 let must = match jobs.recv_timeout(look) {
                     Ok(()) => true,
                     Err(RecvTimeoutError::Timeout) => false,

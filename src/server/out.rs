@@ -367,6 +367,11 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         }
     }
 
+    fn recipient(&self) -> Option<&[u8]> {
+        let message = self.io.message.as_ref()?;
+        message.find_field(&self.shared.pool, Field::ForwardPath)
+    }
+
     fn begin_body(&mut self, trace: &[u8], id_at: usize) -> bool {
         self.io.phase_at = self.shared.now;
         match &mut self.io.message {

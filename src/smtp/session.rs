@@ -15,6 +15,7 @@ use memchr::memchr;
 use super::command::{self, Command};
 use super::data::{BareNewlines, Checker, ContentFacts, Decoder, InPlace, Piece};
 use super::extension::{self, Composed, EhloLines, EhloNumbers};
+use super::hops::Hops;
 use super::parameter::{self, Body, Hold, MailParameters, Offered};
 use super::path::{ForwardPath, ReversePath};
 use super::reply::Reply;
@@ -85,6 +86,8 @@ pub struct ContextOptions {
     pub mechanisms: Mechanisms,
     /// AUTH is offered without TLS too.
     pub auth_without_tls: bool,
+    /// Most Received fields that a message may come with; `None`: any number.
+    pub hops_max: Option<u16>,
 }
 
 impl Default for ContextOptions {
@@ -102,6 +105,7 @@ impl Default for ContextOptions {
             lmtp: false,
             mechanisms: Mechanisms::NONE,
             auth_without_tls: false,
+            hops_max: None,
         }
     }
 }
@@ -169,6 +173,8 @@ pub struct Context {
     pub mechanisms: Mechanisms,
     /// AUTH is offered without TLS too.
     pub auth_without_tls: bool,
+    /// Most Received fields that a message may come with; `None`: any number.
+    pub hops_max: Option<u16>,
 }
 
 impl Context {
@@ -190,6 +196,7 @@ impl Context {
             lmtp,
             mechanisms,
             auth_without_tls,
+            hops_max,
         } = options;
         let offered = extension::consistent(offered);
         let name_fits = (1..=DOMAIN_BYTES_MAX).contains(&server_name.len());
@@ -229,6 +236,7 @@ impl Context {
             lmtp,
             mechanisms,
             auth_without_tls,
+            hops_max,
         };
         let commands = |tls| {
             let services = context.services(tls, Offered::PROMISES, true);
@@ -518,6 +526,8 @@ struct Transaction {
     priority: Option<i8>,
     /// One of `BODY_*`.
     body: u8,
+    /// Received fields that it came with; counted only where their number is limited.
+    hops: Hops,
     recipients: u32,
     /// Declared SIZE plus one, octets; 0 when none was declared. Saturates.
     declared_size_plus_1: u64,
@@ -533,6 +543,7 @@ impl Transaction {
         smtputf8: false,
         priority: None,
         body: BODY_UNSTATED,
+        hops: Hops::NONE,
         recipients: 0,
         declared_size_plus_1: 0,
         started: Instant(0),
@@ -732,6 +743,9 @@ impl Session {
             taken.consumed = octets;
             taken.kept = octets;
             taken.end = self.chunk.left == 0;
+        }
+        if ctx.hops_max.is_some() {
+            self.transaction.hops.take(&buf[..taken.kept]);
         }
         if self.content_refusal(ctx).is_some() {
             self.transaction.is_discarding = true;
@@ -1657,13 +1671,17 @@ impl Session {
             tls: self.is_secured(),
             authenticated: self.user().is_some(),
         });
+        // RFC 5321 7.2: with more than one recipient the clause would tell each of them of another.
+        let recipient = match self.transaction.recipients {
+            1 => out.recipient(),
+            _ => None,
+        };
         let trace = trace::build(&TraceArguments {
             helo: self.helo.as_bytes(),
             client: self.client,
             server_name: &ctx.server_name,
             protocol,
-            // Recipients go to the envelope and are not kept here; the clause is optional.
-            recipient: None,
+            recipient,
             priority: self.transaction.priority,
             tls_cipher: self.tls.copied(),
             wall_ns,
@@ -1683,9 +1701,10 @@ impl Session {
         let Content::Data(decoder) = &mut self.content else {
             return Step::Blocked(Blocked::Closed);
         };
+        let mut hops = ctx.hops_max.map(|_| &mut self.transaction.hops);
         let decoded = decoder.decode(input, |piece| {
             if !discarding {
-                emit(piece, input, out);
+                emit(piece, input, hops.as_deref_mut(), out);
             }
         });
         self.discard_if_refused(ctx, out);
@@ -1704,15 +1723,18 @@ impl Session {
         };
         if self.chunk.refusal.is_none() {
             let discarding = self.transaction.is_discarding;
+            let mut hops = ctx.hops_max.map(|_| &mut self.transaction.hops);
             match &mut self.content {
                 Content::Text(checker) => checker.check(input, |piece| {
                     if !discarding {
-                        emit(piece, input, out);
+                        emit(piece, input, hops.as_deref_mut(), out);
                     }
                 }),
                 Content::Binary(octets) => {
                     *octets = octets.saturating_add(input.len() as u64);
-                    out.body(input);
+                    if !discarding {
+                        emit(Piece::Input(0..input.len()), input, hops, out);
+                    }
                 }
                 Content::None | Content::Data(_) => {}
             }
@@ -1776,7 +1798,14 @@ impl Session {
             return Some(Reply::TooBig);
         }
         let is_bare = facts.bare_lf > 0 || facts.bare_cr > 0 || facts.nul > 0;
-        (ctx.bare_newlines == BareNewlines::Reject && is_bare).then_some(Reply::BareNewline)
+        if ctx.bare_newlines == BareNewlines::Reject && is_bare {
+            return Some(Reply::BareNewline);
+        }
+        // RFC 5321 6.3. The reason that came first counts: once content is dropped its fields are not counted.
+        let hops = self.transaction.hops.count();
+        ctx.hops_max
+            .is_some_and(|max| hops > max)
+            .then_some(Reply::TooManyHops)
     }
 
     /// Gives the message's storage back as soon as it is clear that it will be refused.
@@ -1821,7 +1850,8 @@ impl Session {
         if let Content::Text(checker) = &mut self.content {
             checker.finish(|piece| {
                 if !discarding {
-                    emit(piece, &[], out);
+                    // One LF behind the message: no trace field begins with it.
+                    emit(piece, &[], None, out);
                 }
             });
         }
@@ -2082,12 +2112,16 @@ fn challenge(octets: &[u8], out: &mut impl Sink) {
     out.reply_configured(Reply::AuthChallenge, &wire);
 }
 
-/// Hands a piece of content to the sink.
-fn emit(piece: Piece, input: &[u8], out: &mut impl Sink) {
-    match piece {
-        Piece::Input(range) => out.body(&input[range]),
-        Piece::Literal(bytes) => out.body(bytes),
+/// Hands a piece of content to the sink, past the counter of trace fields.
+fn emit(piece: Piece, input: &[u8], hops: Option<&mut Hops>, out: &mut impl Sink) {
+    let octets = match piece {
+        Piece::Input(range) => &input[range],
+        Piece::Literal(octets) => octets,
+    };
+    if let Some(hops) = hops {
+        hops.take(octets);
     }
+    out.body(octets);
 }
 
 /// Parameters with single spaces between them and keywords in upper case, as the envelope stores them.

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "this module exists to hold it")]
 
 pub mod bus_error;
+pub mod counting;
 pub mod descriptors;
 pub mod fd_passing;
 pub mod file;

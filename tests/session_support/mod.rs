@@ -286,6 +286,12 @@ impl Sink for Recorder {
         fits
     }
 
+    fn recipient(&self) -> Option<&[u8]> {
+        let fields = &self.open.as_ref()?.fields;
+        let is_path = |(number, _): &&(u8, Vec<u8>)| *number == Field::ForwardPath as u8;
+        fields.iter().find(is_path).map(|(_, path)| path.as_slice())
+    }
+
     fn begin_body(&mut self, trace: &[u8], id_at: usize) -> bool {
         if !self.has_body_storage {
             return false;
