@@ -634,6 +634,10 @@ impl World {
             + server.connections() as u64 * 2 * (CHUNK_BYTES + CHUNK_BYTES / 16);
         moment.pool_min = moment.pool_min.saturating_sub(unseen);
         sample_pool(server, &mut moment);
+        // It may have been given back before it was taken.
+        moment.pool_max = moment
+            .pool_max
+            .max(server.shared.pool.free_bytes() + unseen);
         if self.now.since_ns(self.idle_tick_at) > 1_000_000_000 {
             self.idle_tick_at = self.now;
             server.idle_tick();
@@ -805,8 +809,15 @@ impl World {
                 continue;
             }
             self.peers[index].wire.borrow_mut().events = Default::default();
+            let read_before = self.peers[index].wire.borrow().server_read;
             server.ready(token, events.readable, events.writable, events.hung_up);
             sample_pool(server, moment);
+            // As at the end of the turn, for one connection: a refused message gives back what the next one takes.
+            let read = self.peers[index].wire.borrow().server_read - read_before;
+            let unseen = read + 2 * (CHUNK_BYTES + CHUNK_BYTES / 16);
+            moment.pool_max = moment
+                .pool_max
+                .max(server.shared.pool.free_bytes() + unseen);
         }
     }
 
