@@ -333,6 +333,8 @@ pub struct Config {
     pub pool_wait_max: Duration,
     /// Time open messages may go on after SIGTERM.
     pub drain_deadline: Duration,
+    /// Processes that take mail.
+    pub workers: usize,
     /// Time to poll before the loop sleeps.
     pub spin: Duration,
     /// Never sleep.
@@ -426,6 +428,7 @@ impl Default for Config {
             min_data_rate_grace: Duration::from_secs(60),
             pool_wait_max: Duration::from_secs(60),
             drain_deadline: Duration::from_secs(30),
+            workers: 1,
             spin: Duration::ZERO,
             busy_poll: false,
             log_format: LogFormat::Text,

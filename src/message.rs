@@ -12,6 +12,7 @@
 //! [`RECORD_PAYLOAD_BYTES_MAX`] is cut into fragments at chunk boundaries.
 
 use crate::buffer::{ChunkId, Meta, Pool, Urgency};
+use crate::checksum;
 use crate::envelope::{self, FIELD_HEADER_BYTES, Facts, Field, Fields};
 use crate::limits::{
     CHUNK_LARGE_BYTES, CHUNK_SMALL_BYTES, ENVELOPE_BYTES_MAX, RECORD_HEADER_BYTES,
@@ -424,7 +425,7 @@ impl Message {
                     } else if bytes == hot_bytes {
                         hot_crc
                     } else {
-                        crc32c::crc32c_combine(front_crc, hot_crc, hot_bytes as usize)
+                        checksum::combined(front_crc, hot_crc, hot_bytes)
                     };
                     return (
                         Fragment {
