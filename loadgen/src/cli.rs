@@ -1,6 +1,7 @@
 //! The command line: arguments to plan, plan to run, run to report and exit code.
 
 use crate::ceiling::{self, Ceiling};
+use crate::client::EXTENSIONS;
 use crate::compare;
 use crate::corpus::Corpus;
 use crate::formats;
@@ -116,6 +117,8 @@ How
                             full or hdrs [hdrs]; ORCPT with orcpt; ENVID from run and number
   --messages-per-connection N or N-M    [all]
   --helo NAME               [loadgen.example]
+  --ignore WORD,...         EHLO keywords to leave alone though the server offers them:
+                            PIPELINING CHUNKING SIZE STARTTLS AUTH 8BITMIME SMTPUTF8 DSN
   --lmtp                    LHLO, a reply for each recipient
   --auth plain:USER:PASSWORD or login:USER:PASSWORD
   --tls off|starttls|implicit    [off]; needs --tls-ca FILE (PEM) or --tls-insecure
@@ -567,6 +570,7 @@ fn default_plan() -> Plan {
         from: Addresses::parse("sender@loadgen.example").expect("invariant: a valid pattern"),
         to: Addresses::parse("user{1-1000}@test.example").expect("invariant: a valid pattern"),
         helo: "loadgen.example".into(),
+        ignored: Vec::new(),
         protocol: Protocol::Smtp,
         pipelining: Pipelining::Auto,
         chunking: false,
@@ -752,6 +756,14 @@ impl Options {
                 plan.per_connection = bad(parse_count(text), flag, text)?;
             }
             "helo" => plan.helo = text.to_owned(),
+            "ignore" => {
+                plan.ignored = text.split(',').map(str::to_ascii_uppercase).collect();
+                let unknown = |word: &&String| !EXTENSIONS.contains(&word.as_str());
+                if let Some(word) = plan.ignored.iter().find(unknown) {
+                    let known = EXTENSIONS.join(", ");
+                    return Err(usage(format!("--ignore {word}: not one of {known}")));
+                }
+            }
             "quit" => {
                 plan.quit = match text {
                     "wait" => Quit::Wait,

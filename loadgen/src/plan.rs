@@ -418,6 +418,8 @@ pub struct Plan {
     pub to: Addresses,
     /// What to say in EHLO.
     pub helo: String,
+    /// EHLO keywords to act upon as if the server had not offered them, in upper case; each is one of `EXTENSIONS`.
+    pub ignored: Vec<String>,
     /// SMTP or LMTP.
     pub protocol: Protocol,
     /// Whether commands are grouped.
@@ -514,6 +516,9 @@ impl Plan {
         );
         if self.chunk > 0 {
             text.push_str(&format!(" chunk={}", self.chunk));
+        }
+        if !self.ignored.is_empty() {
+            text.push_str(&format!(" ignored={}", self.ignored.join(",")));
         }
         if self.smtputf8 {
             text.push_str(" smtputf8");
@@ -689,6 +694,7 @@ pub(crate) mod tests {
             from: Addresses::parse("sender@loadgen.example").unwrap(),
             to: Addresses::parse("user{seq}@test.example").unwrap(),
             helo: "loadgen.example".into(),
+            ignored: Vec::new(),
             protocol: Protocol::Smtp,
             pipelining: Pipelining::Auto,
             chunking: false,
