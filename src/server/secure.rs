@@ -13,7 +13,7 @@ use super::out::Out;
 use super::storage::Committer;
 use super::watch::Look;
 use super::{Server, Shared, live, run_later, waits_for};
-use crate::buffer::{ChunkId, Pool};
+use crate::buffer::ChunkId;
 use crate::conn::{Conn, Io, Stream, Token};
 use crate::limits::{CHUNK_LARGE_BYTES, TLS_RECORD_BYTES_MAX, TLS_TURN_STEPS};
 use crate::logger::{Class, Value};
@@ -543,10 +543,11 @@ pub(super) fn read_tls<S: Stream, B: Backing, C: Committer>(
 }
 
 /// Whether a message's last chunk can be read into, as far as TLS goes: a record has to fit.
-pub(super) fn takes_direct_reads(io: &Io, pool: &Pool) -> bool {
-    let Some(message) = io.message.as_ref().filter(|_| io.tls.is_some()) else {
+pub(super) fn takes_direct_reads<B: Backing, C>(io: &Io, shared: &Shared<B, C>) -> bool {
+    let Some(message) = shared.message(io).filter(|_| io.tls.is_some()) else {
         return true;
     };
+    let pool = &shared.pool;
     // Otherwise a chunk of its own is taken.
     !message.has_direct_room(pool) || message.room(pool) >= DIRECT_ROOM_MIN
 }

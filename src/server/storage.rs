@@ -303,7 +303,10 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         conn.io.active_at = self.shared.now;
         if let Ok(number) = result {
             let named = Named::new(self.shared.options.shard, number);
-            conn.io.stored_number = number;
+            if self.shared.listeners[usize::from(conn.io.listener)].lmtp {
+                // The replies to its other recipients name it again.
+                conn.io.keep_stored_number(number);
+            }
             conn.io.push_reply(&mut self.shared.pool, named.reply());
             self.shared.metrics.reply(Reply::Stored as usize);
         }
