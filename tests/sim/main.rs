@@ -2,7 +2,8 @@
 //! clock, all of it decided by one number.
 //!
 //! `RINGMX_SIM_SEED=n` replays one seed, `RINGMX_SIM_SEEDS=n` runs so many, `RINGMX_SIM_SECONDS=n` runs new seeds
-//! for that long and prints figures, `RINGMX_SIM_FIRST=n` is the first of them.
+//! for that long and prints figures, `RINGMX_SIM_FIRST=n` is the first of them. `RINGMX_SIM_TRACE=1` prints each call
+//! on the storage.
 
 #[path = "../support/disk.rs"]
 mod disk;
