@@ -1267,6 +1267,7 @@ fn data_deadline(io: &Io, octets: u64, options: &Options) -> (Instant, Reply) {
     }
 }
 
+/// Urgency with which this connection may take chunks: the oldest message that grows always finishes.
 fn urgency<B: Backing, C>(io: &Io, shared: &Shared<B, C>, token: Token) -> Urgency {
     if io.flags.holds_growth && shared.growing.oldest() == Some(token.key) {
         Urgency::Reserve

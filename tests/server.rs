@@ -210,6 +210,44 @@ fn a_message_without_a_chunk_waits_gets_452_and_the_oldest_finishes() {
 }
 
 #[test]
+fn the_oldest_message_that_grows_goes_on_when_the_pool_is_out_for_all_others() {
+    let mut few = options();
+    few.message_bytes_max = 512 << 10;
+    few.pool_bytes = 4 << 20;
+    let mut rig = Rig::new(few, Survive::Power);
+    let clients: Vec<Client> = (0..8).map(|_| greeted(&mut rig)).collect();
+    for client in &clients {
+        rig.send(client, ENVELOPE);
+        assert_eq!(client.read(), ACCEPTED);
+    }
+    let line = [b"x".repeat(1_022), b"\r\n".to_vec()].concat();
+    // The first begins to grow, and stays behind while the others take all that is there for everybody.
+    rig.send(&clients[0], &line.repeat(80));
+    for client in &clients[1..] {
+        rig.send(client, &line.repeat(480));
+    }
+    for _ in 0..20 {
+        rig.turn();
+    }
+    let unread = |client: &Client| client.pipe.borrow().unread();
+    let waiting = clients[1..]
+        .iter()
+        .filter(|client| unread(client) > 0)
+        .count();
+    assert!(waiting > 0, "the pool was large enough");
+    rig.send(&clients[0], &line.repeat(400));
+    for _ in 0..20 {
+        rig.turn();
+    }
+    assert_eq!(unread(&clients[0]), 0, "the reserve is for the oldest");
+    let still_waiting = clients[1..].iter().filter(|client| unread(client) > 0);
+    assert_eq!(still_waiting.count(), waiting, "and for nobody else");
+    rig.send(&clients[0], b".\r\n");
+    rig.sync(true);
+    assert_eq!(clients[0].read(), "250 2.0.0 Ok: stored as 0-1\r\n");
+}
+
+#[test]
 fn data_that_drips_in_below_the_minimum_rate_is_cut() {
     let mut slow = options();
     slow.data_rate_min = 100;

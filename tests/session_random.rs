@@ -321,8 +321,8 @@ fn check(ctx: &Context, cast: Cast, input: &[u8], seed: u64) -> Vec<Stored> {
 }
 
 /// Every octet sent belongs to a known reply, one 250 with an id's place stands for each stored message (and each of
-/// its recipients, with LMTP), there are as many replies as commands and messages ask for, and nothing is stored without
-/// the TLS or the user that the listener demands.
+/// its recipients, with LMTP), there are as many replies as commands and messages ask for, and nothing is stored
+/// without the TLS or the user that the listener demands.
 fn check_replies(ctx: &Context, cast: Cast, outcome: &Outcome) {
     let mut rest = &outcome.wire[..];
     let (mut replies, mut stored, mut more) = (0, 0, 0);
@@ -368,8 +368,8 @@ fn check_replies(ctx: &Context, cast: Cast, outcome: &Outcome) {
         .map(|message| message.facts.expect("facts").answers);
     assert_eq!(stored, answers.sum::<u32>() as usize);
     let commands: u32 = outcome.verbs.iter().sum();
-    // The greeting, one for each command, one more for each DATA whose content ended and for each answer to a challenge.
-    // A BDAT whose octets are still to come has none yet.
+    // The greeting, one for each command, one more for each DATA whose content ended and for each answer to a
+    // challenge. A BDAT whose octets are still to come has none yet.
     assert!(replies <= 1 + commands + more, "{replies} replies");
     assert!(replies >= commands || ctx.lmtp, "{replies} replies");
     for message in &outcome.stored {

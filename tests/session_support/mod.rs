@@ -471,8 +471,8 @@ pub fn pieces(input: &[u8], cut: Cut) -> Vec<&[u8]> {
 }
 
 /// Gives the session `input`, cut so, and lets each handshake succeed that STARTTLS announced. The client waits behind
-/// STARTTLS as RFC 3207 4 wants it, so that a piece always ends with such a line: what becomes of a client that does not
-/// wait depends on the cut.
+/// STARTTLS as RFC 3207 4 wants it, so that a piece always ends with such a line: what becomes of a client that does
+/// not wait depends on the cut.
 pub fn converse(connection: &mut Connection<'_>, input: &[u8], cut: Cut) {
     let mut rest = input;
     while !rest.is_empty() {

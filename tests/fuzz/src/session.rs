@@ -20,6 +20,9 @@ use ringmx::users::Users;
 /// Largest message that the sessions take, octets.
 const MESSAGE_BYTES_MAX: u64 = 200;
 
+/// A dialogue of parts ends behind this many octets: one line of AUTH at its longest, and some commands.
+const DIALOGUE_BYTES_MAX: usize = 14_000;
+
 /// Parts of dialogues.
 pub const DICTIONARY: &[&[u8]] = &[
     b"EHLO client.example\r\n",
@@ -245,6 +248,10 @@ fn dialogue(choices: &[u8], is_lmtp: bool) -> Vec<u8> {
         true => b"LHLO client.example\r\n".to_vec(),
     };
     for &choice in choices {
+        // Played octet by octet, long lines take time that short ones use better.
+        if out.len() > DIALOGUE_BYTES_MAX {
+            break;
+        }
         match choice {
             250.. => out.resize(
                 out.len() + [60, 700, 2_046, 2_048, 5_000, 12_270][usize::from(choice - 250)],
