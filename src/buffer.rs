@@ -7,6 +7,8 @@
 //!
 //! Taking and freeing are O(1). Nothing here allocates after [`Pool::new`].
 
+use core::num::NonZeroU32;
+
 use crate::limits::{CHUNK_LARGE_BYTES, CHUNK_SMALL_BYTES};
 
 /// Small chunks in a large one.
@@ -18,17 +20,24 @@ const LARGE_BIT: u32 = 1 << 31;
 
 /// Names a chunk that is checked out. Not reusable after it was freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChunkId(u32);
+pub struct ChunkId(NonZeroU32);
+
+const _: () = assert!(size_of::<Option<ChunkId>>() == 4, "sessions hold several");
 
 impl ChunkId {
+    /// The chunk that begins with this unit; the highest bit says which class it is of.
+    fn new(unit: u32, class: u32) -> ChunkId {
+        ChunkId(NonZeroU32::MIN.saturating_add(unit) | class)
+    }
+
     /// First 4-KiB unit of the chunk.
     fn unit(self) -> u32 {
-        self.0 & !LARGE_BIT
+        (self.0.get() & !LARGE_BIT) - 1
     }
 
     /// Whether this is a chunk of [`CHUNK_LARGE_BYTES`].
     pub fn is_large(self) -> bool {
-        self.0 & LARGE_BIT != 0
+        self.0.get() & LARGE_BIT != 0
     }
 
     /// Bytes the chunk holds.
@@ -55,7 +64,7 @@ pub struct Meta {
 }
 
 /// Bookkeeping of one 4-KiB unit in three words, so that fresh bookkeeping is zeros that nobody has touched.
-/// A chunk in use: its next chunk, plus one; bytes used, and whether a fragment starts in the top bit; CRC.
+/// A chunk in use: its next chunk; bytes used, and whether a fragment starts in the top bit; CRC.
 /// A free small chunk: its neighbours in the free list, plus one.
 type Unit = [u32; 3];
 const NEXT: usize = 0;
@@ -173,7 +182,7 @@ impl Pool {
         self.large[index as usize] = LargeState::Whole;
         let unit = index * SPLIT;
         self.units[unit as usize] = [0; 3];
-        Some(ChunkId(unit | LARGE_BIT))
+        Some(ChunkId::new(unit, LARGE_BIT))
     }
 
     /// Takes a chunk of 4 KiB.
@@ -191,7 +200,7 @@ impl Pool {
             _ => unreachable!("invariant: a free small chunk lies in a split large chunk"),
         }
         self.units[unit as usize] = [0; 3];
-        Some(ChunkId(unit))
+        Some(ChunkId::new(unit, 0))
     }
 
     fn split_large(&mut self) {
@@ -284,7 +293,7 @@ impl Pool {
     pub fn meta(&self, id: ChunkId) -> Meta {
         let unit = &self.units[id.unit() as usize];
         Meta {
-            next: (unit[NEXT] != 0).then(|| ChunkId(unit[NEXT] - 1)),
+            next: NonZeroU32::new(unit[NEXT]).map(ChunkId),
             used: unit[USED] & !STARTS_FRAGMENT,
             crc: unit[CRC],
             starts_fragment: unit[USED] & STARTS_FRAGMENT != 0,
@@ -294,7 +303,7 @@ impl Pool {
     /// Changes what the owner keeps about a chunk.
     pub fn set_meta(&mut self, id: ChunkId, meta: Meta) {
         self.units[id.unit() as usize] = [
-            meta.next.map_or(0, |next| next.0 + 1),
+            meta.next.map_or(0, |next| next.0.get()),
             meta.used
                 | if meta.starts_fragment {
                     STARTS_FRAGMENT

@@ -16,9 +16,9 @@ use std::time::Duration;
 use crate::choice::choices;
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{
-    ACCEPTED_DOMAINS_MAX, DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, GIB, HOLD_S_DEFAULT, KIB,
-    MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, MIB, NETWORKS_MAX,
-    POOL_BYTES_DEFAULT, RECIPIENTS_MAX_DEFAULT, RING_BYTES_DEFAULT, RING_BYTES_STEP,
+    ACCEPTED_DOMAINS_MAX, DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, GIB, HOLD_S_DEFAULT,
+    HOPS_MAX_DEFAULT, KIB, MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, MIB,
+    NETWORKS_MAX, POOL_BYTES_DEFAULT, RECIPIENTS_MAX_DEFAULT, RING_BYTES_DEFAULT, RING_BYTES_STEP,
     SESSIONS_MAX_DEFAULT, TLS_CERTIFICATES_MAX, TLS_HANDSHAKES_DEFAULT,
 };
 pub use crate::logger::{LogFormat, LogLevel};
@@ -273,6 +273,8 @@ pub struct Config {
     pub max_recipients: u32,
     /// Messages of one session.
     pub max_messages_per_session: u32,
+    /// Received fields that a message may come with; 0: any number. See [`Config::hops_max`].
+    pub max_hops: u16,
     /// Longest time that a client may ask a message to be held for (RFC 4865).
     pub max_hold: Duration,
     /// EHLO keywords that sinks do not offer, separated by commas.
@@ -331,6 +333,8 @@ pub struct Config {
     pub pool_wait_max: Duration,
     /// Time open messages may go on after SIGTERM.
     pub drain_deadline: Duration,
+    /// Processes that take mail.
+    pub workers: usize,
     /// Time to poll before the loop sleeps.
     pub spin: Duration,
     /// Never sleep.
@@ -391,6 +395,7 @@ impl Default for Config {
             max_message: MESSAGE_BYTES_MAX_DEFAULT,
             max_recipients: RECIPIENTS_MAX_DEFAULT,
             max_messages_per_session: MESSAGES_PER_SESSION_MAX_DEFAULT,
+            max_hops: HOPS_MAX_DEFAULT,
             max_hold: Duration::from_secs(u64::from(HOLD_S_DEFAULT)),
             hide: String::new(),
             only: String::new(),
@@ -423,6 +428,7 @@ impl Default for Config {
             min_data_rate_grace: Duration::from_secs(60),
             pool_wait_max: Duration::from_secs(60),
             drain_deadline: Duration::from_secs(30),
+            workers: 1,
             spin: Duration::ZERO,
             busy_poll: false,
             log_format: LogFormat::Text,
@@ -949,6 +955,13 @@ impl Config {
             return Err(self.fault("max-message", reason));
         }
         Ok(())
+    }
+
+    /// Most Received fields of a message that a listener of this role takes; `None`: any number. A sink hands nothing
+    /// on, so that nothing can go round through it: it counts only when it is told to.
+    pub fn hops_max(&self, role: Role) -> Option<u16> {
+        let counts = role != Role::Sink || self.is_given("max-hops");
+        (counts && self.max_hops > 0).then_some(self.max_hops)
     }
 
     /// The largest `max_message` that ring and pool allow, bytes. A message stays in the pool until it ends, the

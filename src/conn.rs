@@ -4,12 +4,12 @@
 //! chunks that are checked out when needed.
 
 use core::net::SocketAddr;
+use core::num::NonZeroU32;
 use std::io;
 
 use crate::buffer::{ChunkId, Pool, Urgency};
 use crate::clock::Instant;
 use crate::limits::{CHUNK_SMALL_BYTES, COMMITS_PENDING_MAX, CONFIGURED_REPLY_BYTES_MAX};
-use crate::message::Message;
 use crate::metrics::CloseCause;
 use crate::policy::clients::Places;
 use crate::smtp::session::Session;
@@ -113,10 +113,10 @@ pub struct Io {
     pub peer: SocketAddr,
     /// TLS, from the STARTTLS or the first octet on.
     pub tls: Option<Box<Tls>>,
-    /// The client and the server's address, as XCLIENT gave them; `peer` stays what counts for limits and trust.
-    pub seen_as: Option<Box<(SocketAddr, SocketAddr)>>,
-    /// The message that is being collected.
-    pub message: Option<Message>,
+    /// What few sessions have.
+    rare: Option<Box<Rare>>,
+    /// The message that is being collected; `server` has it.
+    pub message: Option<MessageKey>,
     /// Input that waits, from the front of its chunk.
     pub input: Option<ChunkId>,
     /// Bytes of it.
@@ -126,8 +126,8 @@ pub struct Io {
     output_len: u16,
     /// Reply octets that left so far, modulo 2^32: the position of `output_start` in the stream of replies.
     output_position: u32,
-    /// Replies from this position on wait for a commit.
-    held_from: Option<u32>,
+    /// Replies from this position on wait for a commit, while any is pending.
+    held_from: u32,
     /// Messages of this session that are queued and not yet acknowledged.
     pub commits_pending: u16,
     /// Bucket of the client's prefix; see `server`.
@@ -136,29 +136,55 @@ pub struct Io {
     pub places: Places,
     /// Octets that came and have not been counted for the client.
     pub uncounted_bytes: u64,
-    /// Refusals that this session got.
-    pub refusals: u32,
-    /// Nothing is taken, and no refusal sent, before this time; `Instant(0)`: nothing is held back.
-    pub held_until: Instant,
-    /// Replies from this position on are held back until then.
-    refusal_from: Option<u32>,
     /// Large chunks that are counted for its prefix.
     pub chunks_counted: u32,
     /// Why it ends, as far as is known.
     pub cause: CloseCause,
     /// Serial number of its last message in the queue of those that wait for a commit.
     pub last_pending: u32,
-    /// Number of its last message that waited for its commit as a large one does.
-    pub stored_number: u64,
     /// When bytes last came or left.
     pub active_at: Instant,
     /// When the session entered its phase: begin of a message's data, of a wait, of an unfinished line, of the
     /// closing.
     pub phase_at: Instant,
-
     /// When the connection was accepted.
     pub accepted_at: Instant,
 }
+
+/// Names a message that is being collected, as long as its connection has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageKey(NonZeroU32);
+
+impl MessageKey {
+    /// The key for this place in the table of messages; places end far below 2^32 - 1.
+    pub fn new(place: usize) -> MessageKey {
+        let place = u32::try_from(place).unwrap_or(u32::MAX - 1);
+        MessageKey(NonZeroU32::MIN.saturating_add(place))
+    }
+
+    /// Its place in the table.
+    pub fn place(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
+
+/// What few sessions have: it would make all of them larger.
+#[derive(Debug, Default)]
+struct Rare {
+    /// The client's and the server's address, as XCLIENT gave them; `peer` stays what counts for limits and trust.
+    seen_as: Option<(SocketAddr, SocketAddr)>,
+    /// Number of its last message that waited for its commit as a large one does.
+    stored_number: u64,
+    /// Refusals that count for the limits on clients.
+    refusals: u32,
+    /// Nothing is taken, and no refusal sent, before this time.
+    held_until: Option<Instant>,
+    /// Replies from this position on are held back until then.
+    refusal_from: Option<u32>,
+}
+
+// An idle session is its entry in the slab and nothing else; 10,000 of them have to stay within 4 MiB.
+const _: () = assert!(size_of::<Session>() + size_of::<Io>() <= 288);
 
 /// A connection.
 pub struct Conn<S> {
@@ -180,7 +206,7 @@ impl Io {
             generation,
             peer,
             tls: None,
-            seen_as: None,
+            rare: None,
             message: None,
             input: None,
             input_len: 0,
@@ -188,21 +214,16 @@ impl Io {
             output_start: 0,
             output_len: 0,
             output_position: 0,
-            held_from: None,
+            held_from: 0,
             commits_pending: 0,
             prefix: 0,
             places: Places::NONE,
             uncounted_bytes: 0,
-            refusals: 0,
-            held_until: Instant(0),
-            refusal_from: None,
             chunks_counted: 0,
             cause: CloseCause::PeerClosed,
             last_pending: 0,
-            stored_number: 0,
             active_at: now,
             phase_at: now,
-
             accepted_at: now,
         }
     }
@@ -255,21 +276,57 @@ impl Io {
         self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
     }
 
-    /// Whether the session stands still until [`Io::held_until`].
-    pub fn is_held_back(&self) -> bool {
-        self.held_until != Instant(0)
+    /// Time until which the session stands still: nothing is taken, and no refusal sent. `None`: nothing is held back.
+    pub fn held_until(&self) -> Option<Instant> {
+        self.rare.as_ref()?.held_until
     }
 
-    /// Holds back what is sent from reply position `from` on, and everything the client sends.
-    pub fn hold_back(&mut self, from: u32, until: Instant) {
-        self.held_until = until;
-        self.refusal_from.get_or_insert(from);
+    /// Whether the session stands still until [`Io::held_until`].
+    pub fn is_held_back(&self) -> bool {
+        self.held_until().is_some()
+    }
+
+    /// Holds back what is sent from reply position `from` on, where there is one, and everything the client sends.
+    pub fn hold_back(&mut self, from: Option<u32>, until: Instant) {
+        let rare = self.rare.get_or_insert_default();
+        rare.held_until = Some(until);
+        rare.refusal_from = rare.refusal_from.or(from);
     }
 
     /// Ends [`Io::hold_back`].
     pub fn let_go(&mut self) {
-        self.held_until = Instant(0);
-        self.refusal_from = None;
+        if let Some(rare) = &mut self.rare {
+            rare.held_until = None;
+            rare.refusal_from = None;
+        }
+    }
+
+    /// Counts a refusal; returns how many there have been.
+    pub fn note_refusal(&mut self) -> u32 {
+        let rare = self.rare.get_or_insert_default();
+        rare.refusals = rare.refusals.saturating_add(1);
+        rare.refusals
+    }
+
+    /// The client's and the server's address as XCLIENT gave them; `peer` stays what counts for limits and trust.
+    pub fn seen_as(&self) -> Option<(SocketAddr, SocketAddr)> {
+        self.rare.as_ref()?.seen_as
+    }
+
+    /// Sets [`Io::seen_as`].
+    pub fn be_seen_as(&mut self, client: SocketAddr, listener: SocketAddr) {
+        self.rare.get_or_insert_default().seen_as = Some((client, listener));
+    }
+
+    /// Number of the session's last message that waited for its commit as a large one does; 0 if no one asked for it
+    /// to be kept.
+    pub fn stored_number(&self) -> u64 {
+        self.rare.as_ref().map_or(0, |rare| rare.stored_number)
+    }
+
+    /// Keeps that number.
+    pub fn keep_stored_number(&mut self, number: u64) {
+        self.rare.get_or_insert_default().stored_number = number;
     }
 
     /// Reply bytes that have not left yet.
@@ -307,20 +364,16 @@ impl Io {
 
     /// Holds replies back from `position` on, until the commits pending now are acknowledged.
     pub fn hold(&mut self, position: u32) {
-        self.commits_pending += 1;
-        if self.held_from.is_none() {
-            self.held_from = Some(position);
+        if self.commits_pending == 0 {
+            self.held_from = position;
         }
+        self.commits_pending += 1;
     }
 
     /// One pending commit is settled; what stands before `release_to` may leave, all of it when none is left.
     pub fn settle(&mut self, release_to: u32) {
         self.commits_pending = self.commits_pending.saturating_sub(1);
-        self.held_from = if self.commits_pending == 0 {
-            None
-        } else {
-            Some(release_to)
-        };
+        self.held_from = release_to;
     }
 
     /// Replaces a held reply; what stands behind it moves. Both positions are of the stream of replies.
@@ -339,7 +392,8 @@ impl Io {
         bytes.copy_within(to..stop, from + wire.len());
         bytes[from..from + wire.len()].copy_from_slice(wire);
         self.output_len = (stop - (to - from) + wire.len()) as u16;
-        if let Some(refusal) = &mut self.refusal_from
+        if let Some(rare) = &mut self.rare
+            && let Some(refusal) = &mut rare.refusal_from
             && refusal.wrapping_sub(self.output_position) as usize >= to
         {
             *refusal = refusal
@@ -355,7 +409,9 @@ impl Io {
             Some(held) => held.wrapping_sub(self.output_position) as usize,
             None => usize::from(self.output_len),
         };
-        let len = before(self.held_from).min(before(self.refusal_from));
+        let held_from = (self.commits_pending > 0).then_some(self.held_from);
+        let refusal_from = self.rare.as_ref().and_then(|rare| rare.refusal_from);
+        let len = before(held_from).min(before(refusal_from));
         let start = usize::from(self.output_start);
         &pool.bytes(id)[start..start + len.min(usize::from(self.output_len))]
     }
@@ -407,16 +463,13 @@ impl Io {
         len
     }
 
-    /// Gives all chunks back.
+    /// Gives all chunks back but those of its message.
     pub fn release(&mut self, pool: &mut Pool) {
         for id in [self.input.take(), self.output.take()]
             .into_iter()
             .flatten()
         {
             pool.free(id);
-        }
-        if let Some(message) = self.message.take() {
-            message.free(pool);
         }
         if let Some(tls) = &mut self.tls {
             tls.release(pool);

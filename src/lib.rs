@@ -6,6 +6,7 @@
 // L0: vocabulary and containers, no I/O.
 pub mod base64;
 pub mod buffer;
+pub mod checksum;
 mod choice;
 pub mod clock;
 pub mod envelope;
@@ -22,6 +23,7 @@ pub mod sys;
 // L2: pure; bytes and events in, bytes and events out.
 pub mod ctl;
 pub mod http;
+pub mod link;
 pub mod policy;
 pub mod proxy_protocol;
 pub mod ringlog;

@@ -32,6 +32,10 @@ pub const PATH_BYTES_MAX: usize = 512;
 pub const RECIPIENTS_MAX_DEFAULT: u32 = 1_000;
 /// Default of `--max-messages-per-session`; LIMITS MAILMAX (RFC 9422: at most six digits).
 pub const MESSAGES_PER_SESSION_MAX_DEFAULT: u32 = 999_999;
+/// Default of `--max-hops` where mail is taken for others than a sink (RFC 5321 6.3: at least 100).
+pub const HOPS_MAX_DEFAULT: u16 = 100;
+/// Largest `--max-hops`.
+pub const HOPS_MAX_MAX: u16 = 10_000;
 /// Default of `--max-hold`, seconds: 90 days.
 pub const HOLD_S_DEFAULT: u32 = 90 * 86_400;
 /// Longest `--max-hold`, seconds (RFC 4865 3: nine digits).
@@ -48,9 +52,9 @@ pub const COMMITS_PENDING_MAX: u32 = 64;
 // Users and authentication.
 
 /// Line of an authentication exchange with CRLF, the AUTH command with an initial response included, beyond which one
-/// 500 5.5.6 is sent. The longest that the mechanisms offered here can fill is 2,060 octets; RFC 4954 4 names 12,288 as
-/// enough for any mechanism in use, and asks a server for what its own ones need.
-pub const AUTH_LINE_BYTES_MAX: usize = CHUNK_SMALL_BYTES;
+/// 500 5.5.6 is sent: what RFC 4954 4 names as enough for any mechanism in use. Such a line takes a chunk of the pool
+/// while it comes, as all input that waits, and nothing of a session.
+pub const AUTH_LINE_BYTES_MAX: usize = 12_288;
 /// First message of a SCRAM client, octets; longer ones are refused.
 pub const SCRAM_FIRST_BYTES_MAX: usize = 1_024;
 /// Nonce of a SCRAM client, octets.
@@ -92,8 +96,8 @@ pub const NETWORK_ENTRIES_MAX: usize = 1_000_000;
 pub const RULE_FILE_BYTES_MAX: u64 = 256 * MIB;
 /// A line of such a file with its end, bytes.
 pub const RULE_LINE_BYTES_MAX: usize = 1_024;
-/// How often such a file is looked at, milliseconds.
-pub const RULE_FILES_LOOK_MS: u64 = 2_000;
+/// How often files of rules, users and certificates are looked at, milliseconds.
+pub const FILES_LOOK_MS: u64 = 2_000;
 
 // Buffers.
 
@@ -162,8 +166,26 @@ pub const CONSUMERS_MAX: usize = 32;
 /// Name of a consumer, bytes.
 pub const CONSUMER_NAME_BYTES_MAX: usize = 31;
 
+// Workers.
+
+/// Largest `--workers`.
+pub const WORKERS_MAX: usize = 64;
+/// Shards that tools look at below one directory; numbers from here on are no shards.
+pub const SHARDS_MAX: usize = 1_024;
+/// Unasked ends of one worker within [`WORKER_WINDOW`]; with this many it is not started again.
+pub const WORKER_ENDS_MAX: usize = 5;
+/// Time over which the ends of a worker are counted.
+pub const WORKER_WINDOW: Duration = Duration::from_secs(60);
+/// Wait before a worker is started again; doubled each time within the window.
+pub const WORKER_RESTART_MIN: Duration = Duration::from_millis(100);
+/// A worker that has not told its state within this is shown as it was, and as not answering.
+pub const WORKER_ANSWER_WAIT: Duration = Duration::from_secs(2);
+/// A frame between a worker and its parent, bytes: its whole state with every histogram filled takes 0.6 MiB.
+pub const LINK_FRAME_BYTES_MAX: usize = MIB as usize;
+
 const _: () = assert!(COMMAND_LINE_BYTES_MAX >= COMMAND_LINE_BYTES_MIN);
 const _: () = assert!(COMMAND_LINE_BYTES_MAX + CONFIGURED_REPLY_BYTES_MAX <= CHUNK_SMALL_BYTES);
+const _: () = assert!(AUTH_LINE_BYTES_MAX <= CHUNK_LARGE_BYTES);
 const _: () = assert!(CHUNK_SMALL_BYTES.is_multiple_of(RECORD_HEADER_BYTES));
 const _: () = assert!(CHUNK_LARGE_BYTES.is_multiple_of(RECORD_HEADER_BYTES));
 const _: () = assert!(RING_BYTES_STEP.is_multiple_of(PAGE_BYTES));

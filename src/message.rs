@@ -12,7 +12,8 @@
 //! [`RECORD_PAYLOAD_BYTES_MAX`] is cut into fragments at chunk boundaries.
 
 use crate::buffer::{ChunkId, Meta, Pool, Urgency};
-use crate::envelope::{self, FIELD_HEADER_BYTES, Facts, Field};
+use crate::checksum;
+use crate::envelope::{self, FIELD_HEADER_BYTES, Facts, Field, Fields};
 use crate::limits::{
     CHUNK_LARGE_BYTES, CHUNK_SMALL_BYTES, ENVELOPE_BYTES_MAX, RECORD_HEADER_BYTES,
     RECORD_PAYLOAD_BYTES_MAX,
@@ -167,6 +168,26 @@ impl Message {
         }
         self.envelope_bytes += needed as u32;
         true
+    }
+
+    /// The value of the first envelope field of this kind, before the body begins.
+    ///
+    /// **Bounds:** the fields in front of it, in whatever chunks they are.
+    pub fn find_field<'a>(&self, pool: &'a Pool, wanted: Field) -> Option<&'a [u8]> {
+        let mut from = RECORD_HEADER_BYTES;
+        let mut next = Some(self.first);
+        while let Some(chunk) = next {
+            let meta = pool.meta(chunk);
+            let fields = Fields::new(&pool.bytes(chunk)[from..meta.used as usize]);
+            for (field, value) in fields {
+                if field == wanted as u8 {
+                    return Some(value);
+                }
+            }
+            from = 0;
+            next = meta.next;
+        }
+        None
     }
 
     fn grow(&mut self, pool: &mut Pool, large: bool, urgency: Urgency) -> bool {
@@ -404,7 +425,7 @@ impl Message {
                     } else if bytes == hot_bytes {
                         hot_crc
                     } else {
-                        crc32c::crc32c_combine(front_crc, hot_crc, hot_bytes as usize)
+                        checksum::combined(front_crc, hot_crc, hot_bytes)
                     };
                     return (
                         Fragment {
@@ -441,7 +462,6 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::Fields;
     use crate::limits::MIB;
 
     fn pool() -> Pool {
@@ -462,6 +482,27 @@ mod tests {
 
     fn body_of(len: usize) -> Vec<u8> {
         (0..len).map(|at| (at * 31 % 251) as u8).collect()
+    }
+
+    #[test]
+    fn a_field_is_found_in_whatever_chunk_it_stands() {
+        let mut pool = pool();
+        let mut message = Message::begin(&mut pool).expect("chunk");
+        assert_eq!(message.find_field(&pool, Field::ForwardPath), None);
+        // The first chunk has no room for the path behind these.
+        let long = [b'x'; CHUNK_SMALL_BYTES - RECORD_HEADER_BYTES - 80];
+        assert!(message.envelope_field(&mut pool, Field::Helo, &[&long]));
+        for path in [&b"b@example.org"[..], b"c@example.org"] {
+            assert!(message.envelope_field(&mut pool, Field::ForwardPath, &[path; 3]));
+        }
+        assert_ne!(message.first, message.last);
+        assert_eq!(message.find_field(&pool, Field::Helo), Some(&long[..]));
+        assert_eq!(
+            message.find_field(&pool, Field::ForwardPath),
+            Some(&b"b@example.orgb@example.orgb@example.org"[..])
+        );
+        assert_eq!(message.find_field(&pool, Field::User), None);
+        message.free(&mut pool);
     }
 
     /// Builds a message with `recipients` and `body` and checks everything it is made of.

@@ -22,6 +22,7 @@ mod proxy;
 mod secure;
 mod storage;
 mod transfer;
+pub mod watch;
 
 use core::net::SocketAddr;
 use std::collections::VecDeque;
@@ -45,9 +46,10 @@ use self::secure::{Secure, shake_hands};
 pub use self::storage::{Committer, Storage};
 use self::storage::{FragmentWrite, Large, Pending, Queued};
 use self::transfer::{discard_input, flush_one, read_and_receive, read_in_place};
+use self::watch::Watch;
 use crate::buffer::{Pool, Urgency};
 use crate::clock::{Instant, nanos};
-use crate::conn::{Conn, Io, Stream, Token};
+use crate::conn::{Conn, Io, MessageKey, Stream, Token};
 use crate::ctl::Attachments;
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX, OFFLOAD_JOBS_MAX};
@@ -60,7 +62,7 @@ use crate::policy::{Policy, accept_all};
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Context, Phase, Role, Session};
+use crate::smtp::session::{Context, Phase, Role, Session, Work};
 use crate::smtp::sink::{Blocked, Verdict};
 use crate::timer_wheel::TimerWheel;
 
@@ -139,6 +141,8 @@ pub struct Shared<B: Backing, C> {
     /// Work that is too slow for the loop, and its answers.
     pub offload: Offload<Answer>,
     secure: Secure,
+    /// Looks at files that may have changed.
+    watch: Watch,
     /// Who may connect, and for whom mail is taken.
     pub rules: Arc<Rules>,
     /// What clients may use; `None`: nothing is limited.
@@ -157,6 +161,10 @@ pub struct Shared<B: Backing, C> {
     pub storage: Option<Storage<B, C>>,
     /// The chunk pool.
     pub pool: Pool,
+    /// Messages that are being collected.
+    messages: Slab<Message>,
+    /// What sessions without a message under way have given back for those that begin one.
+    spare_work: Vec<Box<Work>>,
     scratch: Box<[u8]>,
     batch: Vec<Queued>,
     /// Complete messages that wait for their place: large ones, and all while the ring is being freed.
@@ -357,9 +365,24 @@ impl<B: Backing, C> Shared<B, C> {
         }
     }
 
+    /// The message that this connection collects.
+    fn message(&self, io: &Io) -> Option<&Message> {
+        self.messages.get(io.message?.place())
+    }
+
+    /// Takes it from the connection.
+    fn take_message(&mut self, io: &mut Io) -> Option<Message> {
+        self.messages.try_remove(io.message.take()?.place())
+    }
+
+    /// Gives it one.
+    fn put_message(&mut self, io: &mut Io, message: Message) {
+        io.message = Some(MessageKey::new(self.messages.insert(message)));
+    }
+
     /// Counts the large chunks of this connection's message for its prefix.
     fn count_chunks(&mut self, io: &mut Io, key: u32) {
-        let now = io.message.as_ref().map_or(0, Message::large_chunks);
+        let now = self.message(io).map_or(0, Message::large_chunks);
         if now != io.chunks_counted {
             self.prefixes
                 .changed(io.prefix, key, io.chunks_counted, now);
@@ -437,6 +460,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             timer_step,
             shared: Shared {
                 pool: Pool::new(options.pool_bytes, reserve),
+                messages: Slab::with_capacity(sessions),
+                spare_work: Vec::with_capacity(sessions),
                 listeners,
                 proxy_from: Vec::new(),
                 xclient_from: Vec::new(),
@@ -446,6 +471,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 passwords_under_way: 0,
                 offload: Offload::here(OFFLOAD_JOBS_MAX),
                 secure: Secure::none(),
+                watch: Watch::default(),
                 rules: Arc::new(Rules::default()),
                 limiter: None,
                 held_back: Vec::with_capacity(64),
@@ -751,12 +777,10 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             let direct = conn.io.input.is_none()
                 && conn.io.has_room()
                 && conn.session.can_receive_in_place()
-                && conn
-                    .io
-                    .message
-                    .as_ref()
-                    .is_some_and(|message| message.wants_direct_reads())
-                && secure::takes_direct_reads(&conn.io, &shared.pool);
+                && shared
+                    .message(&conn.io)
+                    .is_some_and(Message::wants_direct_reads)
+                && secure::takes_direct_reads(&conn.io, shared);
             let went_on = if direct {
                 read_in_place(conn, context, shared, token, &mut scratch, &mut budget)
             } else {
@@ -776,6 +800,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };
+        conn.session.reclaim(&mut self.shared.spare_work);
         let io = &mut conn.io;
         if io.blocked == Some(Blocked::Pool) && !io.flags.waits_for_pool {
             io.flags.waits_for_pool = true;
@@ -866,9 +891,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         if conn.io.is_handshaking() {
             self.shared.secure.one_less();
         }
-        if conn.io.message.as_ref().is_some_and(Message::in_body) {
-            self.shared.metrics.messages_aborted += 1;
+        if let Some(message) = self.shared.take_message(&mut conn.io) {
+            self.shared.metrics.messages_aborted += u64::from(message.in_body());
+            message.free(&mut self.shared.pool);
         }
+        conn.session.reclaim(&mut self.shared.spare_work);
         conn.io.release(&mut self.shared.pool);
         self.shared.forget_client(&mut conn.io);
         self.shared.count_chunks(&mut conn.io, key as u32);
@@ -1017,7 +1044,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             self.close_when_done(token);
             return None;
         }
-        if let Some(until) = limiter::held_until(io) {
+        if let Some(until) = io.held_until() {
             if now < until {
                 return Some(until);
             }
@@ -1046,7 +1073,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             (io.active_at.after(options.timeout_reply), Reply::TimedOut)
         } else {
             match conn.session.phase() {
-                Phase::Data | Phase::Bdat => data_deadline(io, options),
+                Phase::Data | Phase::Bdat => {
+                    data_deadline(io, conn.session.content_octets(), options)
+                }
                 _ => {
                     let is_within_line =
                         io.flags.input_is_partial || conn.session.is_within_long_line();
@@ -1116,8 +1145,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         cut
     }
 
-    /// Idle work of the log, once a second.
+    /// Idle work: that of the log, and a look at files; once a second.
     pub fn idle_tick(&mut self) {
+        self.look_at_files();
         let Some(storage) = &mut self.shared.storage else {
             return;
         };
@@ -1222,14 +1252,10 @@ fn command_deadline(
     }
 }
 
-/// When message data must have come, and the reply when it has not.
-fn data_deadline(io: &Io, options: &Options) -> (Instant, Reply) {
+/// When message data must have come, of which `octets` have, and the reply when it has not.
+fn data_deadline(io: &Io, octets: u64, options: &Options) -> (Instant, Reply) {
     let silent = io.active_at.after(options.timeout_data);
-    let body = io
-        .message
-        .as_ref()
-        .map_or(0, |message| message.body_bytes());
-    let earned_ns = body.saturating_mul(1_000_000_000) / options.data_rate_min.max(1);
+    let earned_ns = octets.saturating_mul(1_000_000_000) / options.data_rate_min.max(1);
     let slow = Instant(
         io.phase_at
             .after(options.data_grace)

@@ -31,7 +31,7 @@ list        prints the names, one a line
 The password is the first line of standard input. FILE keeps no password, only what
 it is checked with: SCRAM-SHA-256 (RFC 5803) after N rounds of PBKDF2, 4096 to 1000000
 (65536 if not given). The file is replaced in one step; a running server reads it
-again on SIGHUP.
+again by itself.
 
 Exit codes: 0 done, 1 the file can't be read or written, 2 usage, or no such user.
 ";

@@ -8,53 +8,18 @@ mod support;
 #[path = "support/tls.rs"]
 mod tls_support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use ringmx::ringlog::writer::Survive;
 use ringmx::server::listener::TlsMode;
 use ringmx::smtp::parameter::Offered;
+use ringmx::sys::counting::Counting;
 use support::{Client, Rig, options};
 use tls_support::{Cut, Identity, TlsClient, security};
 
-/// The system's allocator, counting.
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-#[expect(
-    unsafe_code,
-    reason = "an allocator cannot be counted without being one"
-)]
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as the caller promises.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static COUNTING: Counting = Counting::new();
 
 /// Rounds before counting: every buffer of server and test has its size then, and the ring has wrapped.
 const WARM_UP: usize = 300;
@@ -66,11 +31,11 @@ fn allocations(mut round: impl FnMut()) -> u64 {
     for _ in 0..WARM_UP {
         round();
     }
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = COUNTING.calls.load(Ordering::Relaxed);
     for _ in 0..COUNTED {
         round();
     }
-    ALLOCATIONS.load(Ordering::Relaxed) - before
+    COUNTING.calls.load(Ordering::Relaxed) - before
 }
 
 /// Sends one after the other, each when the one before is answered; then settles what is pending.
@@ -183,11 +148,11 @@ fn allocations_under_tls(parts: &[&[u8]]) -> (u64, u64) {
             while client.tls.wants_write() {
                 client.tls.write_tls(&mut sent).expect("memory");
             }
-            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            let before = COUNTING.calls.load(Ordering::Relaxed);
             rig.send(&client.plain, &sent);
             rig.turn();
             rig.turn();
-            let made = ALLOCATIONS.load(Ordering::Relaxed) - before;
+            let made = COUNTING.calls.load(Ordering::Relaxed) - before;
             let answer = client.plain.pipe.borrow().output.clone();
             client.plain.pipe.borrow_mut().output.clear();
             client.take(&answer);

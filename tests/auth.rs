@@ -173,14 +173,20 @@ fn a_user_submits_mail_and_sighup_reads_the_file_again() {
     let stored = client.deliver(b"x\r\n").unwrap();
     assert!(stored.starts_with("250 2.0.0 Ok: stored as "), "{stored}");
 
-    add(&file, "ann", "paper");
     let mut late = Client::open(server.address).unwrap();
     assert_eq!(plain(&mut late, "ann", "paper"), WRONG);
+    add(&file, "ann", "paper");
     hang_up(&server);
     // Guesses end a session, so each try has one of its own.
     wait_until("ann is known", || {
         let mut client = Client::open(server.address).unwrap();
         plain(&mut client, "ann", "paper") == RIGHT
+    });
+    // Without a signal: the file is looked at.
+    add(&file, "eve", "ink");
+    wait_until("eve is known", || {
+        let mut client = Client::open(server.address).unwrap();
+        plain(&mut client, "eve", "ink") == RIGHT
     });
     // A file with a fault changes nothing.
     std::fs::write(&file, "jim:oops\n").unwrap();
@@ -204,6 +210,43 @@ fn a_user_submits_mail_and_sighup_reads_the_file_again() {
     let message: serde_json::Value = serde_json::from_slice(&json).unwrap();
     assert_eq!(message["user"], "jim");
     assert_eq!(message["role"], "submission");
+}
+
+#[test]
+fn a_line_of_auth_may_come_in_parts_up_to_its_limit_and_not_beyond() {
+    let dir = TestDir::new();
+    let server = Server::start(&dir, &["--auth", "any", "--auth-without-tls"]);
+    let mut client = Client::open(server.address).unwrap();
+    // Parts larger than a small chunk of the pool, and smaller ones.
+    for (octets, expected) in [
+        (
+            12_288,
+            "501 5.5.2 Bad authentication exchange: base64 of the mechanism's message expected\r\n",
+        ),
+        (
+            12_289,
+            "500 5.5.6 Authentication exchange line is too long\r\n",
+        ),
+        (
+            12_287,
+            "501 5.5.2 Bad authentication exchange: base64 of the mechanism's message expected\r\n",
+        ),
+    ] {
+        for part in [1_000, 5_000, 12_000] {
+            let mut line = b"AUTH PLAIN ".to_vec();
+            line.resize(octets - 2, b'A');
+            line.extend_from_slice(b"\r\n");
+            for part in line.chunks(part) {
+                client.send(part).unwrap();
+            }
+            assert_eq!(
+                client.reply().unwrap(),
+                expected,
+                "{octets} in parts of {part}"
+            );
+        }
+    }
+    assert_eq!(plain(&mut client, "anybody", "anything"), RIGHT);
 }
 
 #[test]

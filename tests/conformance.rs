@@ -220,6 +220,7 @@ fn set(transcript: &mut Transcript, options: &mut ContextOptions, assignment: &s
         "bare_newlines" => options.bare_newlines = value.parse().expect("a mode"),
         "message_bytes_max" => options.message_bytes_max = value.parse().expect("a number"),
         "recipients_max" => options.recipients_max = value.parse().expect("a number"),
+        "hops_max" => options.hops_max = Some(value.parse().expect("a number")),
         "messages_max" => options.messages_max = value.parse().expect("a number"),
         "envelope_bytes_max" => {
             transcript.envelope_bytes_max = value.parse().expect("a number");

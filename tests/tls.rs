@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringmx::limits::FILES_LOOK_MS;
 use ringmx::ringlog::writer::Survive;
 use ringmx::server::listener::TlsMode;
 use ringmx::smtp::parameter::Offered;
@@ -699,6 +700,47 @@ fn certificates_are_read_again_without_an_end_of_sessions_and_a_bad_file_changes
     amid.shake_hands(&mut rig);
     open.say(&mut rig, "NOOP\r\n");
     assert_eq!(open.hear(&mut rig), "250 2.0.0 Ok\r\n");
+}
+
+#[test]
+fn certificates_that_changed_are_read_again_without_a_signal_and_a_bad_pair_is_told_once() {
+    let old = Identity::new(&["mx.example"]);
+    let new = Identity::new(&["mx.example"]);
+    let mut rig = rig(TlsMode::Implicit, &old);
+    let look = |rig: &mut Rig, times: u64| {
+        for _ in 0..times {
+            rig.pass(Duration::from_millis(FILES_LOOK_MS));
+            rig.server.idle_tick();
+            // Too early: nothing is asked for, and what was is answered.
+            rig.turn();
+            rig.server.idle_tick();
+            rig.turn();
+        }
+        rig.server.shared.metrics.tls.reloads
+    };
+    assert_eq!(look(&mut rig, 5), [0, 0], "nothing has changed");
+    let replace = |from: &PathBuf, to: &PathBuf| {
+        let beside = to.with_extension("new");
+        std::fs::copy(from, &beside).expect("a copy");
+        std::fs::rename(&beside, to).expect("a name");
+    };
+    replace(&new.certificate, &old.certificate);
+    assert_eq!(look(&mut rig, 5), [0, 1], "one without its key, told once");
+    let mut still = TlsClient::new(rig.connect(), &old, Cut::Whole);
+    still.shake_hands(&mut rig);
+    replace(&new.key, &old.key);
+    assert_eq!(look(&mut rig, 5), [1, 1]);
+    let mut fresh = TlsClient::new(rig.connect(), &new, Cut::Whole);
+    fresh.shake_hands(&mut rig);
+    std::fs::remove_file(&old.key).expect("a file");
+    assert_eq!(look(&mut rig, 5), [1, 2], "what is gone changes nothing");
+    let mut later = TlsClient::new(rig.connect(), &new, Cut::Whole);
+    later.shake_hands(&mut rig);
+    // A signal has everything read, changed or not; and what it read counts as seen.
+    replace(&new.key, &old.key);
+    rig.server.reload();
+    rig.turn();
+    assert_eq!(look(&mut rig, 5), [2, 2]);
 }
 
 #[test]

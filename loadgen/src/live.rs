@@ -44,7 +44,11 @@ impl Display {
                 format!(
                     "open {}/s{}",
                     grouped(rate),
-                    if poisson { " Poisson" } else { "" }
+                    match poisson {
+                        _ if plan.trace.is_some() => " on average, from a trace",
+                        true => " Poisson",
+                        false => "",
+                    }
                 )
             }
         };

@@ -200,6 +200,7 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
         .collect();
     let (mode, rate) = match facts.plan.mode {
         Mode::Closed => ("closed", None),
+        Mode::Open { rate, .. } if facts.plan.trace.is_some() => ("open trace", Some(rate)),
         Mode::Open {
             rate,
             poisson: false,

@@ -2,48 +2,20 @@
 //!
 //! This file has one test, because the counter counts every thread.
 
+#[path = "support/sink.rs"]
+mod sink;
+
+use sink::Sink;
 use smtp_loadgen::plan::{Pipelining, Plan, Sizes, Workload};
 use smtp_loadgen::run;
 use smtp_loadgen::sys::counting::Counting;
 use smtp_loadgen::wire::{Address, Target};
 use smtp_loadgen::worker::{Logs, Tuning};
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 #[global_allocator]
 static COUNTING: Counting = Counting::new();
-
-/// A sink in a process of its own.
-struct Sink {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Sink {
-    fn start() -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
-            .args(["sink", "--duration", "10m"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let address = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
-        Self { child, address }
-    }
-}
-
-impl Drop for Sink {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// Makes a workload another one.
 type Change = fn(&mut Plan);

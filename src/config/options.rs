@@ -14,7 +14,7 @@ use super::{
     RingWrite, SubaddressSeparator, Survive,
 };
 use crate::ip_prefix::IpPrefix;
-use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB, RING_BYTES_MIN};
+use crate::limits::{GIB, HOLD_S_MAX, HOPS_MAX_MAX, KIB, MIB, RING_BYTES_MIN, WORKERS_MAX};
 use crate::policy::clients::Limit;
 use crate::policy::recipients::Recipients;
 use crate::tls::credentials::ClientCertificates;
@@ -467,7 +467,7 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// Flags that a later version will have. Using one is an error that says so.
-pub const LATER: &[&str] = &["workers", "takeover"];
+pub const LATER: &[&str] = &["takeover"];
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -768,7 +768,7 @@ pub static OPTIONS: &[Opt] = &[
         name: "users",
         group: Group::Tls,
         kind: Kind::PathOrOff,
-        help: "file of users for AUTH, made by `ringmx users add`; read again on SIGHUP",
+        help: "file of users for AUTH, made by `ringmx users add`; read again when it changes and on SIGHUP",
         set: |c, v| c.users = path_or_none(v),
         show: |c| path_setting(&c.users),
     },
@@ -994,6 +994,17 @@ pub static OPTIONS: &[Opt] = &[
         help: "messages in one session",
         set: |c, v| c.max_messages_per_session = first_u32(v),
         show: |c| vec![Setting::Number(u64::from(c.max_messages_per_session))],
+    },
+    Opt {
+        name: "max-hops",
+        group: Group::Limits,
+        kind: Kind::Integer {
+            min: 0,
+            max: HOPS_MAX_MAX as u64,
+        },
+        help: "Received fields of a message, more are a loop; 0 for any number, as on sinks if not given",
+        set: |c, v| c.max_hops = u16::try_from(first_number(v)).unwrap_or(HOPS_MAX_MAX),
+        show: |c| vec![Setting::Number(u64::from(c.max_hops))],
     },
     Opt {
         name: "max-hold",
@@ -1254,6 +1265,17 @@ pub static OPTIONS: &[Opt] = &[
         help: "after SIGTERM, open messages may go on this long; then they are cut",
         set: |c, v| c.drain_deadline = time_or_zero(v),
         show: |c| vec![Setting::Time(c.drain_deadline)],
+    },
+    Opt {
+        name: "workers",
+        group: Group::Speed,
+        kind: Kind::Integer {
+            min: 1,
+            max: WORKERS_MAX as u64,
+        },
+        help: "processes that take mail on the same addresses, each with a ring of its own in DIR/shard-N",
+        set: |c, v| c.workers = usize::try_from(first_number(v)).unwrap_or(WORKERS_MAX),
+        show: |c| vec![Setting::Number(c.workers as u64)],
     },
     Opt {
         name: "spin-us",

@@ -5,10 +5,9 @@
 //! no rules at all: half a list would refuse mail of half of the users.
 //! Whoever writes such a file should write a new one and rename it: then it is never seen half written.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::units::quoted;
@@ -18,6 +17,7 @@ use crate::limits::{NETWORK_ENTRIES_MAX, RULE_FILE_BYTES_MAX, RULE_LINE_BYTES_MA
 use crate::policy::networks::Networks;
 use crate::policy::recipients::Recipients;
 use crate::policy::rules::Rules;
+use crate::sys::file::Stamps;
 
 /// What the rules are made of.
 #[derive(Clone, Debug)]
@@ -33,9 +33,6 @@ pub struct RuleFiles {
     deny_from_file: Option<PathBuf>,
     unlimited_from: Vec<IpPrefix>,
 }
-
-/// What tells one state of a file from the next: device, inode, length and time of change. `None`: it is not there.
-pub type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 impl RuleFiles {
     /// The rules of `config`. `addresses` are those that the server listens to.
@@ -64,14 +61,8 @@ impl RuleFiles {
     }
 
     /// The state of the files; one that differs from the last asks for a new [`RuleFiles::load`].
-    pub fn stamps(&self) -> [Stamp; 3] {
-        let mut stamps = [None; 3];
-        for (stamp, file) in stamps.iter_mut().zip(self.files()) {
-            let metadata = file.as_ref().and_then(|path| std::fs::metadata(path).ok());
-            *stamp =
-                metadata.map(|m: Metadata| (m.dev(), m.ino(), m.len(), m.ctime(), m.ctime_nsec()));
-        }
-        stamps
+    pub fn stamps(&self) -> Option<Stamps> {
+        Stamps::of(self.files().flatten().map(PathBuf::as_path))
     }
 
     /// Reads the files and makes the rules.

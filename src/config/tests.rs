@@ -103,6 +103,7 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("max-message", "64KiB"),
         ("max-recipients", "1"),
         ("max-messages-per-session", "1"),
+        ("max-hops", "0"),
         ("max-hold", "1s"),
         ("hide", "SIZE"),
         ("only", "SIZE"),
@@ -132,6 +133,7 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("min-data-rate-grace", "1s"),
         ("pool-wait-max", "1s"),
         ("drain-deadline", "0s"),
+        ("workers", "4"),
         ("spin-us", "50"),
         ("busy-poll", "true"),
         ("log-format", "json"),
@@ -516,8 +518,8 @@ fn a_bad_flag_is_named_with_what_is_allowed() {
             "--evil\\n\\u{1b}: unknown option; `ringmx serve --help` lists all",
         ),
         (
-            &["--workers", "x"],
-            "--workers: not available in this version",
+            &["--takeover", "x"],
+            "--takeover: not available in this version",
         ),
         (&["--pool=8MiB", "--pool=8MiB"], "--pool: given twice"),
         (&["--config=a", "--config=b"], "--config: given twice"),
@@ -574,8 +576,8 @@ fn a_fault_of_the_file_is_named_with_file_line_key_and_what_is_allowed() {
             "r.toml:1: config: is a flag only; a file can't name another",
         ),
         (
-            "# c\n\nworkers = \"x\"",
-            "r.toml:3: workers: not available in this version",
+            "# c\n\ntakeover = \"x\"",
+            "r.toml:3: takeover: not available in this version",
         ),
         (
             "ring-size = \"1QiB\"",
@@ -725,6 +727,26 @@ fn a_message_fits_the_ring_and_the_pool_unless_it_was_given() {
         50 * MIB
     );
     assert_eq!(config(&["--ring-size=2097153"]).ring_size, 4 * MIB);
+}
+
+#[test]
+fn trace_fields_are_limited_where_mail_may_go_on_and_on_sinks_when_asked_for() {
+    let max = |words: &[&str]| {
+        let config = config(words);
+        Role::ALL.map(|role| config.hops_max(role))
+    };
+    assert_eq!(
+        Role::ALL,
+        [Role::Sink, Role::Mx, Role::Submission],
+        "the order below"
+    );
+    assert_eq!(max(&[]), [None, Some(100), Some(100)]);
+    assert_eq!(max(&["--max-hops=30"]), [Some(30); 3]);
+    assert_eq!(max(&["--max-hops=0"]), [None; 3]);
+    assert_eq!(
+        flag_error(&["--max-hops=10001"]),
+        "--max-hops: \"10001\" is not allowed; allowed: 0 to 10000"
+    );
 }
 
 #[test]

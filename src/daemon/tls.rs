@@ -65,6 +65,8 @@ fn security(
         client_ca: config.tls_client_ca.clone(),
         client_certificates: config.tls_client_cert,
     };
+    // Before they are read: what changes meanwhile is seen later.
+    let seen = sources.stamps();
     let credentials: Credentials = sources
         .load()
         .map_err(|error| start_error(EXIT_USAGE, error.to_string()))?;
@@ -74,6 +76,7 @@ fn security(
     Ok(Security {
         credentials: Arc::new(credentials),
         sources,
+        seen,
         handshakes_max: config.tls_handshakes,
         timeout: config.timeout_tls,
     })

@@ -9,6 +9,7 @@ mod prometheus;
 mod status;
 
 use std::fmt::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub use prometheus::{FAMILIES, Family, FamilyType};
 pub use status::{
@@ -47,6 +48,8 @@ pub enum Route {
     HeadTooLarge,
     /// Not HTTP/1.0 or HTTP/1.1.
     VersionNotSupported,
+    /// What shows mail, asked for under a name that is not this machine's; see [`Session::on_loopback`].
+    Misdirected,
 }
 
 /// The routes that answer, their path, and one line about each.
@@ -79,6 +82,7 @@ impl Route {
             Route::MethodNotAllowed => Some("method_not_allowed"),
             Route::HeadTooLarge => Some("head_too_large"),
             Route::VersionNotSupported => Some("version_not_supported"),
+            Route::Misdirected => Some("misdirected"),
             _ => None,
         }
     }
@@ -142,12 +146,23 @@ pub struct Session {
     /// INVARIANT: at most [`HEAD_BYTES_MAX`] octets.
     input: Vec<u8>,
     closing: bool,
+    is_local: bool,
 }
 
 impl Session {
     /// A new connection.
     pub fn new() -> Session {
         Session::default()
+    }
+
+    /// A new connection to a loopback address. A page of anywhere, open in a browser of this machine, can reach it
+    /// under a name of its own that resolves to loopback (DNS rebinding), and read what it answers. So what shows mail
+    /// is served under an IP address, `localhost` or a name below it only; others get 421 (RFC 9110 15.5.20).
+    pub fn on_loopback() -> Session {
+        Session {
+            is_local: true,
+            ..Session::default()
+        }
     }
 
     /// Octets that [`Session::receive`] can take now; 0 means: answer first.
@@ -170,7 +185,7 @@ impl Session {
         if self.closing {
             return Step::Close;
         }
-        let request = match parse(&self.input) {
+        let request = match parse(&self.input, self.is_local) {
             Parsed::Incomplete if self.room() == 0 => Request::refused(Route::HeadTooLarge),
             Parsed::Incomplete => return Step::Read,
             Parsed::Malformed(route) => Request::refused(route),
@@ -194,7 +209,7 @@ enum Parsed {
     Complete(Request, usize),
 }
 
-fn parse(input: &[u8]) -> Parsed {
+fn parse(input: &[u8], is_local: bool) -> Parsed {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut head = httparse::Request::new(&mut fields);
     let head_bytes = match head.parse(input) {
@@ -210,12 +225,14 @@ fn parse(input: &[u8]) -> Parsed {
         return Parsed::Malformed(Route::BadRequest);
     };
     let mut hosts = 0;
+    let mut is_foreign = false;
     let mut keep_alive = minor == 1;
     for field in head.headers.iter() {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         let value = field.value.trim_ascii();
         if is("host") {
             hosts += 1;
+            is_foreign = is_local && !names_this_machine(value);
         } else if is("connection") {
             let mut options = value.split(|b| *b == b',').map(<[u8]>::trim_ascii);
             if options.clone().any(|o| o.eq_ignore_ascii_case(b"close")) {
@@ -236,7 +253,10 @@ fn parse(input: &[u8]) -> Parsed {
         return Parsed::Malformed(Route::BadRequest);
     }
     let route = match method {
-        "GET" | "HEAD" => Route::of(target),
+        "GET" | "HEAD" => match Route::of(target) {
+            route if is_foreign && route.needs_newest() => Route::Misdirected,
+            route => route,
+        },
         _ => return Parsed::Malformed(Route::MethodNotAllowed),
     };
     let request = Request {
@@ -255,6 +275,22 @@ fn names_another_version(input: &[u8]) -> bool {
     let word = line.split(|b| *b == b' ').nth(2).unwrap_or_default();
     let version = word.strip_prefix(b"HTTP/").unwrap_or_default();
     version.first().is_some_and(u8::is_ascii_digit)
+}
+
+/// Whether the value of a Host field (RFC 9110 7.2) is an IP address, `localhost` or a name below it (RFC 6761 6.3),
+/// with or without a port.
+fn names_this_machine(host: &[u8]) -> bool {
+    let Ok(host) = str::from_utf8(host) else {
+        return false;
+    };
+    if let Some(inner) = host.strip_prefix('[') {
+        let literal = inner.split_once(']').map(|(literal, _port)| literal);
+        return literal.is_some_and(|literal| literal.parse::<Ipv6Addr>().is_ok());
+    }
+    let name = host.split(':').next().unwrap_or_default();
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let last = name.rsplit('.').next().unwrap_or_default();
+    last.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok()
 }
 
 /// The JSON document of `/status`.
@@ -276,6 +312,7 @@ pub fn respond(request: &Request, status: &Status<'_>, out: &mut Vec<u8>) {
         Route::MethodNotAllowed => (405, "Method Not Allowed"),
         Route::HeadTooLarge => (431, "Request Header Fields Too Large"),
         Route::VersionNotSupported => (505, "HTTP Version Not Supported"),
+        Route::Misdirected => (421, "Misdirected Request"),
     };
     let (content_type, body) = match request.route {
         Route::Home => ("text/html; charset=utf-8", page::render(status)),
@@ -283,6 +320,7 @@ pub fn respond(request: &Request, status: &Status<'_>, out: &mut Vec<u8>) {
         Route::Metrics => (prometheus::CONTENT_TYPE, prometheus::render(status)),
         Route::Healthz => (TEXT, state_text(status.unhealthy)),
         Route::Readyz => (TEXT, state_text(status.unready)),
+        Route::Misdirected => (TEXT, MISDIRECTED.to_owned()),
         _ => (TEXT, format!("{code} {reason}\n")),
     };
     let mut head = format!(
@@ -314,6 +352,8 @@ pub fn respond(request: &Request, status: &Status<'_>, out: &mut Vec<u8>) {
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";
+const MISDIRECTED: &str = "421 Misdirected Request: ask for an IP address or localhost, so that no other page in a \
+                           browser can read this one; a proxy in front sends such a Host\n";
 
 fn state_text(fault: Option<&str>) -> String {
     format!("{}\n", fault.unwrap_or("ok"))

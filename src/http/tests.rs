@@ -34,6 +34,20 @@ fn requests(input: &[u8], mut piece: impl FnMut() -> usize) -> (Vec<Request>, bo
     }
 }
 
+/// What a visitor of a loopback address who names `host` is routed to.
+fn routed_on_loopback(path: &str, host: &str) -> Route {
+    let mut session = Session::on_loopback();
+    let input = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    assert_eq!(session.receive(input.as_bytes()), input.len());
+    match session.step() {
+        Step::Answer(request) => {
+            assert_eq!(request, get(request.route), "{path} of {host}");
+            request.route
+        }
+        step => panic!("{step:?} for {path} of {host}"),
+    }
+}
+
 /// xorshift64*, for splits.
 fn random(seed: u64) -> impl FnMut() -> u64 {
     let mut state = seed;
@@ -132,6 +146,53 @@ fn what_is_not_a_plain_request_is_refused_and_closes() {
     for (input, route) in cases {
         assert_requests(input, &[Request::refused(route)], true);
     }
+}
+
+#[test]
+fn mail_is_shown_on_loopback_only_under_a_name_of_this_machine() {
+    let own = [
+        "127.0.0.1",
+        "127.0.0.1:8025",
+        "192.0.2.1:80",
+        "[::1]",
+        "[::1]:8025",
+        "localhost",
+        "LocalHost:8025",
+        "localhost.",
+        "mail.localhost:8025",
+    ];
+    let foreign = [
+        "",
+        "evil.example",
+        "evil.example:8025",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "notlocalhost",
+        "[::1",
+        "[evil.example]",
+        "::1",
+        "2130706433",
+    ];
+    for host in own {
+        assert_eq!(routed_on_loopback("/", host), Route::Home, "{host}");
+        assert_eq!(routed_on_loopback("/status?x", host), Route::Status);
+    }
+    for host in foreign {
+        assert_eq!(routed_on_loopback("/", host), Route::Misdirected, "{host}");
+        assert_eq!(routed_on_loopback("/metrics", host), Route::Metrics);
+        assert_eq!(routed_on_loopback("/healthz", host), Route::Healthz);
+        assert_eq!(routed_on_loopback("/nothing", host), Route::NotFound);
+    }
+    // Elsewhere operators name the machine as they like.
+    assert_requests(
+        b"GET / HTTP/1.1\r\nHost: mx.example.org\r\n\r\n",
+        &[get(Route::Home)],
+        false,
+    );
+    let refused = response(&get(Route::Misdirected), |_| ());
+    let (head, body) = refused.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 421 Misdirected Request\r\n"));
+    assert_eq!(body, MISDIRECTED);
 }
 
 #[test]
@@ -246,7 +307,8 @@ fn status<'a>(metrics: &'a Metrics, listen: &'a [String]) -> Status<'a> {
             bytes: 1_000,
             used_bytes: 10,
         },
-        ring: Some(Ring {
+        rings: &[Ring {
+            shard: 0,
             directory: "./ringmx-data",
             write: "pwrite",
             bytes: 4_194_304,
@@ -257,9 +319,10 @@ fn status<'a>(metrics: &'a Metrics, listen: &'a [String]) -> Status<'a> {
             epoch: 1,
             oldest_number: 1,
             next_number: 3,
-        }),
+        }],
         consumers: &[Consumer {
             name: "store",
+            shard: 0,
             connected: true,
             lag_messages: 2,
             lag_bytes: 4_096,
@@ -378,7 +441,7 @@ fn the_page_escapes_what_strangers_sent() {
 fn the_page_of_a_server_that_has_nothing_says_how_to_send() {
     let whole = response(&get(Route::Home), |status| {
         status.newest = &[];
-        status.ring = None;
+        status.rings = &[];
         status.survive = "discard";
         status.unready = Some("draining");
     });
@@ -439,8 +502,8 @@ fn metrics_count_by_label() {
         "ringmx_commands_total{command=\"rcpt\"} 1",
         "ringmx_replies_total{code=\"552\",reason=\"too_big\"} 1",
         "ringmx_messages_total{result=\"accepted\"} 2",
-        "ringmx_ring_not_durable_bytes 576",
-        "ringmx_consumer_lag_seconds{consumer=\"store\"} 1.5",
+        "ringmx_ring_not_durable_bytes{shard=\"0\"} 576",
+        "ringmx_consumer_lag_seconds{consumer=\"store\",shard=\"0\"} 1.5",
         "ringmx_phase_seconds_bucket{phase=\"sync\",le=\"0.001\"} 0",
         "ringmx_phase_seconds_bucket{phase=\"sync\",le=\"0.0025\"} 1",
         "ringmx_phase_seconds_bucket{phase=\"sync\",le=\"+Inf\"} 1",

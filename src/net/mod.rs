@@ -2,5 +2,7 @@
 
 pub mod desk;
 pub mod listener;
+mod pages;
 pub mod reactor;
 pub mod stream;
+pub mod supervisor;

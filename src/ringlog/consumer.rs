@@ -6,6 +6,7 @@ use std::io;
 
 use super::format::{Header, Kind, RECORD_ALIGN, RECORD_LOST, WHOLE_BYTES, Whole};
 use super::reader::{BadRecord, Message, Reader, Source, Window, assemble, follows};
+use crate::checksum;
 
 /// What [`Walk::step`] came upon.
 #[derive(Debug, PartialEq, Eq)]
@@ -233,7 +234,7 @@ impl Walk {
             return Ok(self.misfit());
         }
         Ok(reader.payload(header, &mut open.bytes)?.map(|()| {
-            open.crc = crc32c::crc32c_combine(open.crc, header.payload_crc, header.len as usize);
+            open.crc = checksum::combined(open.crc, header.payload_crc, u64::from(header.len));
             open.fragments = open.fragments.saturating_add(1);
             Step::Other
         }))
@@ -267,7 +268,7 @@ impl Walk {
             && whole.number == open.first.number
             && whole.payload_bytes == (start + end_len) as u64
             && whole.fragments == open.fragments.saturating_add(1)
-            && whole.crc == crc32c::crc32c_combine(open.crc, end_crc, end_len);
+            && whole.crc == checksum::combined(open.crc, end_crc, end_len as u64);
         if !fits {
             open.bytes.truncate(start);
             return Ok(self.misfit());

@@ -8,13 +8,13 @@ use super::out::Out;
 use super::secure::Answer;
 use super::storage::Committer;
 use super::{Server, Shared, live, run_later, waits_for};
-use crate::clock::Instant;
 use crate::conn::{Stream, Token};
 use crate::limits::{KIB, PASSWORD_CHECKS_MAX, PASSWORD_WAIT_MAX, USERS_FILE_BYTES_MAX};
 use crate::logger::{Class, Value};
 use crate::offload::{Job, Timing};
 use crate::ringlog::backing::Backing;
 use crate::smtp::sink::{Blocked, PasswordVerdict};
+use crate::sys::file::Stamps;
 use crate::users::{KEY_BYTES, Users, Verifier};
 use zeroize::Zeroizing;
 
@@ -34,9 +34,16 @@ pub struct UsersSource {
     pub path: PathBuf,
     /// From it come the verifiers of names that nobody has; random, the same for the life of the process.
     pub secret: [u8; KEY_BYTES],
+    /// State of the file before it was read, from [`UsersSource::stamps`].
+    pub seen: Option<Stamps>,
 }
 
 impl UsersSource {
+    /// The state of the file now; `None` when it can't be looked at.
+    pub fn stamps(&self) -> Option<Stamps> {
+        Stamps::of([self.path.as_path()])
+    }
+
     /// Reads the file.
     ///
     /// # Errors
@@ -111,17 +118,6 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         conn.session.password_checked(verdict, &mut out);
         conn.io.blocked = waits_for(conn);
         run_later(conn, &mut self.shared, token);
-    }
-
-    /// Has the helper read the file of users again. Sessions that are authenticated stay so.
-    pub(super) fn reload_users(&mut self) {
-        let Some(source) = self.shared.users_source.clone() else {
-            return;
-        };
-        let job: Job<Answer> = Box::new(move |_| Answer::Users(source.load().map(Box::new)));
-        if self.shared.offload.submit(Instant(u64::MAX), job).is_err() {
-            self.users_loaded(Err("the helper is busy; ask again".to_owned()));
-        }
     }
 
     /// Takes users that were read, or says why the old ones stay.

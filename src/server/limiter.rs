@@ -9,7 +9,6 @@ use std::time::Duration;
 use super::listener::TlsMode;
 use super::out::Out;
 use super::{Server, Shared, live, run_later};
-use crate::clock::Instant;
 use crate::conn::{Io, Stream, Token};
 use crate::limits::{CHUNK_LARGE_BYTES, CHUNK_SMALL_BYTES, SESSION_ERRORS_MAX};
 use crate::logger::{Class, Value};
@@ -185,14 +184,14 @@ impl<B: Backing, C> Shared<B, C> {
 
     /// Holds a refusal back that stands at this position of the stream of replies, where there have been some.
     pub(super) fn tarpit(&mut self, io: &mut Io, from: u32, token: Token) {
-        io.refusals = io.refusals.saturating_add(1);
+        let refusals = io.note_refusal();
         let Some(limiter) = &mut self.limiter else {
             return;
         };
         let chunks = (CHUNK_LARGE_BYTES + CHUNK_SMALL_BYTES) as u64;
         let most = self.pool.total_bytes() / TARPIT_POOL_SHARE / chunks;
         if limiter.tarpit.is_zero()
-            || io.refusals <= limiter.tarpit_after
+            || refusals <= limiter.tarpit_after
             || limiter.stress.is_on()
             || self.draining
             || io.is_held_back()
@@ -202,7 +201,7 @@ impl<B: Backing, C> Shared<B, C> {
         }
         limiter.tarpitted += 1;
         self.metrics.tarpitted += 1;
-        io.hold_back(from, self.now.after(limiter.tarpit));
+        io.hold_back(Some(from), self.now.after(limiter.tarpit));
         self.held_back.push(token);
     }
 
@@ -221,7 +220,7 @@ impl<B: Backing, C> Shared<B, C> {
             return false;
         }
         io.flags.greeting_is_held = true;
-        io.held_until = self.now.after(limiter.greeting_delay);
+        io.hold_back(None, self.now.after(limiter.greeting_delay));
         self.held_back.push(token);
         true
     }
@@ -312,9 +311,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
     pub(super) fn link_held_back(&mut self) {
         while let Some(token) = self.shared.held_back.pop() {
             if let Some(conn) = live(&mut self.conns, token)
-                && conn.io.is_held_back()
+                && let Some(until) = conn.io.held_until()
             {
-                self.wheel.link(token.key as usize, conn.io.held_until);
+                self.wheel.link(token.key as usize, until);
             }
         }
     }
@@ -385,9 +384,4 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             }
         }
     }
-}
-
-/// When to look at a connection of which something is held back.
-pub(super) fn held_until(io: &Io) -> Option<Instant> {
-    io.is_held_back().then_some(io.held_until)
 }

@@ -109,10 +109,17 @@ impl<B: Backing, C> Out<'_, B, C> {
         }
     }
 
+    /// The open message, and the pool that its octets are in.
+    fn message_and_pool(&mut self) -> Option<(&mut Message, &mut Pool)> {
+        let key = self.io.message?;
+        let message = self.shared.messages.get_mut(key.place())?;
+        Some((message, &mut self.shared.pool))
+    }
+
     /// Gives the open message back. Whether its content had begun.
     fn drop_message(&mut self) -> bool {
         self.shared.stop_growing(self.io, self.token.key);
-        let Some(message) = self.io.message.take() else {
+        let Some(message) = self.shared.take_message(self.io) else {
             return false;
         };
         let had_begun = message.in_body();
@@ -253,16 +260,16 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
 
     fn client_is(&mut self, client: Option<SocketAddr>, listener: Option<SocketAddr>) {
         let (old_client, old_listener) = self.addresses();
-        self.io.seen_as = Some(Box::new((
+        self.io.be_seen_as(
             client.unwrap_or(old_client),
             listener.unwrap_or(old_listener),
-        )));
+        );
     }
 
     fn addresses(&self) -> (SocketAddr, SocketAddr) {
         let listener = self.shared.listeners[usize::from(self.io.listener)].address;
         let real = (self.io.peer, listener);
-        self.io.seen_as.as_deref().copied().unwrap_or(real)
+        self.io.seen_as().unwrap_or(real)
     }
 
     fn verifier(&mut self, user: &str) -> Option<Verifier> {
@@ -311,7 +318,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
     fn stored_again(&mut self) {
         self.shared.metrics.reply(Reply::Stored as usize);
         if self.shared.storage.is_some() {
-            let named = Named::new(self.shared.options.shard, self.io.stored_number);
+            let named = Named::new(self.shared.options.shard, self.io.stored_number());
             self.io.push_reply(&mut self.shared.pool, named.reply());
         } else {
             self.io.push_reply(&mut self.shared.pool, DISCARDED);
@@ -345,34 +352,39 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let tls = self.io.tls.as_ref().and_then(|tls| tls.facts());
         let taken = taken && tls.is_none_or(|facts| put_tls(&mut message, pool, facts));
         debug_assert!(taken, "a few short fields fit into a fresh chunk");
-        self.io.message = Some(message);
+        self.shared.put_message(self.io, message);
         true
     }
 
     fn envelope_field(&mut self, field: Field, parts: &[&[u8]]) -> bool {
-        match &mut self.io.message {
-            Some(message) => message.envelope_field(&mut self.shared.pool, field, parts),
+        match self.message_and_pool() {
+            Some((message, pool)) => message.envelope_field(pool, field, parts),
             None => true,
         }
     }
 
     fn envelope_room(&self) -> usize {
-        match &self.io.message {
+        match self.shared.message(self.io) {
             Some(message) => message.envelope_room(&self.shared.pool),
             None => usize::MAX,
         }
     }
 
+    fn recipient(&self) -> Option<&[u8]> {
+        let message = self.shared.message(self.io)?;
+        message.find_field(&self.shared.pool, Field::ForwardPath)
+    }
+
     fn begin_body(&mut self, trace: &[u8], id_at: usize) -> bool {
         self.io.phase_at = self.shared.now;
-        match &mut self.io.message {
-            Some(message) => message.begin_body(&mut self.shared.pool, trace, id_at),
+        match self.message_and_pool() {
+            Some((message, pool)) => message.begin_body(pool, trace, id_at),
             None => true,
         }
     }
 
     fn body_room(&self) -> usize {
-        match &self.io.message {
+        match self.shared.message(self.io) {
             Some(message) if message.in_body() => {
                 if super::may_grow(self.io, self.shared, self.token) {
                     message.body_room(&self.shared.pool, self.urgency())
@@ -386,8 +398,8 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
 
     fn body(&mut self, bytes: &[u8]) {
         let urgency = self.urgency();
-        if let Some(message) = &mut self.io.message {
-            message.body(&mut self.shared.pool, bytes, urgency);
+        if let Some((message, pool)) = self.message_and_pool() {
+            message.body(pool, bytes, urgency);
             if message.wants_direct_reads() && !self.io.flags.holds_growth {
                 self.io.flags.holds_growth = true;
                 self.shared.growing.push(self.token.key);
@@ -414,7 +426,9 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             self.queue_to_flush();
             return Completion::Queued;
         };
-        let Some(mut message) = self.io.message.take() else {
+        let key = self.io.message.take();
+        let message = key.and_then(|key| shared.messages.try_remove(key.place()));
+        let Some(mut message) = message else {
             shared.metrics.no_space_after_data += 1;
             shared.metrics.messages_refused += 1;
             return Completion::Refused(Reply::NoSpace);

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use super::out::Out;
 use super::storage::Committer;
+use super::watch::Look;
 use super::{Server, Shared, live, run_later, waits_for};
-use crate::buffer::{ChunkId, Pool};
+use crate::buffer::ChunkId;
 use crate::conn::{Conn, Io, Stream, Token};
 use crate::limits::{CHUNK_LARGE_BYTES, TLS_RECORD_BYTES_MAX, TLS_TURN_STEPS};
 use crate::logger::{Class, Value};
@@ -22,9 +23,9 @@ use crate::ringlog::backing::Backing;
 use crate::server::listener::TlsMode;
 use crate::smtp::session::{Context, Phase};
 use crate::smtp::sink::{Blocked, PasswordVerdict};
+use crate::sys::file::Stamps;
 use crate::tls::credentials::{Credentials, LoadError, Sources};
 use crate::tls::{End, Failure, Handshake, Step, Tls};
-use crate::users::Users;
 
 /// Buffer between TLS and the sockets: what was parked, what is read or sent, and two records of overhead.
 pub(super) const CIPHER_BYTES: usize = CHUNK_LARGE_BYTES + 2 * TLS_RECORD_BYTES_MAX;
@@ -37,6 +38,8 @@ pub struct Security {
     pub credentials: Arc<Credentials>,
     /// Where they came from, to be read again.
     pub sources: Sources,
+    /// State of these files before they were read, from [`Sources::stamps`].
+    pub seen: Option<Stamps>,
     /// Handshakes under way at the same time.
     pub handshakes_max: usize,
     /// Time for a handshake.
@@ -54,8 +57,8 @@ pub enum Answer {
         /// What the step came to.
         step: Step,
     },
-    /// Files that were read again.
-    Credentials(Result<Box<Credentials>, LoadError>),
+    /// Files of users and certificates were looked at.
+    Files(Box<Look>),
     /// A password was checked.
     Password {
         /// Whose session waits.
@@ -63,8 +66,6 @@ pub enum Answer {
         /// Whether it is right.
         verdict: PasswordVerdict,
     },
-    /// The file of users was read again; or why it could not be.
-    Users(Result<Box<Users>, String>),
 }
 
 /// State of TLS over all connections.
@@ -143,30 +144,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         self.shared.offload = offload;
     }
 
-    /// Has the helper read users, certificates and keys again. Connections that are open or in their handshake keep
-    /// theirs.
-    pub fn reload(&mut self) {
-        self.reload_users();
-        self.reload_credentials();
-    }
-
-    fn reload_credentials(&mut self) {
-        let Some(security) = &self.shared.secure.security else {
-            return;
-        };
-        let sources = security.sources.clone();
-        let job: Job<Answer> = Box::new(move |_| Answer::Credentials(sources.load().map(Box::new)));
-        let whenever = crate::clock::Instant(u64::MAX);
-        if self.shared.offload.submit(whenever, job).is_err() {
-            // The operator asks again.
-            self.credentials_loaded(Err(LoadError {
-                file: "TLS".into(),
-                reason: "the helper is busy".to_owned(),
-            }));
-        }
-    }
-
-    fn credentials_loaded(&mut self, loaded: Result<Box<Credentials>, LoadError>) {
+    /// Takes certificates and keys that were read again, or says why the old ones stay.
+    pub(super) fn credentials_loaded(&mut self, loaded: Result<Box<Credentials>, LoadError>) {
         let shared = &mut self.shared;
         let Some(security) = &mut shared.secure.security else {
             return;
@@ -202,9 +181,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         self.shared.secure.steps_left = TLS_TURN_STEPS;
         while let Some(answer) = self.shared.offload.poll() {
             match answer {
-                Answer::Credentials(loaded) => self.credentials_loaded(loaded),
+                Answer::Files(looked) => self.files_looked_at(*looked),
                 Answer::Password { token, verdict } => self.password_checked(token, verdict),
-                Answer::Users(loaded) => self.users_loaded(loaded),
                 Answer::Handshake {
                     token,
                     handshake,
@@ -565,10 +543,11 @@ pub(super) fn read_tls<S: Stream, B: Backing, C: Committer>(
 }
 
 /// Whether a message's last chunk can be read into, as far as TLS goes: a record has to fit.
-pub(super) fn takes_direct_reads(io: &Io, pool: &Pool) -> bool {
-    let Some(message) = io.message.as_ref().filter(|_| io.tls.is_some()) else {
+pub(super) fn takes_direct_reads<B: Backing, C>(io: &Io, shared: &Shared<B, C>) -> bool {
+    let Some(message) = shared.message(io).filter(|_| io.tls.is_some()) else {
         return true;
     };
+    let pool = &shared.pool;
     // Otherwise a chunk of its own is taken.
     !message.has_direct_room(pool) || message.room(pool) >= DIRECT_ROOM_MIN
 }

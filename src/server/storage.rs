@@ -6,6 +6,7 @@ use std::io::IoSlice;
 use super::out::{Named, Out};
 use super::{Server, Shared, live, run_later};
 use crate::buffer::{ChunkId, Pool};
+use crate::checksum;
 use crate::clock::Instant;
 use crate::conn::{Stream, Token};
 use crate::envelope::Facts;
@@ -302,7 +303,10 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         conn.io.active_at = self.shared.now;
         if let Ok(number) = result {
             let named = Named::new(self.shared.options.shard, number);
-            conn.io.stored_number = number;
+            if self.shared.listeners[usize::from(conn.io.listener)].lmtp {
+                // The replies to its other recipients name it again.
+                conn.io.keep_stored_number(number);
+            }
             conn.io.push_reply(&mut self.shared.pool, named.reply());
             self.shared.metrics.reply(Reply::Stored as usize);
         }
@@ -429,7 +433,7 @@ impl<B: Backing, C> Shared<B, C> {
         };
         let (fragment, next) = large.message.fragment_from(pool, progress.next);
         let slot = log.reserve_fragment(&mut progress.slot, fragment.bytes)?;
-        progress.crc = crc32c::crc32c_combine(progress.crc, fragment.crc, fragment.bytes as usize);
+        progress.crc = checksum::combined(progress.crc, fragment.crc, fragment.bytes);
         // The last record begins with what it knows of the whole message.
         let mut whole = [0; WHOLE_BYTES];
         let mut crc = fragment.crc;
@@ -437,7 +441,7 @@ impl<B: Backing, C> Shared<B, C> {
         if next.is_none() {
             whole = progress.slot.whole(progress.crc).encode();
             whole_len = WHOLE_BYTES;
-            crc = crc32c::crc32c_combine(crc32c::crc32c(&whole), crc, fragment.bytes as usize);
+            crc = checksum::combined(crc32c::crc32c(&whole), crc, fragment.bytes);
         }
         let is_first = fragment.first == first;
         assert!(

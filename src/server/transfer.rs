@@ -12,6 +12,7 @@ use crate::buffer::Urgency;
 use crate::clock::Instant;
 use crate::conn::{Conn, Stream, Token};
 use crate::limits::TLS_RECORD_BYTES_MAX;
+use crate::message::Message;
 use crate::metrics::{CloseCause, Metrics};
 use crate::ringlog::backing::Backing;
 use crate::smtp::session::Context;
@@ -90,8 +91,8 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     if needs_more {
         let read = if conn.io.tls.is_some() {
             // Behind one record a message's next chunk begins, which is read into without this copy.
-            let message = conn.io.message.as_ref();
-            let end = match message.is_some_and(|message| message.wants_direct_reads()) {
+            let message = shared.message(&conn.io);
+            let end = match message.is_some_and(Message::wants_direct_reads) {
                 true => len + TLS_RECORD_BYTES_MAX,
                 false => scratch.len(),
             };
@@ -119,6 +120,7 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     }
     let (now, wall_ns) = (shared.now, shared.wall_ns);
     let was_long = conn.session.is_within_long_line();
+    conn.session.lend(&mut shared.spare_work);
     let mut out = Out {
         io: &mut conn.io,
         shared,
@@ -166,16 +168,17 @@ pub(super) fn read_in_place<S: Stream, B: Backing, C: Committer>(
         return false;
     }
     let may_grow = may_grow(&conn.io, shared, token);
-    let Some(mut message) = conn.io.message.take() else {
+    let Some(key) = conn.io.message else {
         return false;
     };
-    if !may_grow && !message.has_direct_room(&shared.pool) {
-        conn.io.message = Some(message);
-        conn.io.blocked = Some(Blocked::Pool);
+    let Some(message) = shared.messages.get_mut(key.place()) else {
         return false;
-    }
-    let Some((chunk, range)) = message.direct_room(&mut shared.pool, urgency) else {
-        conn.io.message = Some(message);
+    };
+    let room = match may_grow || message.has_direct_room(&shared.pool) {
+        true => message.direct_room(&mut shared.pool, urgency),
+        false => None,
+    };
+    let Some((chunk, range)) = room else {
         conn.io.blocked = Some(Blocked::Pool);
         return false;
     };
@@ -192,12 +195,13 @@ pub(super) fn read_in_place<S: Stream, B: Backing, C: Committer>(
             let decoded = conn.session.receive_in_place(context, &mut buf[..len]);
             let rest = len - decoded.consumed;
             scratch[..rest].copy_from_slice(&buf[decoded.consumed..len]);
-            message.direct_take(&mut shared.pool, decoded.kept);
+            if let Some(message) = shared.messages.get_mut(key.place()) {
+                message.direct_take(&mut shared.pool, decoded.kept);
+            }
             (Some(decoded), rest)
         }
         None => (None, 0),
     };
-    conn.io.message = Some(message);
     let Some(decoded) = decoded else { return false };
     if rest > 0 {
         conn.io.park(&mut shared.pool, &scratch[..rest], false);

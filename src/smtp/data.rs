@@ -9,6 +9,7 @@ use core::ops::Range;
 use core::str::FromStr;
 
 pub use super::sink::ContentFacts;
+use crate::sys::scan::first_suspect;
 
 /// What is done about bare LF, bare CR and NUL in content (`--bare-newlines`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -257,11 +258,9 @@ struct Cursor {
     at: usize,
 }
 
-/// Octets that are checked at once where all is clean: enough to hide the cost of a block's end.
-const BLOCK_BYTES: usize = 128;
-/// Octets that are checked at once around a block that is not clean, and at the end of the input;
-/// only what is left over goes octet by octet.
-const SMALL_BLOCK_BYTES: usize = 32;
+/// Octets that go one by one behind one that needs a closer look, before the text is searched again: a search is not
+/// worth its call where every octet needs one.
+const SINGLE_OCTETS: usize = 4;
 
 /// The state machine under [`Decoder`] and [`Checker`].
 #[derive(Clone, Copy, Debug)]
@@ -282,25 +281,24 @@ impl Scanner {
 
     /// Scans on until octets have to be emitted or nothing is left. `DOTS`: transparency is undone.
     ///
-    /// Blocks in which every LF follows a CR, every CR is followed by LF, and there is neither NUL
-    /// nor LF "." leave the machine where their last octet says; all others go octet by octet.
+    /// Runs in which every LF follows a CR, every CR is followed by LF, and there is neither NUL nor LF "." leave the
+    /// machine where their last octet says; all other octets go one by one.
     fn scan<const DOTS: bool>(&mut self, input: &[u8], cursor: &mut Cursor) -> Step {
-        // The block check looks back by one octet, so the first octet of a call goes alone.
-        let mut block_from = cursor.at + 1;
+        // The search looks back by one octet, so the first octet of a call goes alone.
+        let mut search_from = cursor.at + 1;
         while let Some(&octet) = input.get(cursor.at) {
-            if cursor.at >= block_from && !matches!(self.state, State::Dot | State::DotCr) {
-                let clean = clean_blocks::<DOTS, BLOCK_BYTES>(input, cursor.at);
-                let clean = clean_blocks::<DOTS, SMALL_BLOCK_BYTES>(input, clean);
-                if clean > cursor.at {
-                    cursor.at = clean;
-                    self.state = match input[clean - 1] {
+            if cursor.at >= search_from && !matches!(self.state, State::Dot | State::DotCr) {
+                let suspect = first_suspect::<DOTS>(input, cursor.at);
+                if suspect > cursor.at {
+                    cursor.at = suspect;
+                    self.state = match input[suspect - 1] {
                         b'\r' => State::Cr,
                         b'\n' => State::LineStart,
                         _ => State::Line,
                     };
                     continue;
                 }
-                block_from = cursor.at + SMALL_BLOCK_BYTES;
+                search_from = cursor.at + SINGLE_OCTETS;
             }
             match self.state {
                 State::DotCr if octet == b'\n' => {
@@ -402,30 +400,6 @@ impl Scanner {
         *count = count.saturating_add(1);
         self.facts.first_offset.get_or_insert(offset);
     }
-}
-
-/// End of the clean blocks of `BYTES` octets that begin at `from`, which is not 0; `from` when there
-/// is none.
-fn clean_blocks<const DOTS: bool, const BYTES: usize>(input: &[u8], from: usize) -> usize {
-    let blocks = input[from..].chunks_exact(BYTES);
-    let before = input[from - 1..].chunks_exact(BYTES);
-    let mut at = from;
-    for (block, before) in blocks.zip(before) {
-        // No early exit inside a block: compilers turn this loop into vector instructions.
-        let mut dirty = 0;
-        for (&octet, &before) in block.iter().zip(before) {
-            dirty |= u8::from(octet == b'\n') ^ u8::from(before == b'\r');
-            dirty |= u8::from(octet == 0);
-            if DOTS {
-                dirty |= u8::from(octet == b'.') & u8::from(before == b'\n');
-            }
-        }
-        if dirty != 0 {
-            break;
-        }
-        at += BYTES;
-    }
-    at
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 pub mod command;
 pub mod data;
 pub mod extension;
+pub mod hops;
 pub mod parameter;
 pub mod path;
 pub mod reply;

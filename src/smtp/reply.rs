@@ -174,6 +174,8 @@ replies! {
     BdatSyntax = "bdat_syntax" 501 "5.5.4 " "Syntax: BDAT size [LAST]";
     /// The declared SIZE, or what arrived, is over the maximum (RFC 1870 6).
     TooBig = "too_big" 552 "5.3.4 " "Message too big";
+    /// The message came with more Received fields than `--max-hops` (RFC 5321 6.3).
+    TooManyHops = "too_many_hops" 554 "5.4.6 " "Too many Received fields; the message seems to be in a loop";
     /// More recipients than RCPTMAX.
     TooManyRecipients = "too_many_recipients" 452 "4.5.3 " "Too many recipients";
     /// The envelope has outgrown its limit.

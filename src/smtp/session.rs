@@ -9,12 +9,14 @@
 
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
+use core::ops::{Deref, DerefMut};
 
 use memchr::memchr;
 
 use super::command::{self, Command};
 use super::data::{BareNewlines, Checker, ContentFacts, Decoder, InPlace, Piece};
 use super::extension::{self, Composed, EhloLines, EhloNumbers};
+use super::hops::Hops;
 use super::parameter::{self, Body, Hold, MailParameters, Offered};
 use super::path::{ForwardPath, ReversePath};
 use super::reply::Reply;
@@ -85,6 +87,8 @@ pub struct ContextOptions {
     pub mechanisms: Mechanisms,
     /// AUTH is offered without TLS too.
     pub auth_without_tls: bool,
+    /// Most Received fields that a message may come with; `None`: any number.
+    pub hops_max: Option<u16>,
 }
 
 impl Default for ContextOptions {
@@ -102,6 +106,7 @@ impl Default for ContextOptions {
             lmtp: false,
             mechanisms: Mechanisms::NONE,
             auth_without_tls: false,
+            hops_max: None,
         }
     }
 }
@@ -169,6 +174,8 @@ pub struct Context {
     pub mechanisms: Mechanisms,
     /// AUTH is offered without TLS too.
     pub auth_without_tls: bool,
+    /// Most Received fields that a message may come with; `None`: any number.
+    pub hops_max: Option<u16>,
 }
 
 impl Context {
@@ -190,6 +197,7 @@ impl Context {
             lmtp,
             mechanisms,
             auth_without_tls,
+            hops_max,
         } = options;
         let offered = extension::consistent(offered);
         let name_fits = (1..=DOMAIN_BYTES_MAX).contains(&server_name.len());
@@ -229,6 +237,7 @@ impl Context {
             lmtp,
             mechanisms,
             auth_without_tls,
+            hops_max,
         };
         let commands = |tls| {
             let services = context.services(tls, Offered::PROMISES, true);
@@ -384,10 +393,53 @@ pub struct Session {
     idle_commands: u32,
     /// MAIL commands that succeeded.
     messages: u32,
+    work: WorkPlace,
+}
+
+/// What a session keeps of the message under way. Most sessions have none at most times, so that it stands in memory of
+/// its own, which [`Session::lend`] and [`Session::reclaim`] hand from session to session.
+#[derive(Debug)]
+pub struct Work {
     transaction: Transaction,
     content: Content,
     chunk: Chunk,
     answers: Answers,
+}
+
+impl Work {
+    const NONE: Work = Work {
+        transaction: Transaction::NONE,
+        content: Content::None,
+        chunk: Chunk {
+            left: 0,
+            is_last: false,
+            is_kept: false,
+            refusal: None,
+        },
+        answers: Answers {
+            left: 0,
+            reply: None,
+        },
+    };
+}
+
+/// [`Work`], or nothing to be seen. Only a change takes memory: what was lent, or else memory of its own.
+#[derive(Debug)]
+struct WorkPlace(Option<Box<Work>>);
+
+impl Deref for WorkPlace {
+    type Target = Work;
+
+    fn deref(&self) -> &Work {
+        static NONE: Work = Work::NONE;
+        self.0.as_deref().unwrap_or(&NONE)
+    }
+}
+
+impl DerefMut for WorkPlace {
+    fn deref_mut(&mut self) -> &mut Work {
+        self.0.get_or_insert_with(|| Box::new(Work::NONE))
+    }
 }
 
 /// The replies that the end of a message still owes its other recipients (RFC 2033 4.2).
@@ -518,6 +570,8 @@ struct Transaction {
     priority: Option<i8>,
     /// One of `BODY_*`.
     body: u8,
+    /// Received fields that it came with; counted only where their number is limited.
+    hops: Hops,
     recipients: u32,
     /// Declared SIZE plus one, octets; 0 when none was declared. Saturates.
     declared_size_plus_1: u64,
@@ -533,6 +587,7 @@ impl Transaction {
         smtputf8: false,
         priority: None,
         body: BODY_UNSTATED,
+        hops: Hops::NONE,
         recipients: 0,
         declared_size_plus_1: 0,
         started: Instant(0),
@@ -617,22 +672,33 @@ impl Session {
             auth_failures: 0,
             took_secret: false,
             proxied: None,
-            answers: Answers {
-                left: 0,
-                reply: None,
-            },
             verdict: None,
             errors: 0,
             idle_commands: 0,
             messages: 0,
-            transaction: Transaction::NONE,
-            content: Content::None,
-            chunk: Chunk {
-                left: 0,
-                is_last: false,
-                is_kept: false,
-                refusal: None,
-            },
+            work: WorkPlace(None),
+        }
+    }
+
+    /// Lends memory that another session has given back, for the message that the next input may begin. A session to
+    /// which nothing is lent takes memory of its own.
+    pub fn lend(&mut self, spare: &mut Vec<Box<Work>>) {
+        if self.work.0.is_none() {
+            self.work.0 = spare.pop();
+        }
+    }
+
+    /// Takes that memory back where no message is under way, nor replies to its end are owed.
+    pub fn reclaim(&mut self, spare: &mut Vec<Box<Work>>) {
+        let Some(work) = &mut self.work.0 else {
+            return;
+        };
+        let is_at_rest = work.transaction.stage == Stage::None
+            && work.answers.left == 0
+            && !matches!(self.state, State::Chunk | State::Commit | State::Answers);
+        if is_at_rest {
+            **work = Work::NONE;
+            spare.extend(self.work.0.take());
         }
     }
 
@@ -666,7 +732,7 @@ impl Session {
                 State::Commit => Step::Blocked(Blocked::Commit),
                 State::Handshake => Step::Blocked(Blocked::Tls),
                 State::Closed => Step::Blocked(Blocked::Closed),
-                State::Chunk if self.chunk.left == 0 => self.finish_chunk(ctx, out),
+                State::Chunk if self.work.chunk.left == 0 => self.finish_chunk(ctx, out),
                 State::Answers => self.answer_next(out),
                 _ if rest.is_empty() => Step::Partial,
                 // Content is covered too: its end takes a reply.
@@ -694,12 +760,12 @@ impl Session {
     ///
     /// The caller checks [`Sink::has_room`] as well, because the content's end takes a reply.
     pub fn can_receive_in_place(&self) -> bool {
-        if self.is_discarding() || (self.state == State::Chunk && self.chunk.left == 0) {
+        if self.is_discarding() || (self.state == State::Chunk && self.work.chunk.left == 0) {
             return false;
         }
-        match (self.state, &self.content) {
+        match (self.state, &self.work.content) {
             (State::Data, Content::Data(decoder)) => decoder.can_decode_in_place(),
-            (State::Chunk, Content::Text(_)) => self.chunk.is_kept,
+            (State::Chunk, Content::Text(_)) => self.work.chunk.is_kept,
             (State::Chunk, Content::Binary(_)) => true,
             _ => false,
         }
@@ -719,22 +785,25 @@ impl Session {
         if !self.can_receive_in_place() {
             return taken;
         }
-        if let Content::Data(decoder) = &mut self.content {
+        if let Content::Data(decoder) = &mut self.work.content {
             taken = decoder.decode_in_place(buf);
         } else {
             let octets = self.chunk_part(buf.len());
-            match &mut self.content {
+            match &mut self.work.content {
                 Content::Text(checker) => checker.check(&buf[..octets], |_| {}),
                 Content::Binary(total) => *total = total.saturating_add(octets as u64),
                 Content::None | Content::Data(_) => {}
             }
-            self.chunk.left -= octets as u64;
+            self.work.chunk.left -= octets as u64;
             taken.consumed = octets;
             taken.kept = octets;
-            taken.end = self.chunk.left == 0;
+            taken.end = self.work.chunk.left == 0;
+        }
+        if ctx.hops_max.is_some() {
+            self.work.transaction.hops.take(&buf[..taken.kept]);
         }
         if self.content_refusal(ctx).is_some() {
-            self.transaction.is_discarding = true;
+            self.work.transaction.is_discarding = true;
             taken.kept = 0;
         }
         taken
@@ -744,7 +813,7 @@ impl Session {
     pub fn end_in_place(&mut self, ctx: &Context, out: &mut impl Sink) {
         match self.state {
             State::Data => self.end_of_data(ctx, out),
-            State::Chunk if self.chunk.left == 0 => self.end_of_chunk(ctx, out),
+            State::Chunk if self.work.chunk.left == 0 => self.end_of_chunk(ctx, out),
             _ => {}
         }
     }
@@ -767,7 +836,7 @@ impl Session {
     /// Whether [`Session::receive`] has something to do without input, as soon as there is room for a reply.
     pub fn owes_reply(&self) -> bool {
         match self.state {
-            State::Chunk => self.chunk.left == 0,
+            State::Chunk => self.work.chunk.left == 0,
             State::Answers => true,
             _ => false,
         }
@@ -778,7 +847,9 @@ impl Session {
     pub fn completed(&mut self, result: Result<(), Reply>, out: &mut impl Sink) {
         if self.state == State::Commit {
             self.state = State::Command;
-            self.answers.reply = result.err();
+            if self.work.answers.left > 0 {
+                self.work.answers.reply = result.err();
+            }
             if let Err(reply) = result {
                 out.reply(reply);
             }
@@ -836,7 +907,7 @@ impl Session {
         match self.state {
             State::Greeting => Phase::Greeting,
             State::Command | State::LongLine | State::AuthResponse | State::LongAuthLine => {
-                match self.transaction.stage {
+                match self.work.transaction.stage {
                     Stage::None => Phase::Command,
                     _ => Phase::Envelope,
                 }
@@ -853,9 +924,14 @@ impl Session {
         }
     }
 
+    /// Octets of the content that has come so far, transparency undone; 0 outside of a message.
+    pub fn content_octets(&self) -> u64 {
+        self.work.content.facts().octets
+    }
+
     /// Whether the message that arrives is dropped as it comes, because it can't be accepted any more.
     pub fn is_discarding(&self) -> bool {
-        self.transaction.is_discarding || self.chunk.refusal.is_some()
+        self.work.transaction.is_discarding || self.work.chunk.refusal.is_some()
     }
 
     /// Whether the octets that come are those of a command line that is too long, and dropped up to its end.
@@ -1049,7 +1125,7 @@ impl Session {
         if self.user().is_some() {
             return Outcome::Reply(Reply::AlreadyAuthenticated);
         }
-        if self.transaction.stage != Stage::None {
+        if self.work.transaction.stage != Stage::None {
             return Outcome::Reply(Reply::NotInTransaction);
         }
         if !self.is_secured() && !ctx.auth_without_tls {
@@ -1172,7 +1248,7 @@ impl Session {
             return Outcome::Reply(Reply::NeedTls);
         };
         // RFC 3030 2: the octets of a chunk that is refused are read all the same.
-        self.chunk = Chunk {
+        self.work.chunk = Chunk {
             left: size,
             is_last: last,
             is_kept: true,
@@ -1190,7 +1266,7 @@ impl Session {
         if !ctx.offered.has(Offered::STARTTLS) {
             return Outcome::Reply(Reply::NotImplemented);
         }
-        if self.transaction.stage == Stage::Chunks {
+        if self.work.transaction.stage == Stage::Chunks {
             return Outcome::Reply(Reply::BdatOpen);
         }
         // RFC 3207 4: STARTTLS is the last command of a group, and the handshake begins behind the 220. What stands
@@ -1296,7 +1372,7 @@ impl Session {
         if !self.services.offered.has(Offered::XCLIENT) {
             return Outcome::Reply(Reply::NotImplemented);
         }
-        if self.transaction.stage != Stage::None {
+        if self.work.transaction.stage != Stage::None {
             return Outcome::Reply(Reply::NotInTransaction);
         }
         let Some(said) = xclient::parse_client(attributes) else {
@@ -1354,7 +1430,7 @@ impl Session {
         if !self.services.offered.has(Offered::XFORWARD) {
             return Outcome::Reply(Reply::NotImplemented);
         }
-        if self.transaction.stage != Stage::None {
+        if self.work.transaction.stage != Stage::None {
             return Outcome::Reply(Reply::NotInTransaction);
         }
         let Some(said) = xclient::parse_forwarded(attributes) else {
@@ -1391,7 +1467,7 @@ impl Session {
         if !self.services.offered.has(Offered::ETRN) {
             return Outcome::Reply(Reply::NotImplemented);
         }
-        if self.transaction.stage != Stage::None {
+        if self.work.transaction.stage != Stage::None {
             return Outcome::Reply(Reply::NotInTransaction);
         }
         match prior.or_else(|| out.ask(Question::Etrn { node })) {
@@ -1417,7 +1493,7 @@ impl Session {
         if ctx.role == Role::Submission && self.user().is_none() {
             return Outcome::Reply(Reply::AuthRequired);
         }
-        match self.transaction.stage {
+        match self.work.transaction.stage {
             Stage::None => {}
             Stage::Envelope => return Outcome::Reply(Reply::NestedMail),
             Stage::Chunks => return Outcome::Reply(Reply::BdatOpen),
@@ -1477,7 +1553,7 @@ impl Session {
             return Outcome::Reply(Reply::NoSpace);
         }
         self.messages += 1;
-        self.transaction = Transaction {
+        self.work.transaction = Transaction {
             stage: Stage::Envelope,
             is_open: true,
             smtputf8: given.smtputf8,
@@ -1507,7 +1583,7 @@ impl Session {
         prior: Option<Verdict>,
         out: &mut impl Sink,
     ) -> Outcome {
-        match self.transaction.stage {
+        match self.work.transaction.stage {
             Stage::None => return Outcome::Reply(Reply::NeedMail),
             Stage::Envelope => {}
             Stage::Chunks => return Outcome::Reply(Reply::BdatOpen),
@@ -1516,10 +1592,10 @@ impl Session {
         if let Err(reply) = parameter::parse_rcpt(parameters, self.services.offered) {
             return Outcome::Reply(reply);
         }
-        if !path.ascii && !self.transaction.smtputf8 {
+        if !path.ascii && !self.work.transaction.smtputf8 {
             return Outcome::Reply(Reply::RecipientNeedsUtf8);
         }
-        if self.transaction.recipients >= ctx.recipients_max {
+        if self.work.transaction.recipients >= ctx.recipients_max {
             return Outcome::Reply(Reply::TooManyRecipients);
         }
         let question = Question::Rcpt { path: path.mailbox };
@@ -1546,10 +1622,10 @@ impl Session {
             // The pool ran dry between the two fields: a recipient that the client was refused stands in the
             // envelope, so this message must not go on.
             self.drop_message(out);
-            self.transaction.stage = Stage::Failed(Reply::NoSpace);
+            self.work.transaction.stage = Stage::Failed(Reply::NoSpace);
             return Outcome::Reply(Reply::NoSpace);
         }
-        self.transaction.recipients += 1;
+        self.work.transaction.recipients += 1;
         Outcome::Reply(Reply::RcptOk)
     }
 
@@ -1560,19 +1636,19 @@ impl Session {
         (now, wall_ns): (Instant, u64),
         out: &mut impl Sink,
     ) -> Outcome {
-        match self.transaction.stage {
+        match self.work.transaction.stage {
             Stage::None => return Outcome::Reply(Reply::NeedMail),
             Stage::Envelope => {}
             Stage::Chunks => return Outcome::Reply(Reply::BdatOpen),
             Stage::Failed(reply) => return Outcome::Reply(reply),
         }
-        if self.transaction.body == BODY_BINARYMIME {
+        if self.work.transaction.body == BODY_BINARYMIME {
             return Outcome::Reply(Reply::BinaryNeedsBdat);
         }
-        if self.transaction.recipients == 0 {
+        if self.work.transaction.recipients == 0 {
             return Outcome::Reply(Reply::NeedRcpt);
         }
-        let recipients = self.transaction.recipients;
+        let recipients = self.work.transaction.recipients;
         match prior.or_else(|| out.ask(Question::Data { recipients })) {
             None => return Outcome::Awaits,
             Some(Verdict::Refuse(reply)) => return Outcome::Refused(reply),
@@ -1582,7 +1658,7 @@ impl Session {
         if !self.begin_body(ctx, (now, wall_ns), out) {
             return Outcome::Reply(Reply::NoSpace);
         }
-        self.content = Content::Data(Decoder::new(ctx.bare_newlines));
+        self.work.content = Content::Data(Decoder::new(ctx.bare_newlines));
         self.state = State::Data;
         Outcome::Reply(Reply::DataStart)
     }
@@ -1599,12 +1675,12 @@ impl Session {
         if !ctx.offered.has(Offered::CHUNKING) {
             return Outcome::Reply(Reply::NotImplemented);
         }
-        let mut refusal = match self.transaction.stage {
+        let mut refusal = match self.work.transaction.stage {
             Stage::None => Some(Reply::NeedMail),
             Stage::Failed(reply) => Some(reply),
-            Stage::Envelope if self.transaction.recipients == 0 => Some(Reply::NeedRcpt),
+            Stage::Envelope if self.work.transaction.recipients == 0 => Some(Reply::NeedRcpt),
             Stage::Envelope => {
-                let recipients = self.transaction.recipients;
+                let recipients = self.work.transaction.recipients;
                 match prior.or_else(|| out.ask(Question::Data { recipients })) {
                     None => return Outcome::Awaits,
                     Some(Verdict::Refuse(reply)) => Some(reply),
@@ -1618,9 +1694,9 @@ impl Session {
             Stage::Chunks => None,
         };
         if refusal.is_none() {
-            if self.transaction.stage == Stage::Envelope {
-                self.transaction.stage = Stage::Chunks;
-                self.content = match self.transaction.body {
+            if self.work.transaction.stage == Stage::Envelope {
+                self.work.transaction.stage = Stage::Chunks;
+                self.work.content = match self.work.transaction.body {
                     BODY_BINARYMIME => Content::Binary(0),
                     _ => Content::Text(Checker::new(ctx.bare_newlines)),
                 };
@@ -1633,7 +1709,7 @@ impl Session {
         if refusal.is_some() {
             self.drop_message(out);
         }
-        self.chunk = Chunk {
+        self.work.chunk = Chunk {
             left: size,
             is_last: last,
             is_kept: ctx.bare_newlines != BareNewlines::Normalize,
@@ -1653,22 +1729,26 @@ impl Session {
         let protocol = Protocol::new(ProtocolFacts {
             esmtp: self.esmtp,
             lmtp: ctx.lmtp,
-            smtputf8: self.transaction.smtputf8,
+            smtputf8: self.work.transaction.smtputf8,
             tls: self.is_secured(),
             authenticated: self.user().is_some(),
         });
+        // RFC 5321 7.2: with more than one recipient the clause would tell each of them of another.
+        let recipient = match self.work.transaction.recipients {
+            1 => out.recipient(),
+            _ => None,
+        };
         let trace = trace::build(&TraceArguments {
             helo: self.helo.as_bytes(),
             client: self.client,
             server_name: &ctx.server_name,
             protocol,
-            // Recipients go to the envelope and are not kept here; the clause is optional.
-            recipient: None,
-            priority: self.transaction.priority,
+            recipient,
+            priority: self.work.transaction.priority,
             tls_cipher: self.tls.copied(),
             wall_ns,
         });
-        self.transaction.data_started = now;
+        self.work.transaction.data_started = now;
         out.begin_body(trace.bytes(), trace.id_at())
     }
 
@@ -1678,14 +1758,16 @@ impl Session {
             [] => return Step::Blocked(Blocked::Pool),
             input => input,
         };
-        let discarding = self.transaction.is_discarding;
+        let work = &mut *self.work;
+        let discarding = work.transaction.is_discarding;
         // INVARIANT: the state Data comes with a decoder.
-        let Content::Data(decoder) = &mut self.content else {
+        let Content::Data(decoder) = &mut work.content else {
             return Step::Blocked(Blocked::Closed);
         };
+        let mut hops = ctx.hops_max.map(|_| &mut work.transaction.hops);
         let decoded = decoder.decode(input, |piece| {
             if !discarding {
-                emit(piece, input, out);
+                emit(piece, input, hops.as_deref_mut(), out);
             }
         });
         self.discard_if_refused(ctx, out);
@@ -1702,23 +1784,27 @@ impl Session {
             [] => return Step::Blocked(Blocked::Pool),
             input => input,
         };
-        if self.chunk.refusal.is_none() {
-            let discarding = self.transaction.is_discarding;
-            match &mut self.content {
+        if self.work.chunk.refusal.is_none() {
+            let work = &mut *self.work;
+            let discarding = work.transaction.is_discarding;
+            let mut hops = ctx.hops_max.map(|_| &mut work.transaction.hops);
+            match &mut work.content {
                 Content::Text(checker) => checker.check(input, |piece| {
                     if !discarding {
-                        emit(piece, input, out);
+                        emit(piece, input, hops.as_deref_mut(), out);
                     }
                 }),
                 Content::Binary(octets) => {
                     *octets = octets.saturating_add(input.len() as u64);
-                    out.body(input);
+                    if !discarding {
+                        emit(Piece::Input(0..input.len()), input, hops, out);
+                    }
                 }
                 Content::None | Content::Data(_) => {}
             }
         }
         self.discard_if_refused(ctx, out);
-        self.chunk.left -= input.len() as u64;
+        self.work.chunk.left -= input.len() as u64;
         Step::Took(input.len())
     }
 
@@ -1729,9 +1815,9 @@ impl Session {
         }
         // The end of the last chunk may turn a CR into CRLF. After a chunk with octets there is room for that
         // one octet; after an empty one there may be none, and no input is left to wait with.
-        let may_emit = self.chunk.is_last && !self.chunk.is_kept && !self.is_discarding();
+        let may_emit = self.work.chunk.is_last && !self.work.chunk.is_kept && !self.is_discarding();
         if may_emit && out.body_room() == 0 {
-            self.chunk.refusal = Some(Reply::NoSpace);
+            self.work.chunk.refusal = Some(Reply::NoSpace);
             self.drop_message(out);
         }
         self.end_of_chunk(ctx, out);
@@ -1740,7 +1826,7 @@ impl Session {
 
     /// How many of `available` octets belong to the chunk.
     fn chunk_part(&self, available: usize) -> usize {
-        usize::try_from(self.chunk.left).map_or(available, |left| left.min(available))
+        usize::try_from(self.work.chunk.left).map_or(available, |left| left.min(available))
     }
 
     /// The front of `rest` whose message octets the sink has room for.
@@ -1760,7 +1846,7 @@ impl Session {
 
     /// Octets of the message as it is stored so far.
     fn stored_octets(&self, ctx: &Context) -> u64 {
-        let facts = self.content.facts();
+        let facts = self.work.content.facts();
         let inserted = match ctx.bare_newlines {
             // Each bare newline became CRLF.
             BareNewlines::Normalize => u64::from(facts.bare_lf) + u64::from(facts.bare_cr),
@@ -1771,17 +1857,24 @@ impl Session {
 
     /// Why the content so far can't be accepted.
     fn content_refusal(&self, ctx: &Context) -> Option<Reply> {
-        let facts = self.content.facts();
+        let facts = self.work.content.facts();
         if self.stored_octets(ctx) > ctx.message_bytes_max {
             return Some(Reply::TooBig);
         }
         let is_bare = facts.bare_lf > 0 || facts.bare_cr > 0 || facts.nul > 0;
-        (ctx.bare_newlines == BareNewlines::Reject && is_bare).then_some(Reply::BareNewline)
+        if ctx.bare_newlines == BareNewlines::Reject && is_bare {
+            return Some(Reply::BareNewline);
+        }
+        // RFC 5321 6.3. The reason that came first counts: once content is dropped its fields are not counted.
+        let hops = self.work.transaction.hops.count();
+        ctx.hops_max
+            .is_some_and(|max| hops > max)
+            .then_some(Reply::TooManyHops)
     }
 
     /// Gives the message's storage back as soon as it is clear that it will be refused.
     fn discard_if_refused(&mut self, ctx: &Context, out: &mut impl Sink) {
-        if self.transaction.is_discarding || self.content_refusal(ctx).is_some() {
+        if self.work.transaction.is_discarding || self.content_refusal(ctx).is_some() {
             self.drop_refused(out);
         }
     }
@@ -1796,13 +1889,14 @@ impl Session {
 
     fn end_of_chunk(&mut self, ctx: &Context, out: &mut impl Sink) {
         self.state = State::Command;
-        if let Some(reply) = self.chunk.refusal.take() {
-            let was_begun = self.transaction.stage == Stage::Chunks;
-            if was_begun && self.chunk.is_last {
+        if let Some(reply) = self.work.chunk.refusal.take() {
+            let was_begun = self.work.transaction.stage == Stage::Chunks;
+            if was_begun && self.work.chunk.is_last {
                 return self.refuse_message(ctx, reply, out);
             }
             // RFC 2033 4.3: the last chunk is answered once for each recipient, so never where there is none.
-            let is_unanswered = ctx.lmtp && self.chunk.is_last && self.transaction.recipients == 0;
+            let is_unanswered =
+                ctx.lmtp && self.work.chunk.is_last && self.work.transaction.recipients == 0;
             self.fail_transaction();
             if is_unanswered {
                 return;
@@ -1814,14 +1908,15 @@ impl Session {
                 _ => out.reply(reply),
             };
         }
-        if !self.chunk.is_last {
+        if !self.work.chunk.is_last {
             return out.reply(Reply::ChunkOk);
         }
-        let discarding = self.transaction.is_discarding;
-        if let Content::Text(checker) = &mut self.content {
+        let discarding = self.work.transaction.is_discarding;
+        if let Content::Text(checker) = &mut self.work.content {
             checker.finish(|piece| {
                 if !discarding {
-                    emit(piece, &[], out);
+                    // One LF behind the message: no trace field begins with it.
+                    emit(piece, &[], None, out);
                 }
             });
         }
@@ -1845,18 +1940,18 @@ impl Session {
         match verdict {
             Verdict::Accept => {
                 let facts = self.message_facts(ctx);
-                self.answers = Answers {
+                self.work.answers = Answers {
                     left: facts.answers - 1,
                     reply: None,
                 };
-                self.transaction.is_open = false;
+                self.work.transaction.is_open = false;
                 self.clear_transaction(out);
                 self.idle_commands = 0;
                 match out.end_of_message(&facts) {
                     Completion::Queued => self.answer_others(),
                     Completion::Wait => self.state = State::Commit,
                     Completion::Refused(reply) => {
-                        self.answers.reply = Some(reply);
+                        self.work.answers.reply = Some(reply);
                         out.reply(reply);
                         self.answer_others();
                     }
@@ -1869,7 +1964,7 @@ impl Session {
 
     /// Refuses a message that is complete, or whose end has come, for each of its recipients.
     fn refuse_message(&mut self, ctx: &Context, reply: Reply, out: &mut impl Sink) {
-        self.answers = Answers {
+        self.work.answers = Answers {
             left: self.answers_due(ctx) - 1,
             reply: Some(reply),
         };
@@ -1882,14 +1977,14 @@ impl Session {
     /// Replies that the end of the message takes, at least 1.
     fn answers_due(&self, ctx: &Context) -> u32 {
         if ctx.lmtp {
-            self.transaction.recipients.max(1)
+            self.work.transaction.recipients.max(1)
         } else {
             1
         }
     }
 
     fn answer_others(&mut self) {
-        if self.answers.left > 0 && self.state != State::Closed {
+        if self.work.answers.left > 0 && self.state != State::Closed {
             self.state = State::Answers;
         }
     }
@@ -1899,27 +1994,27 @@ impl Session {
         if !out.has_room() {
             return Step::Blocked(Blocked::Replies);
         }
-        match self.answers.reply {
+        match self.work.answers.reply {
             Some(reply) => out.reply(reply),
             None => out.stored_again(),
         }
-        self.answers.left = self.answers.left.saturating_sub(1);
-        if self.answers.left == 0 {
+        self.work.answers.left = self.work.answers.left.saturating_sub(1);
+        if self.work.answers.left == 0 {
             self.state = State::Command;
         }
         Step::Took(0)
     }
 
     fn message_facts(&self, ctx: &Context) -> MessageFacts {
-        let content = self.content.facts();
+        let content = self.work.content.facts();
         let is_changed = ctx.bare_newlines == BareNewlines::Normalize
-            && !matches!(self.content, Content::Binary(_))
+            && !matches!(self.work.content, Content::Binary(_))
             && (content.bare_lf > 0 || content.bare_cr > 0);
         let mut flags = 0;
         for (flag, is_set) in [
             (FLAG_ESMTP, self.esmtp),
-            (FLAG_SMTPUTF8, self.transaction.smtputf8),
-            (FLAG_BDAT, self.transaction.stage == Stage::Chunks),
+            (FLAG_SMTPUTF8, self.work.transaction.smtputf8),
+            (FLAG_BDAT, self.work.transaction.stage == Stage::Chunks),
             (FLAG_NORMALIZED, is_changed),
         ] {
             if is_set {
@@ -1929,12 +2024,12 @@ impl Session {
         MessageFacts {
             content,
             flags,
-            body: self.transaction.body,
-            recipients: self.transaction.recipients,
+            body: self.work.transaction.body,
+            recipients: self.work.transaction.recipients,
             answers: self.answers_due(ctx),
-            declared_size: self.transaction.declared_size_plus_1.checked_sub(1),
-            transaction_started: self.transaction.started,
-            data_started: self.transaction.data_started,
+            declared_size: self.work.transaction.declared_size_plus_1.checked_sub(1),
+            transaction_started: self.work.transaction.started,
+            data_started: self.work.transaction.data_started,
         }
     }
 
@@ -1958,23 +2053,26 @@ impl Session {
 
     /// Marks an open transaction as one that only RSET, EHLO or HELO can end.
     fn fail_transaction(&mut self) {
-        if matches!(self.transaction.stage, Stage::Envelope | Stage::Chunks) {
-            self.transaction.stage = Stage::Failed(Reply::BdatFailed);
+        if matches!(self.work.transaction.stage, Stage::Envelope | Stage::Chunks) {
+            self.work.transaction.stage = Stage::Failed(Reply::BdatFailed);
         }
     }
 
     /// Drops what the sink holds of the message; the rest of its content is read and dropped as well.
     fn drop_message(&mut self, out: &mut impl Sink) {
-        self.transaction.is_discarding = self.transaction.stage != Stage::None;
-        if self.transaction.is_open {
-            self.transaction.is_open = false;
+        if self.work.transaction.stage != Stage::None {
+            self.work.transaction.is_discarding = true;
+        }
+        if self.work.transaction.is_open {
+            self.work.transaction.is_open = false;
             out.abort_message();
         }
     }
 
     /// As [`Session::drop_message`], because the content can't be accepted.
     fn drop_refused(&mut self, out: &mut impl Sink) {
-        if std::mem::take(&mut self.transaction.is_open) {
+        if self.work.transaction.is_open {
+            self.work.transaction.is_open = false;
             out.refuse_message();
         }
         self.drop_message(out);
@@ -1982,14 +2080,16 @@ impl Session {
 
     fn clear_transaction(&mut self, out: &mut impl Sink) {
         self.drop_message(out);
-        if self.transaction.stage != Stage::None
+        if self.work.transaction.stage != Stage::None
             && let Some(proxied) = &mut self.proxied
         {
             // What XFORWARD said was about this message alone.
             proxied.forwarded = Default::default();
         }
-        self.transaction = Transaction::NONE;
-        self.content = Content::None;
+        if let Some(work) = &mut self.work.0 {
+            work.transaction = Transaction::NONE;
+            work.content = Content::None;
+        }
     }
 }
 
@@ -2082,12 +2182,16 @@ fn challenge(octets: &[u8], out: &mut impl Sink) {
     out.reply_configured(Reply::AuthChallenge, &wire);
 }
 
-/// Hands a piece of content to the sink.
-fn emit(piece: Piece, input: &[u8], out: &mut impl Sink) {
-    match piece {
-        Piece::Input(range) => out.body(&input[range]),
-        Piece::Literal(bytes) => out.body(bytes),
+/// Hands a piece of content to the sink, past the counter of trace fields.
+fn emit(piece: Piece, input: &[u8], hops: Option<&mut Hops>, out: &mut impl Sink) {
+    let octets = match piece {
+        Piece::Input(range) => &input[range],
+        Piece::Literal(octets) => octets,
+    };
+    if let Some(hops) = hops {
+        hops.take(octets);
     }
+    out.body(octets);
 }
 
 /// Parameters with single spaces between them and keywords in upper case, as the envelope stores them.

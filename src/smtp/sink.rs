@@ -288,6 +288,11 @@ pub trait Sink {
     /// Appends one envelope field, its value the concatenation of `parts`. False when the envelope is full;
     /// then nothing of it was appended.
     fn envelope_field(&mut self, field: Field, parts: &[&[u8]]) -> bool;
+    /// The forward-path of the open message's first recipient, as it was given to [`Sink::envelope_field`]; `None`
+    /// where nothing is kept. Asked only when there is one recipient.
+    fn recipient(&self) -> Option<&[u8]> {
+        None
+    }
     /// The envelope is complete. `trace` is the Received field, CRLF included, with the message's id missing at
     /// offset `id_at`. False when there is no chunk for it; the session then refuses the command and the
     /// message stays open without a body.

@@ -148,7 +148,7 @@ pub struct TraceArguments<'a> {
     pub server_name: &'a str,
     /// How the message came.
     pub protocol: Protocol,
-    /// Forward-path without brackets, only when there is exactly one recipient (RFC 5321 7.6: more
+    /// Forward-path without brackets, only when there is exactly one recipient (RFC 5321 7.2: more
     /// would disclose blind copies). Left out on the same terms as `helo`.
     pub recipient: Option<&'a [u8]>,
     /// MT-PRIORITY that the message has; left out of the field without one.

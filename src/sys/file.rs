@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::MetadataExt;
 #[cfg(target_os = "linux")]
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -36,6 +37,30 @@ pub fn start_writeback(file: &File, at: u64, len: u64) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (file, at, len);
+}
+
+/// What tells one state of a file from the next: device, inode, length and time of change.
+type Stamp = (u64, u64, u64, i64, i64);
+
+/// The state of some files; one that differs from the last says that a file was changed, replaced, made or removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamps(Vec<Option<Stamp>>);
+
+impl Stamps {
+    /// The state of these files now. `None` when one of them can't be looked at: not that it is not there, but that a
+    /// directory may not be entered, for example.
+    pub fn of<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Option<Stamps> {
+        let stamp = |path: &Path| match std::fs::metadata(path) {
+            Ok(m) => Some(Some((m.dev(), m.ino(), m.len(), m.ctime(), m.ctime_nsec()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(None),
+            Err(_) => None,
+        };
+        paths
+            .into_iter()
+            .map(stamp)
+            .collect::<Option<_>>()
+            .map(Stamps)
+    }
 }
 
 /// How a file is locked.
@@ -221,6 +246,32 @@ mod tests {
         drop(first);
         assert!(try_lock(&second, Lock::Shared).unwrap());
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn stamps_tell_a_file_that_was_changed_replaced_or_removed() {
+        let path = std::env::temp_dir().join(format!("ringmx-stamps-{}", std::process::id()));
+        let other = path.with_extension("new");
+        let stamps = || Stamps::of([path.as_path(), Path::new("/")]).unwrap();
+        let none = stamps();
+        std::fs::write(&path, "one").unwrap();
+        let one = stamps();
+        assert_eq!(one, stamps());
+        std::fs::write(&path, "longer").unwrap();
+        let longer = stamps();
+        // Of the same length: another inode.
+        std::fs::write(&other, "others").unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        let others = stamps();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(stamps(), none);
+        let states = [none, one, longer, others];
+        for (at, state) in states.iter().enumerate() {
+            assert!(!states[..at].contains(state), "{at}");
+        }
+        // A file can't be entered, whoever asks.
+        let inside = std::env::current_exe().unwrap().join("inside");
+        assert_eq!(Stamps::of([inside.as_path()]), None);
     }
 
     #[test]

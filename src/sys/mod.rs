@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "this module exists to hold it")]
 
 pub mod bus_error;
+pub mod counting;
 pub mod descriptors;
 pub mod fd_passing;
 pub mod file;
@@ -9,6 +10,8 @@ pub mod group;
 pub mod memory;
 pub mod mmap;
 pub mod privileges;
+pub mod process;
+pub mod scan;
 pub mod signal;
 pub mod socket;
 pub mod wait;

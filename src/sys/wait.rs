@@ -63,6 +63,19 @@ pub fn readable(descriptors: &[BorrowedFd<'_>], wait: Option<Duration>) -> io::R
     Ok(Ready(ready))
 }
 
+/// Whether a write of at most PIPE_BUF (4,096) bytes to `descriptor` would not have to wait now, as far as this process
+/// can know: others may write to the same pipe.
+pub fn is_writable(descriptor: BorrowedFd<'_>) -> bool {
+    let mut polled = libc::pollfd {
+        fd: descriptor.as_raw_fd(),
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one initialised entry is passed; a wait of 0 returns at once.
+    let count = unsafe { libc::poll(&raw mut polled, 1, 0) };
+    count == 1 && polled.revents & libc::POLLOUT != 0
+}
+
 /// A process, as something that can be waited for: readable once it has ended.
 #[derive(Debug)]
 pub struct Process(OwnedFd);

@@ -26,6 +26,7 @@ use rustls::{
 use super::ClientCertificate;
 use crate::choice::choices;
 use crate::limits::{TLS_CERTIFICATES_MAX, TLS_CHAIN_BYTES_MAX, TLS_FILE_BYTES_MAX};
+use crate::sys::file::Stamps;
 
 choices! {
     /// What is asked of clients.
@@ -77,6 +78,12 @@ fn wrong(file: &Path, reason: impl fmt::Display) -> LoadError {
 }
 
 impl Sources {
+    /// The state of all these files now; `None` when one of them can't be looked at.
+    pub fn stamps(&self) -> Option<Stamps> {
+        let pairs = self.pairs.iter().flat_map(|(chain, key)| [chain, key]);
+        Stamps::of(pairs.chain(&self.client_ca).map(PathBuf::as_path))
+    }
+
     /// Reads and checks everything. Blocks on files.
     ///
     /// # Errors

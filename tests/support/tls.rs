@@ -83,6 +83,7 @@ pub fn security(identities: &[&Identity]) -> Security {
     Security {
         credentials: Arc::new(sources(identities).load().expect("good files")),
         sources: sources(identities),
+        seen: sources(identities).stamps(),
         handshakes_max: 64,
         timeout: Duration::from_secs(30),
     }

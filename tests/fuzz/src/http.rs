@@ -27,6 +27,8 @@ pub const DICTIONARY: &[&[u8]] = &[
     b" HTTP/11\r\n",
     b"Host: a\r\n",
     b"hOST:b\r\n",
+    b"Host: [::1]:1\r\n",
+    b"Host: x.localhost.\r\n",
     b"Connection: close\r\n",
     b"Connection: keep-alive, x\r\n",
     b"Content-Length: 0\r\n",
@@ -55,13 +57,14 @@ pub fn run(bytes: &[u8]) {
         return;
     };
     let seed = u64::from_le_bytes(*seed) | 1;
-    let whole = requests(input, Cuts::Whole);
+    let is_local = seed & 2 != 0;
+    let whole = requests(input, is_local, Cuts::Whole);
     for cuts in [
         Cuts::Bytes,
         Cuts::Random(seed),
         Cuts::Once(seed as usize % (input.len() + 1)),
     ] {
-        assert_eq!(requests(input, cuts), whole, "{cuts:?}");
+        assert_eq!(requests(input, is_local, cuts), whole, "{cuts:?}");
     }
     let (requests, closed) = whole;
     let last = requests.len().saturating_sub(1);
@@ -75,8 +78,11 @@ pub fn run(bytes: &[u8]) {
 }
 
 /// The requests of `input`, and whether the session closed.
-fn requests(input: &[u8], mut cuts: Cuts) -> (Vec<Request>, bool) {
-    let mut session = Session::new();
+fn requests(input: &[u8], is_local: bool, mut cuts: Cuts) -> (Vec<Request>, bool) {
+    let mut session = match is_local {
+        true => Session::on_loopback(),
+        false => Session::new(),
+    };
     let mut found = Vec::new();
     let mut rest = input;
     loop {
@@ -137,7 +143,7 @@ fn status<'a>(metrics: &'a Metrics, replies: &'a [(&'a str, u16)]) -> Status<'a>
         sessions: &[],
         sessions_max: 1,
         pool: http::Pool::default(),
-        ring: None,
+        rings: &[],
         consumers: &[],
         newest: &[],
         log_lines_dropped: 0,
