@@ -332,11 +332,12 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         let spin_ns = nanos(self.options.spin);
         let mut spin_until = Instant(0);
         loop {
-            let mut timeout = self.timeout();
             let may_spin = self.options.busy_poll || self.clock.now() < spin_until;
-            if may_spin {
-                timeout = Duration::ZERO;
-            }
+            // A spinning loop asks the kernel and the clock, and nobody else.
+            let timeout = match may_spin {
+                true => Duration::ZERO,
+                false => self.timeout(),
+            };
             match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => other?,
