@@ -359,7 +359,8 @@ impl Worker {
                 by_connection,
             } => {
                 let due = Schedule::new(plan.seed, rate, poisson, index as u64, workers as u64)
-                    .shaped(&plan.shape);
+                    .shaped(&plan.shape)
+                    .traced(plan.trace.clone());
                 let serve = due.clone();
                 let seq_end = plan.messages.unwrap_or(u64::MAX);
                 let arrivals = Arrivals {
