@@ -7,12 +7,13 @@
 //! ```text
 //! cargo bench --bench raw_generator -- ADDRESS [--sessions N] [--seconds S] [--warmup S] [--size BYTES]
 //!     [--mode lock-step|pipelined|bdat] [--connection-per-message [--quit-behind]] [--busy-poll]
-//!     [--congestion NAME] [--latency]
+//!     [--congestion NAME] [--latency] | [--idle]
 //! ```
 //!
 //! `--quit-behind` sends QUIT behind the end of data. `--latency` adds the time from the end of data to its reply and
-//! of whole transactions. Prints one line: words and numbers in turn, times in us. Exits with 1 when the target
-//! refuses anything or closes early: a yardstick has no other way.
+//! of whole transactions. `--idle` sends nothing: it waits until all sessions are greeted, prints how long that took,
+//! and keeps them until its standard input ends. Prints one line: words and numbers in turn, times in us. Exits with 1
+//! when the target refuses anything or closes early: a yardstick has no other way.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -37,6 +38,7 @@ struct Arguments {
     busy_poll: bool,
     congestion: Option<String>,
     latency: bool,
+    idle: bool,
 }
 
 impl Arguments {
@@ -54,6 +56,7 @@ impl Arguments {
             busy_poll: false,
             congestion: None,
             latency: false,
+            idle: false,
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
@@ -72,6 +75,7 @@ impl Arguments {
                 "--busy-poll" => arguments.busy_poll = true,
                 "--congestion" => arguments.congestion = Some(value()?),
                 "--latency" => arguments.latency = true,
+                "--idle" => arguments.idle = true,
                 _ => {
                     address = Some(
                         word.parse()
@@ -201,6 +205,9 @@ fn main() -> io::Result<()> {
         }
         Err(text) => return Err(io::Error::other(text)),
     };
+    if arguments.idle {
+        return idle(&arguments);
+    }
     let script = Script::new(&arguments).map_err(io::Error::other)?;
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(1024);
@@ -291,6 +298,46 @@ fn main() -> io::Result<()> {
         }
     }
     println!();
+    Ok(())
+}
+
+/// Connects in groups of this size, so that the target's listen queue does not overflow.
+const CONNECTS_AT_A_TIME: usize = 256;
+
+/// Opens all sessions and keeps them.
+fn idle(arguments: &Arguments) -> io::Result<()> {
+    let mut poll = Poll::new()?;
+    let mut events = Events::with_capacity(1024);
+    let mut buf = vec![0; 1 << 10];
+    let start = Instant::now();
+    let mut sessions: Vec<Session> = Vec::with_capacity(arguments.sessions);
+    let mut greeted = 0;
+    while greeted < arguments.sessions {
+        while sessions.len() < arguments.sessions && sessions.len() - greeted < CONNECTS_AT_A_TIME {
+            let token = sessions.len();
+            sessions.push(connect(arguments, poll.registry(), token)?);
+        }
+        match poll.poll(&mut events, Some(Duration::from_secs(30))) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        }
+        if events.is_empty() {
+            return Err(refused("no greeting for 30 s"));
+        }
+        for event in &events {
+            let Token(key) = event.token();
+            if sessions[key].left > 0 && event.is_readable() && read(&mut sessions[key], &mut buf)?
+            {
+                greeted += 1;
+            }
+        }
+    }
+    println!(
+        "idle {} seconds {:.3}",
+        arguments.sessions,
+        start.elapsed().as_secs_f64()
+    );
+    io::copy(&mut io::stdin(), &mut io::sink())?;
     Ok(())
 }
 

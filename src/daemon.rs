@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,18 +21,23 @@ use crate::config::{CommitAlign, Config, Full, OnStorageFailure, RingWrite, Surv
 use crate::ctl;
 use crate::http::NEWEST_MAX;
 use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB, OFFLOAD_JOBS_MAX, TLS_HANDSHAKE_BYTES_MAX};
-use crate::log_cli::view::{RingSource, read_superblock};
+use crate::link::{Done, Ready, Report};
+use crate::log_cli::view::{RingSource, read_superblock, registered, shards};
 use crate::logger::{Class, Logger, Value};
 use crate::metrics::Metrics;
+use crate::net::handover::Head;
+use crate::net::listener::TcpListener;
 use crate::net::reactor::{self, Outcome, Reactor, Side, Wake};
 use crate::offload::Offload;
 use crate::policy::clients::{ClientLimits, ClientTable};
+use crate::policy::rules::Rules;
 use crate::ringlog::backing::{FileBacking, WriteMethod};
 use crate::ringlog::commit::SyncThread;
 use crate::ringlog::directory::{self, CTL_FILE, CreateOptions, RING_FILE};
+use crate::ringlog::format::ConsumerName;
 use crate::ringlog::reader::{NewestFirst, Reader, Source, Window};
 use crate::ringlog::recover::{OpenError, OpenOptions, Recovery};
-use crate::ringlog::writer::{FullPolicy, Log};
+use crate::ringlog::writer::{FullPolicy, Log, StartAt};
 use crate::server::limiter::Limiter;
 use crate::server::listener::TlsMode;
 use crate::server::{self, Accounts, Listener, Security, Server, Storage, UsersSource};
@@ -52,10 +57,13 @@ use crate::users::Users;
 mod first_steps;
 mod privileges;
 mod sockets;
+mod takeover;
 mod tls;
+mod workers;
 
 use self::first_steps::first_steps;
 use self::sockets::Bound;
+use self::takeover::Takeover;
 
 /// Bytes of one session's entry in the slab and in the timer wheel, a HELO name of its own included.
 const SESSION_BYTES: u64 = 768;
@@ -68,8 +76,6 @@ const BASE_BYTES: u64 = 16 * MIB;
 /// How often, and after what time, a ring in use is tried again.
 const RING_LOCK_TRIES: u32 = 20;
 const RING_LOCK_WAIT: Duration = Duration::from_millis(100);
-/// Directory of the only shard.
-const SHARD_DIR: &str = "shard-0";
 /// Time for the last sync at the end.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
 /// Time for the last log lines at the end.
@@ -105,41 +111,146 @@ pub fn serve(config: Config) -> i32 {
     }
 }
 
+/// What is done before the ring is opened, by the starting user where it has to be.
+struct Up {
+    config: Config,
+    /// The server that is taken over.
+    takeover: Option<Takeover>,
+    /// Shard of the first worker.
+    first_shard: u16,
+    clock: Clock,
+    bound: Vec<Bound>,
+    http: Option<(TcpListener, SocketAddr)>,
+    security: Option<Security>,
+    users: Option<(UsersSource, Users)>,
+    rule_files: RuleFiles,
+    stamps: Option<Stamps>,
+    rules: Rules,
+}
+
+/// Which part of a server a process is.
+struct Place {
+    /// Its number among several workers, and the way to their parent; `None` when it is all of the server.
+    worker: Option<(usize, UnixStream)>,
+    /// Number of its shard.
+    shard: u16,
+}
+
+impl Place {
+    fn index(&self) -> usize {
+        self.worker.as_ref().map_or(0, |(index, _)| *index)
+    }
+
+    fn shard_dir(&self, ring: &Path) -> PathBuf {
+        ring.join(format!("shard-{}", self.shard))
+    }
+
+    /// How a warning begins.
+    fn warning(&self) -> String {
+        match self.worker {
+            Some((index, _)) => format!("ringmx: warning: worker {index}:"),
+            None => "ringmx: warning:".to_owned(),
+        }
+    }
+}
+
 fn run(given: &Config) -> Result<i32, StartError> {
-    let mut config = given.clone();
-    let config = &mut config;
     let clock = Clock::new();
-    let mut logger = Logger::start(io::stderr(), config.log_format, config.log_level, clock)
+    if given.workers > 1 {
+        return workers::run(given.clone(), clock);
+    }
+    let mut logger = Logger::start(io::stderr(), given.log_format, given.log_level, clock)
         .map_err(|error| start_error(EXIT_FAILURE, format!("the log thread: {error}")))?;
-    raise_descriptor_limit(config, &mut logger, &clock);
-    let bound = sockets::bind_all(config)?;
-    let http = sockets::bind_http(config)?;
-    let mut security = tls::load(config)?;
-    let users = load_users(config)?;
-    privileges::drop_privileges(config)?;
+    raise_descriptor_limit(given, &mut logger, &clock);
+    let up = come_up(given.clone(), clock)?;
+    let place = Place {
+        worker: None,
+        shard: up.first_shard,
+    };
+    take_mail(up, place, logger)
+}
+
+/// Sockets, keys, another user, access rules: what all workers have in common.
+fn come_up(config: Config, clock: Clock) -> Result<Up, StartError> {
+    let mut takeover = None;
+    if config.takeover {
+        takeover = Some(Takeover::begin(&config)?);
+    } else if !config.discard {
+        refuse_beside_another(&config)?;
+    }
+    let bound = sockets::bind_all(&config, takeover.as_mut())?;
+    let http = sockets::bind_http(&config, takeover.as_mut())?;
+    let security = tls::load(&config)?;
+    let users = load_users(&config)?;
+    privileges::drop_privileges(&config)?;
     // Read by the user that has to read them again.
     let addresses = bound.iter().map(|bound| bound.listener.address.ip());
-    let rule_files = RuleFiles::new(config, addresses);
+    let rule_files = RuleFiles::new(&config, addresses);
     let stamps = rule_files.stamps();
     let rules = rule_files
         .load()
         .map_err(|error| start_error(EXIT_USAGE, error.to_string()))?;
-    let signals = Signals::install()
-        .map_err(|error| start_error(EXIT_FAILURE, format!("signal handlers: {error}")))?;
-    let wake = Wake::new().map_err(|error| start_error(EXIT_FAILURE, format!("epoll: {error}")))?;
-    let opened = if config.discard {
-        None
-    } else {
-        Some(open_storage(config, &clock, &wake)?)
-    };
-    if security.is_none() {
-        security = tls::self_signed(config)?;
+    Ok(Up {
+        config,
+        first_shard: takeover.as_ref().map_or(0, Takeover::first_shard),
+        takeover,
+        clock,
+        bound,
+        http,
+        security,
+        users,
+        rule_files,
+        stamps,
+        rules,
+    })
+}
+
+/// A server that has taken another one over works on other shards than one that starts; locks do not keep them apart.
+fn refuse_beside_another(config: &Config) -> Result<(), StartError> {
+    match takeover::running(&config.ring) {
+        Some((pid, first_shard)) if first_shard > 0 => {
+            let text = format!(
+                "a server (process {pid}) runs on {} already; --takeover takes its place",
+                config.ring.display()
+            );
+            Err(start_error(EXIT_FAILURE, text))
+        }
+        _ => Ok(()),
     }
-    if let Some(opened) = &opened {
-        fit_message_to_ring(config, opened.storage.log.payload_bytes_max());
+}
+
+/// What a server says of itself to one that takes it over.
+fn head(config: &Config, first_shard: u16) -> Head {
+    Head {
+        pid: std::process::id(),
+        workers: config.workers as u16,
+        first_shard,
     }
-    let recovery = opened.as_ref().map(|opened| opened.recovery.clone());
-    let about = About {
+}
+
+/// Tells the server that is taken over to stop accepting. One that has gone by now is no fault.
+fn finish_takeover(takeover: Option<Takeover>) {
+    if let Some(takeover) = takeover {
+        let pid = takeover.pid();
+        if let Err(error) = takeover.finish() {
+            complain(&format!(
+                "ringmx: warning: takeover: process {pid} does not answer: {}\n",
+                reason(&error)
+            ));
+        }
+    }
+}
+
+/// What the service manager is told when mail is taken: behind a takeover, another process is the main one.
+fn ready_state(took_over: bool) -> String {
+    match took_over {
+        true => format!("MAINPID={}\nREADY=1", std::process::id()),
+        false => "READY=1".to_owned(),
+    }
+}
+
+fn about(config: &Config, bound: &[Bound], clock: &Clock, ring_write: &'static str) -> About {
+    About {
         server_name: config.server_name.clone(),
         started_ns: clock.wall_ns(),
         listen: bound.iter().map(|bound| bound.shown.clone()).collect(),
@@ -151,41 +262,74 @@ fn run(given: &Config) -> Result<i32, StartError> {
         full: config.full.name(),
         keep_for_s: config.keep_for.map_or(0, |age| age.as_secs()),
         ring_directory: config.ring.display().to_string(),
-        ring_write: match opened
-            .as_ref()
-            .map(|opened| opened.storage.log.backing().method())
-        {
-            Some(WriteMethod::Map) => "map",
-            _ => "pwrite",
-        },
-        sessions_max: config.max_sessions as u64,
+        ring_write,
+        sessions_max: (config.max_sessions * config.workers) as u64,
+    }
+}
+
+fn install_signals() -> Result<Signals, StartError> {
+    Signals::install()
+        .map_err(|error| start_error(EXIT_FAILURE, format!("signal handlers: {error}")))
+}
+
+/// Opens the ring and runs the loop: all of a server, or one of its workers.
+fn take_mail(up: Up, place: Place, mut logger: Logger) -> Result<i32, StartError> {
+    let Up {
+        mut config,
+        takeover,
+        first_shard,
+        clock,
+        bound,
+        http,
+        mut security,
+        users,
+        rule_files,
+        stamps,
+        rules,
+    } = up;
+    let config = &mut config;
+    let signals = install_signals()?;
+    let wake = Wake::new().map_err(|error| start_error(EXIT_FAILURE, format!("epoll: {error}")))?;
+    let opened = if config.discard {
+        None
+    } else {
+        Some(open_storage(config, &place, &clock, &wake)?)
     };
+    if security.is_none() {
+        security = tls::self_signed(config)?;
+    }
+    if let Some(opened) = &opened {
+        fit_message_to_ring(config, &place, opened.storage.log.payload_bytes_max());
+    }
+    let recovery = opened.as_ref().map(|opened| opened.recovery.clone());
+    let method = opened.as_ref().map(|o| o.storage.log.backing().method());
+    let maps = matches!(method, Some(WriteMethod::Map));
+    let about = about(config, &bound, &clock, if maps { "map" } else { "pwrite" });
     let find_newest = match &opened {
         Some(opened) => Some(
-            find_newest(&opened.ring)
+            find_newest(&opened.ring, u32::from(place.shard))
                 .map_err(|error| start_error(EXIT_STORAGE, format!("reading the ring: {error}")))?,
         ),
         None => None,
     };
-    let http_address = http.as_ref().map(|(_, address)| *address);
     privileges::refuse_core_dumps(config)?;
-    // Nothing of the storage can fail behind this: whoever reads these lines may send.
-    print_start(
-        config,
-        &bound,
-        http_address,
-        opened.as_ref(),
-        security.as_ref(),
-    );
+    let ready = ready(config, opened.as_ref(), maps);
+    let start_lines = place.worker.is_none().then(|| {
+        start_lines(
+            config,
+            &bound,
+            http.as_ref().map(|(_, address)| *address),
+            std::slice::from_ref(&ready),
+            security.as_ref(),
+            &leftover_shards(config, first_shard),
+        )
+    });
     if let Some(recovery) = recovery.filter(|recovery| !recovery.clean) {
         log_recovery(&recovery, &mut logger, &clock);
     }
-    let started = [
-        ("version", Value::Str(env!("CARGO_PKG_VERSION"))),
-        ("listen", Value::Str(&bound[0].shown)),
-        ("survive", Value::Str(about.survive)),
-    ];
-    logger.line(Class::Started, &started, clock.now());
+    if place.worker.is_none() {
+        log_started(&about, &mut logger, &clock);
+    }
     let (storage, ctl, ring) = match opened {
         Some(opened) => (Some(opened.storage), Some(opened.ctl), Some(opened.ring)),
         None => (None, None, None),
@@ -197,7 +341,7 @@ fn run(given: &Config) -> Result<i32, StartError> {
         listeners.push(bound.listener);
     }
     let mut server = Server::new(
-        server_options(config),
+        server_options(config, place.shard),
         contexts,
         listeners,
         storage,
@@ -225,10 +369,18 @@ fn run(given: &Config) -> Result<i32, StartError> {
     server.shared.limiter = config.limits_clients().then(|| Box::new(limiter(config)));
     let mut files = Vec::new();
     let mut smtp = Vec::new();
-    for bound in bound {
-        files.extend(bound.file);
-        smtp.push(bound.socket);
+    for mut bound in bound {
+        files.extend(bound.file.take());
+        let taken = bound.take(place.index());
+        smtp.push(taken.ok_or_else(|| start_error(EXIT_FAILURE, "a listening socket is closed"))?);
     }
+    let own_link = match &place.worker {
+        Some((_, link)) => Some(
+            link.try_clone()
+                .map_err(|error| start_error(EXIT_FAILURE, format!("a descriptor: {error}")))?,
+        ),
+        None => None,
+    };
     let side = Side {
         smtp,
         signals,
@@ -239,6 +391,7 @@ fn run(given: &Config) -> Result<i32, StartError> {
         load_rules: rule_files
             .has_files()
             .then(|| load_rules(rule_files, stamps)),
+        link: own_link,
     };
     let options = reactor::Options {
         spin: config.spin,
@@ -252,79 +405,159 @@ fn run(given: &Config) -> Result<i32, StartError> {
 
     let mut reactor = Reactor::new(wake, clock, server, side, options, about)
         .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
-    sockets::notify("READY=1");
+    if let Some(lines) = start_lines {
+        // Connections wait in the sockets until the loop runs: whoever reads these lines may send.
+        let took_over = takeover.is_some();
+        finish_takeover(takeover);
+        if !config.discard {
+            let listener = takeover::bind(&config.ring)?;
+            reactor
+                .offer_handover(listener, head(config, first_shard))
+                .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
+        }
+        print(&lines);
+        sockets::notify(&ready_state(took_over));
+    }
+    reactor.report(&Report::Ready(ready));
     let outcome = reactor
         .run()
         .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
-    for file in files {
-        file.remove();
+    if place.worker.is_none() && !reactor.is_handed_over() {
+        for file in files {
+            file.remove();
+        }
+        takeover::remove(config);
     }
     if !config.discard {
-        let _ = std::fs::remove_file(shard_dir(&config.ring).join(CTL_FILE));
+        let _ = std::fs::remove_file(place.shard_dir(&config.ring).join(CTL_FILE));
     }
-    Ok(finish(config, reactor, outcome))
+    let (code, done, lines) = finish(reactor, outcome);
+    match place.worker {
+        None => print_end(config, &[done], &lines),
+        Some((index, link)) => {
+            for line in lines {
+                complain(&format!("ringmx: worker {index}: {line}\n"));
+            }
+            // A parent that has gone asks for nothing.
+            let _ = workers::say(&link, &Report::Done(done));
+        }
+    }
+    Ok(code)
 }
 
-/// Closes the log and says what was done.
-fn finish(config: &Config, reactor: Reactor<FileBacking, SyncThread>, outcome: Outcome) -> i32 {
+/// What the start lines say of the storage.
+fn ready(config: &Config, opened: Option<&Opened>, maps: bool) -> Ready {
+    let Some(opened) = opened else {
+        return Ready::default();
+    };
+    let log = &opened.storage.log;
+    let warning = match config.survive {
+        Survive::Power => file_system_warning(log),
+        _ => None,
+    };
+    Ready {
+        ring_bytes: log.data_size(),
+        free_bytes: log.free_bytes(),
+        messages: log.messages(),
+        message_bytes_max: config.max_message,
+        maps,
+        retention: retention(config, log),
+        warning: warning.unwrap_or_default(),
+    }
+}
+
+fn log_started(about: &About, logger: &mut Logger, clock: &Clock) {
+    let started = [
+        ("version", Value::Str(env!("CARGO_PKG_VERSION"))),
+        (
+            "listen",
+            Value::Str(about.listen.first().map_or("", |s| s.as_str())),
+        ),
+        ("survive", Value::Str(about.survive)),
+    ];
+    logger.line(Class::Started, &started, clock.now());
+}
+
+/// Closes the log. Returns the exit code, what was done, and sentences about what went wrong.
+fn finish(reactor: Reactor<FileBacking, SyncThread>, outcome: Outcome) -> (i32, Done, Vec<String>) {
     let metrics = &reactor.server.shared.metrics;
-    let accepted = metrics.messages_accepted;
-    let refused: u64 = metrics
-        .replies
-        .iter()
-        .zip(reply::ROWS)
-        .filter(|(_, row)| row.code >= 400)
-        .map(|(count, _)| count)
-        .sum();
-    let connections = metrics.connections_accepted;
-    let stored = reactor
-        .server
-        .shared
-        .storage
-        .as_ref()
-        .map(|storage| storage.log.messages());
+    let storage = reactor.server.shared.storage.as_ref();
+    let done = Done {
+        accepted: metrics.messages_accepted,
+        refused: metrics
+            .replies
+            .iter()
+            .zip(reply::ROWS)
+            .filter(|(_, row)| row.code >= 400)
+            .map(|(count, _)| count)
+            .sum(),
+        connections: metrics.connections_accepted,
+        cut: match outcome {
+            Outcome::Cut(count) => count,
+            _ => 0,
+        },
+        stored: storage.map_or(0, |storage| storage.log.messages()),
+    };
     let mut code = match outcome {
         Outcome::Drained => EXIT_OK,
         Outcome::Cut(0) => EXIT_OK,
         Outcome::Cut(_) => EXIT_CUT,
         Outcome::StorageFailed => EXIT_STORAGE,
     };
-    let mut lines = String::new();
-    if let Outcome::Cut(count) = outcome {
-        lines += &format!("Cut {count} sessions that did not end in time.\n");
-    }
+    let mut lines = Vec::new();
     if outcome == Outcome::StorageFailed {
-        lines += "Storage failed. Nothing that was acknowledged is lost; see the log lines.\n";
+        lines.push(
+            "Storage failed. Nothing that was acknowledged is lost; see the log lines.".to_owned(),
+        );
         // Those lines are the only ones that say what failed: the process must not end before they are written.
         reactor.into_server().shared.logger.close(LOG_WAIT);
     } else if let Err(error) = reactor.close(CLOSE_WAIT).map(|server| {
         let mut shared = server.shared;
         let fields = [
-            ("accepted", Value::Number(accepted)),
-            ("refused", Value::Number(refused)),
+            ("accepted", Value::Number(done.accepted)),
+            ("refused", Value::Number(done.refused)),
         ];
         shared
             .logger
             .line(Class::Stopped, &fields, Clock::new().now());
         shared.logger.close(LOG_WAIT);
     }) {
-        lines += &format!("The log could not be closed: {error}. The next start recovers it.\n");
+        lines.push(format!(
+            "The log could not be closed: {error}. The next start recovers it."
+        ));
         code = EXIT_STORAGE;
     }
-    lines += &format!(
-        "Accepted {accepted} messages over {connections} connections; {refused} commands or messages refused.\n"
+    (code, done, lines)
+}
+
+/// The last lines: what was done, by all workers together.
+fn print_end(config: &Config, done: &[Done], lines: &[String]) {
+    let sum = |of: fn(&Done) -> u64| done.iter().map(of).sum::<u64>();
+    let mut text = String::new();
+    let cut = sum(|done| done.cut);
+    if cut > 0 {
+        text += &format!("Cut {cut} sessions that did not end in time.\n");
+    }
+    for line in lines {
+        text += &format!("{line}\n");
+    }
+    text += &format!(
+        "Accepted {} messages over {} connections; {} commands or messages refused.\n",
+        sum(|done| done.accepted),
+        sum(|done| done.connections),
+        sum(|done| done.refused),
     );
     if config.survive == Survive::Nothing && !config.discard {
-        lines += "The messages were kept in memory and are gone.\n";
-    } else if let Some(stored) = stored {
-        let option = ring_option(config);
-        lines += &format!(
-            "Stored: {stored} messages in {}. Read them with: ringmx log{option}\n",
-            config.ring.display()
+        text += "The messages were kept in memory and are gone.\n";
+    } else if !config.discard {
+        text += &format!(
+            "Stored: {} messages in {}. Read them with: ringmx log{}\n",
+            sum(|done| done.stored),
+            config.ring.display(),
+            ring_option(config),
         );
     }
-    print(&lines);
-    code
+    print(&text);
 }
 
 fn raise_descriptor_limit(config: &Config, logger: &mut Logger, clock: &Clock) {
@@ -353,10 +586,6 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
-fn shard_dir(ring: &Path) -> PathBuf {
-    ring.join(SHARD_DIR)
-}
-
 struct Opened {
     storage: Storage<FileBacking, SyncThread>,
     recovery: Recovery,
@@ -364,8 +593,13 @@ struct Opened {
     ring: OwnedFd,
 }
 
-fn open_storage(config: &Config, clock: &Clock, wake: &Wake) -> Result<Opened, StartError> {
-    let dir = shard_dir(&config.ring);
+fn open_storage(
+    config: &Config,
+    place: &Place,
+    clock: &Clock,
+    wake: &Wake,
+) -> Result<Opened, StartError> {
+    let dir = place.shard_dir(&config.ring);
     let survive = match config.survive {
         Survive::Nothing => crate::ringlog::writer::Survive::Nothing,
         Survive::Process => crate::ringlog::writer::Survive::Process,
@@ -405,8 +639,18 @@ fn open_storage(config: &Config, clock: &Clock, wake: &Wake) -> Result<Opened, S
     } else {
         match open_when_free(&dir, &options, method) {
             Err(OpenError::Missing) => {
-                create(&dir, config, clock).map_err(failed)?;
-                directory::open_ring(&dir, &options, method).map_err(failed)?
+                // Asked first: a ring that is made and then has no consumers would let mail go that they want.
+                let names = registered_elsewhere(config, &dir)?;
+                create(&dir, config, place, clock).map_err(failed)?;
+                let mut opened = directory::open_ring(&dir, &options, method).map_err(failed)?;
+                for name in names {
+                    let registered = opened.0.register(name, StartAt::Oldest);
+                    registered.map_err(|error| {
+                        let text = format!("{}: consumer {name}: {error}", dir.display());
+                        start_error(EXIT_STORAGE, text)
+                    })?;
+                }
+                opened
             }
             other => other.map_err(failed)?,
         }
@@ -485,14 +729,48 @@ fn open_error_code(error: &OpenError) -> i32 {
     }
 }
 
+/// The consumers of the other shards of this directory. A consumer has one name in all of them, and a new shard begins
+/// with those that there are.
+fn registered_elsewhere(config: &Config, dir: &Path) -> Result<Vec<ConsumerName>, StartError> {
+    let mut names = Vec::new();
+    for shard in shards(&config.ring).unwrap_or_default() {
+        if shard.path == dir {
+            continue;
+        }
+        let found = registered(&shard).map_err(|failure| {
+            let text = format!("the consumers of {}: {failure}", shard.path.display());
+            start_error(EXIT_STORAGE, text)
+        })?;
+        for name in found {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+    }
+    Ok(names)
+}
+
+/// The shards that are there and have no worker: numbers outside of those from `first` on.
+fn leftover_shards(config: &Config, first: u16) -> Vec<u32> {
+    let first = u32::from(first);
+    let worked = first..first + config.workers as u32;
+    let found = match config.discard {
+        true => Vec::new(),
+        false => shards(&config.ring).unwrap_or_default(),
+    };
+    let numbers = found.iter().map(|dir| dir.shard);
+    numbers.filter(|shard| !worked.contains(shard)).collect()
+}
+
 /// Creates the ring and shows how far that is.
-fn create(dir: &Path, config: &Config, clock: &Clock) -> Result<(), OpenError> {
+fn create(dir: &Path, config: &Config, place: &Place, clock: &Clock) -> Result<(), OpenError> {
     let options = CreateOptions {
         data_size: config.ring_size,
         group: !config.group.is_empty(),
         wall_ns: clock.wall_ns(),
     };
-    let terminal = io::stderr().is_terminal();
+    // Several of them would write over each other's line.
+    let terminal = place.worker.is_none() && io::stderr().is_terminal();
     let what = format!(
         "Creating a ring of {} in {}",
         size(config.ring_size),
@@ -595,13 +873,13 @@ fn load_users(config: &Config) -> Result<Option<(UsersSource, Users)>, StartErro
     Ok(Some((source, users)))
 }
 
-fn server_options(config: &Config) -> server::Options {
+fn server_options(config: &Config, shard: u16) -> server::Options {
     server::Options {
         sessions_max: config.max_sessions,
         pool_bytes: config.pool,
         message_bytes_max: config.max_message,
         discard: config.discard,
-        shard: 0,
+        shard,
         timeout_greeting: config.timeout_greeting,
         timeout_command: config.timeout_command,
         timeout_data: config.timeout_data,
@@ -651,13 +929,14 @@ fn random_number() -> u64 {
 }
 
 /// The ring that is there may be smaller than the options say: no message may be larger than it can take.
-fn fit_message_to_ring(config: &mut Config, payload_bytes_max: u64) {
+fn fit_message_to_ring(config: &mut Config, place: &Place, payload_bytes_max: u64) {
     if config.max_message <= payload_bytes_max {
         return;
     }
     if config.is_given("max-message") {
         complain(&format!(
-            "ringmx: warning: max-message is lowered to {}: an eighth of the ring that is there\n",
+            "{} max-message is lowered to {}: an eighth of the ring that is there\n",
+            place.warning(),
             size(payload_bytes_max)
         ));
     }
@@ -678,11 +957,11 @@ fn load_rules(files: RuleFiles, mut loaded: Option<Stamps>) -> reactor::LoadRule
 }
 
 /// Looks up the newest messages; the reactor runs it on a thread of its own.
-fn find_newest(ring: &OwnedFd) -> io::Result<reactor::FindNewest> {
+fn find_newest(ring: &OwnedFd, shard: u32) -> io::Result<reactor::FindNewest> {
     let file = std::fs::File::from(ring.try_clone()?);
     let superblock = read_superblock(&file, Path::new("ring"))
         .map_err(|failure| io::Error::other(failure.text))?;
-    let mut reader = Reader::new(RingSource::new(file, &superblock), &superblock, 0);
+    let mut reader = Reader::new(RingSource::new(file, &superblock), &superblock, shard);
     Ok(Box::new(move |window| newest(&mut reader, window)))
 }
 
@@ -699,6 +978,7 @@ fn newest<S: Source>(reader: &mut Reader<S>, window: Window) -> Vec<Summary> {
         };
         let envelope = message.envelope();
         found.push(Summary {
+            shard: reader.shard(),
             number: message.number,
             received_ns: message.received_ns,
             octets: message.body().len() as u64,
@@ -747,54 +1027,85 @@ fn ring_option(config: &Config) -> String {
     }
 }
 
-/// The first lines: what the server does, what it may use, and what to try next.
-fn print_start(
+/// The first lines: what the server does, what it may use, and what to try next. One [`Ready`] for each worker.
+fn start_lines(
     config: &Config,
     bound: &[Bound],
     http: Option<SocketAddr>,
-    opened: Option<&Opened>,
+    ready: &[Ready],
     security: Option<&Security>,
-) {
+    leftover: &[u32],
+) -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     for warning in config.warnings(cores) {
         complain(&format!("ringmx: warning: {warning}\n"));
     }
     let mut text = format!("ringmx {} on {}\n", env!("CARGO_PKG_VERSION"), join(bound));
-    match opened {
-        None => text += "  storage     none: --discard answers 250 and throws every message away\n",
-        Some(opened) => {
-            let promise = match config.survive {
-                Survive::Power => "power: 250 means that the message is on stable storage",
-                Survive::Process => "process: a 250 survives kill -9, not power loss",
-                Survive::Nothing => "nothing: messages are kept in memory and end with the process",
-            };
-            let log = &opened.storage.log;
-            text += &format!("  durability  {promise}\n");
-            text += &format!(
-                "  ring        {} in {}, {} messages kept, {} free\n",
-                size(log.data_size()),
-                match config.survive {
-                    Survive::Nothing => "memory".to_owned(),
-                    _ => config.ring.display().to_string(),
-                },
-                log.messages(),
-                size(log.free_bytes()),
-            );
-            text += &format!("  retention   {}\n", retention(config, log));
-            if config.survive == Survive::Power
-                && let Some(warning) = file_system_warning(log)
-            {
-                complain(&format!("ringmx: warning: {warning}\n"));
+    let several = ready.len() > 1;
+    if several {
+        text += &format!(
+            "  workers     {} processes, each with its own sessions, pool and limits per client\n",
+            ready.len()
+        );
+    }
+    if config.discard {
+        text += "  storage     none: --discard answers 250 and throws every message away\n";
+    } else {
+        let promise = match config.survive {
+            Survive::Power => "power: 250 means that the message is on stable storage",
+            Survive::Process => "process: a 250 survives kill -9, not power loss",
+            Survive::Nothing => "nothing: messages are kept in memory and end with the process",
+        };
+        text += &format!("  durability  {promise}\n");
+        let sum = |of: fn(&Ready) -> u64| ready.iter().map(of).sum::<u64>();
+        text += &format!(
+            "  ring        {}{} in {}, {} messages kept, {} free\n",
+            match several {
+                true => format!("{} rings, together ", ready.len()),
+                false => String::new(),
+            },
+            size(sum(|ready| ready.ring_bytes)),
+            match config.survive {
+                Survive::Nothing => "memory".to_owned(),
+                _ => config.ring.display().to_string(),
+            },
+            sum(|ready| ready.messages),
+            size(sum(|ready| ready.free_bytes)),
+        );
+        let mut said: Vec<&str> = Vec::new();
+        for ready in ready {
+            if !said.contains(&ready.retention.as_str()) {
+                said.push(&ready.retention);
+                text += &format!("  retention   {}\n", ready.retention);
             }
+        }
+        if !leftover.is_empty() {
+            let names: Vec<String> = leftover.iter().map(|n| format!("shard-{n}")).collect();
+            text += &format!(
+                "  shards      no worker writes to {}: ringmx log reads it, ringmx consume empties it\n",
+                names.join(", ")
+            );
+        }
+        if let Some(ready) = ready.iter().find(|ready| !ready.warning.is_empty()) {
+            complain(&format!("ringmx: warning: {}\n", ready.warning));
         }
     }
     let memory = memory_bound(config);
+    let largest = ready.iter().map(|ready| ready.message_bytes_max).max();
     text += &format!(
-        "  memory      at most about {}: {} sessions, pool {}, messages up to {}\n",
-        size(memory),
+        "  memory      at most about {}: {}{} sessions, pool {}, messages up to {}\n",
+        size(memory * ready.len() as u64),
+        match several {
+            true => format!("{} x {}, each with ", ready.len(), size(memory)),
+            false => String::new(),
+        },
         config.max_sessions,
         size(config.pool),
-        size(config.max_message),
+        size(
+            largest
+                .filter(|bytes| *bytes > 0)
+                .unwrap_or(config.max_message)
+        ),
     );
     if let Some(security) = security {
         let names = security.credentials.names().join(", ");
@@ -809,10 +1120,10 @@ fn print_start(
         .map(|bound| bound.listener)
         .collect();
     text += &first_steps(config, &listeners);
-    if opened.is_some() {
+    if !config.discard {
         text += &format!("Then: ringmx log{}\n", ring_option(config));
     }
-    print(&text);
+    text
 }
 
 fn join(bound: &[Bound]) -> String {

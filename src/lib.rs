@@ -23,6 +23,7 @@ pub mod sys;
 // L2: pure; bytes and events in, bytes and events out.
 pub mod ctl;
 pub mod http;
+pub mod link;
 pub mod policy;
 pub mod proxy_protocol;
 pub mod ringlog;

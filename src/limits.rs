@@ -166,6 +166,27 @@ pub const CONSUMERS_MAX: usize = 32;
 /// Name of a consumer, bytes.
 pub const CONSUMER_NAME_BYTES_MAX: usize = 31;
 
+// Workers.
+
+/// Largest `--workers`.
+pub const WORKERS_MAX: usize = 64;
+/// Shards that tools look at below one directory; numbers from here on are no shards.
+pub const SHARDS_MAX: usize = 1_024;
+/// Unasked ends of one worker within [`WORKER_WINDOW`]; with this many it is not started again.
+pub const WORKER_ENDS_MAX: usize = 5;
+/// Time over which the ends of a worker are counted.
+pub const WORKER_WINDOW: Duration = Duration::from_secs(60);
+/// Wait before a worker is started again; doubled each time within the window.
+pub const WORKER_RESTART_MIN: Duration = Duration::from_millis(100);
+/// A worker that has not told its state within this is shown as it was, and as not answering.
+pub const WORKER_ANSWER_WAIT: Duration = Duration::from_secs(2);
+/// After a hand-over, a session that is silent between messages for this long is told goodbye.
+pub const HANDOVER_IDLE: Duration = Duration::from_secs(1);
+/// After a hand-over, all sessions that are not sending a message are told goodbye when this is over.
+pub const HANDOVER_GRACE: Duration = Duration::from_secs(10);
+/// A frame between a worker and its parent, bytes: its whole state with every histogram filled takes 0.6 MiB.
+pub const LINK_FRAME_BYTES_MAX: usize = MIB as usize;
+
 const _: () = assert!(COMMAND_LINE_BYTES_MAX >= COMMAND_LINE_BYTES_MIN);
 const _: () = assert!(COMMAND_LINE_BYTES_MAX + CONFIGURED_REPLY_BYTES_MAX <= CHUNK_SMALL_BYTES);
 const _: () = assert!(AUTH_LINE_BYTES_MAX <= CHUNK_LARGE_BYTES);

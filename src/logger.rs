@@ -88,6 +88,14 @@ classes! {
     Stopping = "stopping" Info 20;
     /// The server has stopped.
     Stopped = "stopped" Info 20;
+    /// A worker ended unasked; it is started again.
+    WorkerEnded = "worker_ended" Error 20;
+    /// A worker was started again and takes mail.
+    WorkerStarted = "worker_started" Info 20;
+    /// A worker ended too often; it is not started again, the others go on.
+    WorkerGivenUp = "worker_given_up" Error 20;
+    /// Another process has taken the listening sockets over.
+    HandedOver = "handed_over" Info 20;
     /// A connection was taken.
     Connected = "connected" Debug 100;
     /// A session ended in order.
@@ -167,6 +175,17 @@ struct Bucket {
     suppressed: u64,
 }
 
+/// Writes a line at once and returns true, or returns false when that would have to wait.
+type WriteNow = Box<dyn FnMut(&[u8]) -> bool + Send>;
+
+struct Direct(WriteNow);
+
+impl std::fmt::Debug for Direct {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Direct")
+    }
+}
+
 #[derive(Debug)]
 enum Output {
     /// To the writer thread. `finished` is answered when the thread has written everything.
@@ -174,6 +193,8 @@ enum Output {
         lines: SyncSender<Vec<u8>>,
         finished: Receiver<()>,
     },
+    /// By the caller itself.
+    Direct(Direct),
     /// Kept, for tests and for the simulator.
     Memory(Vec<String>),
     /// Nowhere.
@@ -193,6 +214,8 @@ pub struct Logger {
     dropped_total: u64,
     /// INVARIANT: the number of buckets whose `suppressed` is not 0.
     suppressing: usize,
+    /// Number of the worker that writes, where there are several.
+    worker: Option<u16>,
 }
 
 impl Logger {
@@ -227,6 +250,23 @@ impl Logger {
         ))
     }
 
+    /// A logger without a thread, for a process that must have none: `write` writes a line at once, or returns false
+    /// when that would have to wait; such a line is dropped.
+    pub fn direct(
+        write: impl FnMut(&[u8]) -> bool + Send + 'static,
+        format: LogFormat,
+        level: LogLevel,
+        clock: Clock,
+    ) -> Logger {
+        let output = Output::Direct(Direct(Box::new(write)));
+        Logger::new(output, format, level, clock)
+    }
+
+    /// Puts the number of a worker into every line from now on.
+    pub fn set_worker(&mut self, worker: u16) {
+        self.worker = Some(worker);
+    }
+
     /// A logger that keeps its lines for [`Logger::take_lines`].
     pub fn to_memory(format: LogFormat, level: LogLevel, clock: Clock) -> Logger {
         Logger::new(Output::Memory(Vec::new()), format, level, clock)
@@ -252,6 +292,7 @@ impl Logger {
             dropped: 0,
             dropped_total: 0,
             suppressing: 0,
+            worker: None,
         }
     }
 
@@ -358,16 +399,25 @@ impl Logger {
             self.count_dropped();
             return;
         }
-        let line = format_line(self.format, self.clock.wall_ns(), class, fields);
+        let line = self.formatted(class, fields);
         if !self.hand_over(line) {
             self.count_dropped();
         }
     }
 
+    fn formatted(&self, class: Class, fields: &[(&str, Value<'_>)]) -> Vec<u8> {
+        let wall_ns = self.clock.wall_ns();
+        let Some(worker) = self.worker else {
+            return format_line(self.format, wall_ns, class, fields);
+        };
+        let mut all = vec![("worker", Value::Number(u64::from(worker)))];
+        all.extend_from_slice(fields);
+        format_line(self.format, wall_ns, class, &all)
+    }
+
     fn report_dropped(&mut self) -> bool {
         let fields = [("lines", Value::Number(self.dropped))];
-        let wall_ns = self.clock.wall_ns();
-        let line = format_line(self.format, wall_ns, Class::LinesDropped, &fields);
+        let line = self.formatted(Class::LinesDropped, &fields);
         let sent = self.hand_over(line);
         if sent {
             self.dropped = 0;
@@ -387,6 +437,7 @@ impl Logger {
                 Ok(()) => true,
                 Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
             },
+            Output::Direct(Direct(write)) => write(&line),
             Output::Memory(kept) => {
                 let room = kept.len() < LINES_WAITING_MAX;
                 if room {

@@ -161,6 +161,19 @@ pub enum Phase {
 impl Phase {
     /// Number of histograms.
     pub const COUNT: usize = 10;
+    /// All of them, in order.
+    pub const ALL: [Phase; Phase::COUNT] = [
+        Phase::Greeting,
+        Phase::Command,
+        Phase::Data,
+        Phase::CommitWait,
+        Phase::EndOfData,
+        Phase::Write,
+        Phase::Sync,
+        Phase::Turn,
+        Phase::BatchMessages,
+        Phase::BatchBytes,
+    ];
     /// The histograms of times, in order; the rest are counts.
     pub const TIMES: [Phase; 8] = [
         Phase::Greeting,
@@ -234,6 +247,28 @@ impl Distribution {
     /// The value that a share `quantile` (0 to 1) of the values does not exceed; 0 when nothing was counted.
     pub fn quantile(&self, quantile: f64) -> u64 {
         self.histogram.value_at_quantile(quantile)
+    }
+
+    /// What was counted, as values (as exact as the histogram is) and how often each; and the exact sum.
+    pub fn pairs(&self) -> (Vec<(u64, u64)>, u64) {
+        let recorded = self.histogram.iter_recorded();
+        let pairs = recorded.map(|value| {
+            (
+                value.value_iterated_to(),
+                value.count_since_last_iteration(),
+            )
+        });
+        (pairs.collect(), self.sum)
+    }
+
+    /// Counts what another one of the same kind has counted.
+    fn merge(&mut self, other: &Distribution) {
+        for value in other.histogram.iter_recorded() {
+            let count = value.count_since_last_iteration();
+            self.histogram
+                .saturating_record_n(value.value_iterated_to(), count);
+        }
+        self.sum = self.sum.saturating_add(other.sum);
     }
 
     /// For each of the rising `bounds`, how many values do not exceed it. One pass over the histogram.
@@ -467,6 +502,136 @@ impl Metrics {
         self.distributions[phase as usize].record(value);
     }
 
+    /// Lends every counter, always in the same order: what several loops count is sent and added by it.
+    pub fn each_counter(&mut self, each: &mut dyn FnMut(&mut u64)) {
+        // Taken apart by name, so that a new counter can't be forgotten here.
+        let Metrics {
+            connections_accepted,
+            connections_closed,
+            sessions_refused,
+            proxy_headers_refused,
+            tls,
+            accept_pauses,
+            commands,
+            replies,
+            bytes_in,
+            bytes_out,
+            messages_accepted,
+            message_bytes_accepted,
+            messages_refused,
+            messages_aborted,
+            bare_lf,
+            bare_cr,
+            nul,
+            batches,
+            syncs,
+            storage_failures,
+            ring_bytes_written,
+            overwritten_unread,
+            pool_low_events,
+            no_space_after_data,
+            unacknowledged_commits,
+            session_panics,
+            limited,
+            tarpitted,
+            early_talkers,
+            stress_began,
+            rules_loaded,
+            rules_refused,
+            http_requests,
+            turns,
+            distributions: _,
+        } = self;
+        let TlsCounters {
+            completed,
+            resumed,
+            with_client_certificate,
+            failed,
+            broken,
+            truncated,
+            refused,
+            offloaded,
+            reloads,
+            plaintext,
+        } = tls;
+        let single = [
+            connections_accepted,
+            sessions_refused,
+            proxy_headers_refused,
+            accept_pauses,
+            bytes_in,
+            bytes_out,
+            messages_accepted,
+            message_bytes_accepted,
+            messages_refused,
+            messages_aborted,
+            bare_lf,
+            bare_cr,
+            nul,
+            batches,
+            syncs,
+            storage_failures,
+            ring_bytes_written,
+            overwritten_unread,
+            pool_low_events,
+            no_space_after_data,
+            unacknowledged_commits,
+            session_panics,
+            tarpitted,
+            early_talkers,
+            rules_loaded,
+            rules_refused,
+            http_requests,
+            turns,
+            resumed,
+            with_client_certificate,
+            broken,
+            truncated,
+            refused,
+            offloaded,
+        ];
+        let rows = [
+            &mut connections_closed[..],
+            commands,
+            replies,
+            stress_began,
+            completed,
+            failed,
+            reloads,
+            plaintext,
+        ];
+        let rows = rows.into_iter().flatten();
+        let tables = limited.iter_mut().flatten();
+        for counter in single.into_iter().chain(rows).chain(tables) {
+            each(counter);
+        }
+    }
+
+    /// Adds what another loop has counted.
+    pub fn merge(&mut self, other: &Metrics) {
+        let mut values = Vec::new();
+        other.clone().each_counter(&mut |value| values.push(*value));
+        let mut values = values.into_iter();
+        self.each_counter(&mut |counter| {
+            *counter = counter.saturating_add(values.next().unwrap_or(0));
+        });
+        for (mine, theirs) in self.distributions.iter_mut().zip(&other.distributions) {
+            mine.merge(theirs);
+        }
+    }
+
+    /// Counts a value of a distribution `count` times without adding to its sum, which [`Metrics::add_sum`] does.
+    pub fn record_counted(&mut self, phase: Phase, value: u64, count: u64) {
+        let distribution = &mut self.distributions[phase as usize];
+        distribution.histogram.saturating_record_n(value, count);
+    }
+
+    /// Adds to the exact sum of a distribution.
+    pub fn add_sum(&mut self, phase: Phase, sum: u64) {
+        let distribution = &mut self.distributions[phase as usize];
+        distribution.sum = distribution.sum.saturating_add(sum);
+    }
+
     /// The values counted for `phase`.
     pub fn distribution(&self, phase: Phase) -> &Distribution {
         &self.distributions[phase as usize]
@@ -525,6 +690,42 @@ mod tests {
             metrics.distribution(Phase::Write).cumulative(&bounds),
             [0; 5]
         );
+    }
+
+    #[test]
+    fn merged_counters_and_histograms_are_those_of_one_loop_that_did_it_all() {
+        let mut next = 1;
+        let mut filled = |counted: &[u64]| {
+            let mut metrics = Metrics::new(3, 2);
+            metrics.each_counter(&mut |counter| {
+                *counter = next;
+                next += 1;
+            });
+            for value in counted {
+                metrics.record(Phase::Sync, *value);
+                metrics.record(Phase::BatchBytes, *value);
+            }
+            metrics
+        };
+        let (mut first, second) = (filled(&[1, 70_000, u64::MAX / 4]), filled(&[5_000, 70_000]));
+        let mut counters = Vec::new();
+        second.clone().each_counter(&mut |c| counters.push(*c));
+        let len = counters.len() as u64;
+        assert_eq!(counters, (len + 1..=2 * len).collect::<Vec<_>>());
+        first.merge(&second);
+        let mut sums = Vec::new();
+        first.each_counter(&mut |counter| sums.push(*counter));
+        assert_eq!(sums, (1..=len).map(|n| n + n + len).collect::<Vec<_>>());
+        let mut expected = Metrics::new(0, 0);
+        for value in [1, 70_000, u64::MAX / 4, 5_000, 70_000] {
+            expected.record(Phase::Sync, value);
+            expected.record(Phase::BatchBytes, value);
+        }
+        for phase in [Phase::Sync, Phase::BatchBytes, Phase::Turn] {
+            let (merged, expected) = (first.distribution(phase), expected.distribution(phase));
+            assert_eq!(merged.pairs(), expected.pairs());
+            assert_eq!(merged.max(), expected.max());
+        }
     }
 
     #[test]

@@ -1068,7 +1068,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return None;
         }
         let stuck_output = io.has_output() && io.flags.write_blocked;
-        if io.awaits_commit() && !stuck_output {
+        // The 250 of a message that is appended on its own gets its place among the replies when it is there: nothing may
+        // be said before it, even to a client that reads nothing. Others have their place, and 421 would follow it.
+        if io.awaits_commit() && (!stuck_output || io.flags.large_pending) {
             return Some(step);
         }
         let (deadline, reply) = if io.blocked == Some(Blocked::Pool) {
@@ -1122,6 +1124,26 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             .collect();
         for token in tokens {
             self.maybe_goodbye(token);
+            self.close_when_done(token);
+        }
+    }
+
+    /// Says goodbye to sessions that have been silent between messages for `quiet`: another server takes new ones.
+    pub fn let_quiet_go(&mut self, quiet: Duration) {
+        let now = self.shared.now;
+        let silent = |conn: &Conn<S>| now.since_ns(conn.io.active_at) >= nanos(quiet);
+        let tokens: Vec<Token> = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| conn.session.phase() == Phase::Command && silent(conn))
+            .filter(|(_, conn)| !conn.io.flags.closing && !conn.io.is_outstanding())
+            .map(|(key, conn)| Token {
+                key: key as u32,
+                generation: conn.io.generation,
+            })
+            .collect();
+        for token in tokens {
+            self.say_goodbye(token, Reply::ShuttingDown, CloseCause::Draining);
             self.close_when_done(token);
         }
     }
@@ -1273,6 +1295,7 @@ fn data_deadline(io: &Io, octets: u64, options: &Options) -> (Instant, Reply) {
     }
 }
 
+/// Urgency with which this connection may take chunks: the oldest message that grows always finishes.
 fn urgency<B: Backing, C>(io: &Io, shared: &Shared<B, C>, token: Token) -> Urgency {
     if io.flags.holds_growth && shared.growing.oldest() == Some(token.key) {
         Urgency::Reserve

@@ -11,6 +11,8 @@ use crate::smtp::reply;
 use crate::smtp::session::Phase;
 use crate::smtp::sink::Verb;
 
+pub mod snapshot;
+
 /// What does not change while the server runs.
 #[derive(Clone, Debug)]
 pub struct About {
@@ -37,6 +39,8 @@ pub struct About {
 /// A stored message in a few words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
+    /// Shard of its ring.
+    pub shard: u32,
     /// Number in its shard.
     pub number: u64,
     /// When its end of data arrived, nanoseconds since 1970.
@@ -49,6 +53,21 @@ pub struct Summary {
     pub to: Vec<u8>,
     /// Recipients.
     pub recipients: u32,
+}
+
+impl Summary {
+    /// As the pages show it.
+    pub fn message(&self) -> Message<'_> {
+        Message {
+            shard: self.shard,
+            number: self.number,
+            received_ns: self.received_ns,
+            octets: self.octets,
+            from: &self.from,
+            to: &self.to,
+            recipients: self.recipients,
+        }
+    }
 }
 
 /// Number and time of the record at a position, for the lag of a consumer that stands there.
@@ -110,6 +129,11 @@ pub fn json<S: Stream, B: Backing, C: Committer>(
     });
 }
 
+/// Name and code of each row of replies, as the pages show them.
+fn reply_names() -> Vec<(&'static str, u16)> {
+    reply::ROWS.iter().map(|row| (row.name, row.code)).collect()
+}
+
 /// Builds the snapshot and lends it.
 pub fn with_status<S: Stream, B: Backing, C: Committer, R>(
     server: &Server<S, B, C>,
@@ -119,6 +143,7 @@ pub fn with_status<S: Stream, B: Backing, C: Committer, R>(
     f: impl FnOnce(&Status<'_>) -> R,
 ) -> R {
     let shared = &server.shared;
+    let shard = u32::from(shared.options.shard);
     let unready = unready_reason(server);
     let unhealthy = unready.as_deref().filter(|_| {
         shared.is_failed()
@@ -130,13 +155,14 @@ pub fn with_status<S: Stream, B: Backing, C: Committer, R>(
     });
     let counts = server.sessions_by_phase();
     let sessions: Vec<(&str, u64)> = Phase::NAMES.into_iter().zip(counts).collect();
-    let replies: Vec<(&str, u16)> = reply::ROWS.iter().map(|row| (row.name, row.code)).collect();
+    let replies = reply_names();
     let mut consumers = Vec::new();
-    let mut ring = None;
+    let mut rings = Vec::new();
     if let Some(storage) = &shared.storage {
         let log = &storage.log;
         let status = log.status();
-        ring = Some(Ring {
+        rings.push(Ring {
+            shard,
             directory: &about.ring_directory,
             write: about.ring_write,
             bytes: status.data_size,
@@ -158,6 +184,7 @@ pub fn with_status<S: Stream, B: Backing, C: Committer, R>(
             };
             consumers.push(Consumer {
                 name: consumer.name.as_str(),
+                shard,
                 connected: server.shared.attachments.contains(consumer.name.as_str()),
                 lag_messages: record
                     .map_or(0, |record| status.next_number.saturating_sub(record.number)),
@@ -166,18 +193,7 @@ pub fn with_status<S: Stream, B: Backing, C: Committer, R>(
             });
         }
     }
-    let messages: Vec<Message<'_>> = newest
-        .iter()
-        .map(|summary| Message {
-            shard: u32::from(shared.options.shard),
-            number: summary.number,
-            received_ns: summary.received_ns,
-            octets: summary.octets,
-            from: &summary.from,
-            to: &summary.to,
-            recipients: summary.recipients,
-        })
-        .collect();
+    let messages: Vec<Message<'_>> = newest.iter().map(Summary::message).collect();
     f(&Status {
         server_name: &about.server_name,
         started_ns: about.started_ns,
@@ -200,7 +216,7 @@ pub fn with_status<S: Stream, B: Backing, C: Committer, R>(
             bytes: shared.pool.total_bytes(),
             used_bytes: shared.pool.total_bytes() - shared.pool.free_bytes(),
         },
-        ring,
+        rings: &rings,
         consumers: &consumers,
         newest: &messages,
         log_lines_dropped: shared.logger.dropped_total(),

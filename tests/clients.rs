@@ -95,6 +95,46 @@ fn openssl_s_client_delivers_over_tls_1_2_and_1_3_with_the_certificate_checked()
     deliver(&["tls", "openssl"]);
 }
 
+#[test]
+fn openssl_s_client_is_refused_when_it_wishes_to_renegotiate() {
+    deliver(&["renegotiation"]);
+}
+
+#[test]
+fn swaks_submits_as_a_user_and_nobody_without_the_password() {
+    deliver(&["submission", "swaks"]);
+}
+
+#[test]
+fn python_smtplib_submits_as_a_user_and_nobody_without_the_password() {
+    deliver(&["submission", "smtplib"]);
+}
+
+#[test]
+fn curl_submits_as_a_user_and_nobody_without_the_password() {
+    deliver(&["submission", "curl"]);
+}
+
+#[test]
+fn msmtp_submits_as_a_user_and_nobody_without_the_password() {
+    deliver(&["submission", "msmtp"]);
+}
+
+#[test]
+fn nodemailer_submits_as_a_user_and_nobody_without_the_password() {
+    deliver(&["submission", "nodemailer"]);
+}
+
+#[test]
+fn go_net_smtp_submits_as_a_user_and_nobody_without_the_password() {
+    deliver(&["submission", "go"]);
+}
+
+#[test]
+fn lettre_submits_as_a_user_and_nobody_without_the_password() {
+    deliver(&["submission", "lettre"]);
+}
+
 /// At least 250 messages that packages ship as test data; `tests/clients/samples/fetch` gathers them.
 #[test]
 fn real_messages_come_back_octet_for_octet_from_log_cat_the_python_reader_and_a_maildir() {

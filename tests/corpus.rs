@@ -61,6 +61,11 @@ fn ctl_holds_on_generated_inputs() {
 }
 
 #[test]
+fn proxy_holds_on_generated_inputs() {
+    generate(target("proxy"));
+}
+
+#[test]
 fn http_holds_on_generated_inputs() {
     generate(target("http"));
 }

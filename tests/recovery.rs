@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -17,9 +18,15 @@ use ringmx::ringlog::format::{
     ConsumerName, DATA_OFFSET, Header, Kind, SUPERBLOCK_OFFSETS, Superblock, WHOLE_BYTES, Whole,
 };
 use ringmx::ringlog::recover::{self, NewRing, OpenError, OpenOptions};
-use ringmx::ringlog::writer::{FullPolicy, LargeSlot, Log, ReserveError, StartAt, Survive};
+use ringmx::ringlog::writer::{
+    CommitAlign, FullPolicy, LargeSlot, Log, ReserveError, StartAt, Survive,
+};
 
 const SECTOR: usize = 512;
+const PAGE: usize = 4_096;
+/// Pages of the file that hold superblocks, and pages of the data area.
+const SUPERBLOCK_PAGES: Range<usize> = 0..DATA_OFFSET as usize / PAGE;
+const DATA_PAGES: Range<usize> = SUPERBLOCK_PAGES.end..usize::MAX;
 
 struct Random(u64);
 
@@ -49,6 +56,8 @@ struct Disk {
     calls: u64,
     /// The process dies at this call.
     dies_at: Option<u64>,
+    /// The medium can be read past the cache; what is dirty is written back first.
+    reads_medium: bool,
     random: Random,
 }
 
@@ -116,6 +125,7 @@ impl SimDisk {
             unsynced: BTreeMap::new(),
             calls: 0,
             dies_at: None,
+            reads_medium: false,
             random: Random(seed | 1),
         })))
     }
@@ -132,6 +142,19 @@ impl Backing for SimDisk {
         let n = buf.len().min(disk.cache.len() - at);
         buf[..n].copy_from_slice(&disk.cache[at..at + n]);
         Ok(n)
+    }
+
+    fn read_medium_at(&self, buf: &mut [u8], at: u64) -> bool {
+        let disk = self.0.borrow();
+        for (index, byte) in buf.iter_mut().enumerate() {
+            let at = at as usize + index;
+            let side = match disk.unsynced.contains_key(&(at / SECTOR)) {
+                true => &disk.cache,
+                false => &disk.durable,
+            };
+            *byte = side[at];
+        }
+        disk.reads_medium
     }
 
     fn write_at(&mut self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
@@ -884,6 +907,270 @@ fn consumer_acknowledges_what_it_was_given_early_and_its_stored_cursor_is_durabl
     assert!(log.sync_inline(Instant(9_000_000_000)).unwrap());
     let stored = recover::find_superblock(&disk).unwrap().superblock;
     assert_eq!(stored.consumers[0].unwrap().done_pos, slot.end);
+}
+
+/// A machine that holds the same as this one.
+fn copy_of(image: &SimDisk) -> SimDisk {
+    let copy = SimDisk::new(Vec::new(), 3);
+    {
+        let (from, mut to) = (image.0.borrow(), copy.0.borrow_mut());
+        to.durable.clone_from(&from.durable);
+        to.cache.clone_from(&from.cache);
+        to.unsynced.clone_from(&from.unsynced);
+        to.reads_medium = from.reads_medium;
+        to.calls = from.calls;
+    }
+    copy
+}
+
+/// The machine dies at each call of an opening in turn; `lose` says what the loss of power leaves. Whatever it is,
+/// the next opening finds each of `messages` that stands at or behind the tail, and nothing damaged. Returns at how
+/// many calls it died.
+fn die_at_each_call_of_an_opening(
+    image: &SimDisk,
+    options: &OpenOptions,
+    messages: &BTreeMap<u64, (Vec<u8>, u64)>,
+    lose: impl Fn(&mut Disk),
+) -> u64 {
+    for call in 1.. {
+        let disk = copy_of(image);
+        let at = disk.0.borrow().calls + call;
+        disk.0.borrow_mut().dies_at = Some(at);
+        match Log::open(disk.clone(), options) {
+            Ok(_) => return call - 1,
+            Err(OpenError::Failed(_)) => {}
+            Err(error) => panic!("call {call}: {error:?}"),
+        }
+        disk.0.borrow_mut().dies_at = None;
+        lose(&mut disk.0.borrow_mut());
+        let opened = Log::open(disk.clone(), options);
+        let (log, recovery) = opened.unwrap_or_else(|error| panic!("call {call}: {error:?}"));
+        assert_eq!(recovery.lost, [], "call {call}");
+        let (tail, found) = read_all(&disk, log.written());
+        let mut kept = messages.clone();
+        kept.retain(|_, (_, position)| *position >= tail);
+        assert!(
+            found.keys().eq(kept.keys()),
+            "call {call}: {:?}",
+            found.keys()
+        );
+        assert!(found == kept && !found.is_empty(), "call {call}");
+    }
+    unreachable!("it dies at some call or does not")
+}
+
+/// Power is lost. Nothing that was being written gets there, and those of its pages that are among `pages` hold
+/// garbage behind their first `kept` bytes.
+fn leave_garbage(disk: &mut Disk, pages: Range<usize>, kept: usize) {
+    let torn: BTreeSet<usize> = disk
+        .unsynced
+        .keys()
+        .map(|sector| sector * SECTOR / PAGE)
+        .filter(|page| pages.contains(page))
+        .collect();
+    disk.lose_power(|_, _| 0);
+    for page in torn {
+        disk.cache[page * PAGE + kept..(page + 1) * PAGE].fill(0xa5);
+    }
+    disk.durable.clone_from(&disk.cache);
+}
+
+/// Options for a disk that may leave anything in a page.
+fn page_options() -> OpenOptions {
+    let mut options = OpenOptions::new(Survive::Power, 10);
+    options.commit_align = CommitAlign::Page;
+    options
+}
+
+/// Appends one message, which fills a page, and syncs it; false when the ring has no place.
+fn append_page(log: &mut Log<SimDisk>, turn: u64) -> bool {
+    log.begin_turn(turn);
+    let payload = [turn as u8; 1_000];
+    let Ok(slot) = log.reserve(1_000) else {
+        return false;
+    };
+    let header = log.header(&slot, 0, crc32c::crc32c(&payload));
+    let parts = [&header[..], &payload, &[0; 64][..slot.padding]];
+    log.write(&parts.map(IoSlice::new)).unwrap();
+    log.sync_inline(Instant(turn)).unwrap();
+    true
+}
+
+#[test]
+fn space_that_only_an_unsynced_superblock_frees_is_not_written_by_recovery() {
+    // A ring full to its last page, which openings that got no further have used up. A consumer frees space, the
+    // superblock that says so is written, and the process dies before its sync. Recovery found it in the page cache
+    // and put its EPOCH record where the oldest records stood. Then power failed within that write: the superblock of
+    // before counted again, the page was garbage, and the start was refused because of damaged mail.
+    let disk = SimDisk::new(new_ring(65_536), 0);
+    disk.0.borrow_mut().reads_medium = true;
+    let options = page_options();
+    let (mut log, _) = Log::open(disk.clone(), &options).unwrap();
+    let name = ConsumerName::new("holder").unwrap();
+    log.register(name, StartAt::Oldest).unwrap();
+    let turns = (1..)
+        .take_while(|turn| append_page(&mut log, *turn))
+        .count();
+    assert_eq!(turns, 14);
+    while log.written() < log.tail() + 65_536 {
+        drop(log);
+        log = Log::open(disk.clone(), &options).unwrap().0;
+    }
+    let (_, messages) = read_all(&disk, log.written());
+    assert_eq!(messages.len(), turns);
+    let middle = messages[&8].1;
+    log.acknowledge(&name, middle, middle).unwrap();
+    log.begin_turn(100);
+    let request = log.sync_wanted(Instant(1 << 40)).unwrap();
+    let (at, bytes) = request.superblock.unwrap();
+    disk.0.borrow_mut().store(bytes, at as usize);
+    assert!(log.tail() > 0);
+    drop(log);
+    for kept in [0, SECTOR] {
+        let lose = |disk: &mut Disk| leave_garbage(disk, DATA_PAGES, kept);
+        let deaths = die_at_each_call_of_an_opening(&disk, &options, &messages, lose);
+        assert!(deaths >= 5, "{deaths}");
+    }
+}
+
+#[test]
+fn space_that_recovery_frees_itself_is_not_written_before_a_superblock_says_so() {
+    // The newest superblock is damaged; the older one has a tail that has been overwritten since, and recovery moves
+    // it. It put the EPOCH record into space that only the moved tail frees. Where power failed within that write,
+    // the next recovery found garbage in front of the records that it moves the tail to.
+    let disk = SimDisk::new(new_ring(65_536), 0);
+    disk.0.borrow_mut().reads_medium = true;
+    let options = page_options();
+    let (mut log, _) = Log::open(disk.clone(), &options).unwrap();
+    let mut turns = 1..;
+    assert!(
+        turns
+            .by_ref()
+            .take(40)
+            .all(|turn| append_page(&mut log, turn))
+    );
+    let old = disk.0.borrow().durable[..DATA_OFFSET as usize].to_vec();
+    let found = recover::find_superblock(&disk).unwrap();
+    while log.written() <= found.superblock.tail + 65_536 {
+        assert!(append_page(&mut log, turns.next().unwrap()));
+    }
+    drop(log);
+    {
+        let mut disk = disk.0.borrow_mut();
+        assert!(disk.unsynced.is_empty());
+        disk.cache[..old.len()].copy_from_slice(&old);
+        disk.cache[SUPERBLOCK_OFFSETS[1 - found.slot] as usize + 90] ^= 1;
+        disk.durable = disk.cache.clone();
+    }
+    let (log, recovery) = Log::open(copy_of(&disk), &options).unwrap();
+    assert!(recovery.tail_moved_bytes > 0);
+    let (_, messages) = read_all(log.backing(), log.written());
+    for kept in [0, SECTOR] {
+        let lose = |disk: &mut Disk| leave_garbage(disk, DATA_PAGES, kept);
+        let deaths = die_at_each_call_of_an_opening(&disk, &options, &messages, lose);
+        assert!(deaths >= 5, "{deaths}");
+    }
+}
+
+#[test]
+fn clean_superblock_whose_sync_failed_is_written_again_before_the_other_is() {
+    // The sync behind the superblock of an orderly end fails: the page cache has it and counts as clean, the disk has
+    // half of it. The next start believed it, and the superblock that it wrote over the other one was torn by a loss
+    // of power: none was left.
+    for reads_medium in [false, true] {
+        let disk = SimDisk::new(new_ring(65_536), 0);
+        disk.0.borrow_mut().reads_medium = reads_medium;
+        let options = page_options();
+        let (mut log, _) = Log::open(disk.clone(), &options).unwrap();
+        assert!((1..=3).all(|turn| append_page(&mut log, turn)));
+        log.close().unwrap();
+        let found = recover::find_superblock(&disk).unwrap();
+        assert!(found.superblock.clean);
+        let half = SUPERBLOCK_OFFSETS[found.slot] as usize;
+        disk.0.borrow_mut().durable[half..half + 4 * SECTOR].fill(0);
+        let log = Log::open(copy_of(&disk), &options).unwrap().0;
+        let (_, messages) = read_all(log.backing(), log.written());
+        assert_eq!(messages.len(), 3);
+        let lose = |disk: &mut Disk| leave_garbage(disk, SUPERBLOCK_PAGES, 0);
+        let deaths = die_at_each_call_of_an_opening(&disk, &options, &messages, lose);
+        assert!(deaths >= 5, "{deaths}");
+    }
+}
+
+/// Storage whose cache has what a failed write-back has not brought to the medium. Notes what is written.
+struct TwoFaced {
+    cache: Vec<u8>,
+    medium: Vec<u8>,
+    /// Place and length of each write since the last sync, and whether there was a sync.
+    first_writes: RefCell<(Vec<(u64, usize)>, bool)>,
+}
+
+impl Backing for TwoFaced {
+    fn len(&self) -> u64 {
+        self.cache.len() as u64
+    }
+
+    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        let bytes = &self.cache[at as usize..];
+        let n = buf.len().min(bytes.len());
+        buf[..n].copy_from_slice(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn read_medium_at(&self, buf: &mut [u8], at: u64) -> bool {
+        buf.copy_from_slice(&self.medium[at as usize..at as usize + buf.len()]);
+        true
+    }
+
+    fn write_at(&mut self, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let (writes, synced) = self.first_writes.get_mut();
+        if !*synced {
+            writes.push((at, bytes.len()));
+        }
+        for side in [&mut self.cache, &mut self.medium] {
+            side[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.first_writes.borrow_mut().1 = true;
+        Ok(())
+    }
+}
+
+#[test]
+fn pages_on_which_cache_and_medium_agree_are_not_written_again_where_pages_tear() {
+    // Recovery compared cache and medium in pieces of 256 KiB. One page that a failed sync had left old on the disk had
+    // all pages of its piece written again, the one with an acknowledged message among them; power failed within that
+    // write, and the message was gone.
+    let disk = SimDisk::new(new_ring(65_536), 0);
+    let options = page_options();
+    let (mut log, _) = Log::open(disk.clone(), &options).unwrap();
+    assert!((1..=5).all(|turn| append_page(&mut log, turn)));
+    drop(log);
+    let medium = disk.0.borrow().durable.clone();
+    let mut cache = medium.clone();
+    // Pages 1 to 5 hold one message each; what differs is not looked at by anybody.
+    let differing = [2, 4].map(|page| DATA_OFFSET + page * 4_096);
+    for at in differing {
+        cache[at as usize + 4_000] ^= 1;
+    }
+    let backing = TwoFaced {
+        cache,
+        medium: medium.clone(),
+        first_writes: RefCell::default(),
+    };
+    let (log, recovery) = Log::open(backing, &options).unwrap();
+    assert_eq!(
+        (recovery.messages, recovery.rewritten_bytes),
+        (5, 2 * 4_096)
+    );
+    let (writes, _) = log.backing().first_writes.take();
+    assert_eq!(writes, differing.map(|at| (at, 4_096)));
+    let kept = DATA_OFFSET as usize..DATA_OFFSET as usize + 6 * 4_096;
+    assert_eq!(log.backing().cache[kept.clone()], medium[kept]);
 }
 
 #[test]

@@ -210,6 +210,44 @@ fn a_message_without_a_chunk_waits_gets_452_and_the_oldest_finishes() {
 }
 
 #[test]
+fn the_oldest_message_that_grows_goes_on_when_the_pool_is_out_for_all_others() {
+    let mut few = options();
+    few.message_bytes_max = 512 << 10;
+    few.pool_bytes = 4 << 20;
+    let mut rig = Rig::new(few, Survive::Power);
+    let clients: Vec<Client> = (0..8).map(|_| greeted(&mut rig)).collect();
+    for client in &clients {
+        rig.send(client, ENVELOPE);
+        assert_eq!(client.read(), ACCEPTED);
+    }
+    let line = [b"x".repeat(1_022), b"\r\n".to_vec()].concat();
+    // The first begins to grow, and stays behind while the others take all that is there for everybody.
+    rig.send(&clients[0], &line.repeat(80));
+    for client in &clients[1..] {
+        rig.send(client, &line.repeat(480));
+    }
+    for _ in 0..20 {
+        rig.turn();
+    }
+    let unread = |client: &Client| client.pipe.borrow().unread();
+    let waiting = clients[1..]
+        .iter()
+        .filter(|client| unread(client) > 0)
+        .count();
+    assert!(waiting > 0, "the pool was large enough");
+    rig.send(&clients[0], &line.repeat(400));
+    for _ in 0..20 {
+        rig.turn();
+    }
+    assert_eq!(unread(&clients[0]), 0, "the reserve is for the oldest");
+    let still_waiting = clients[1..].iter().filter(|client| unread(client) > 0);
+    assert_eq!(still_waiting.count(), waiting, "and for nobody else");
+    rig.send(&clients[0], b".\r\n");
+    rig.sync(true);
+    assert_eq!(clients[0].read(), "250 2.0.0 Ok: stored as 0-1\r\n");
+}
+
+#[test]
 fn data_that_drips_in_below_the_minimum_rate_is_cut() {
     let mut slow = options();
     slow.data_rate_min = 100;
@@ -456,6 +494,35 @@ fn a_message_over_a_mebibyte_is_committed_whole_before_its_250() {
     assert_eq!(client.read(), replies);
     rig.send(&client, b"QUIT\r\n");
     assert_eq!(free(&rig), start);
+}
+
+#[test]
+fn nothing_is_said_before_the_250_of_a_message_over_a_mebibyte_even_to_a_client_that_does_not_read()
+{
+    // Such a message gets its 250 when it is committed, behind what was said meanwhile. A client left its replies unread
+    // while the sync took its time; it was told 421 for that, and then that the message had been stored.
+    let mut large = options();
+    large.message_bytes_max = 2 << 20;
+    let mut rig = Rig::with_ring(large, Survive::Power, 32 << 20);
+    let client = greeted(&mut rig);
+    client.pipe.borrow_mut().window = 0;
+    let content = [b"y".repeat(1_022), b"\r\n".to_vec()]
+        .concat()
+        .repeat(1_800);
+    let command = format!("BDAT {} LAST\r\n", content.len());
+    let envelope = b"MAIL FROM:<a@x.example>\r\nRCPT TO:<b@x.example>\r\n";
+    rig.send(&client, &[envelope, command.as_bytes(), &content].concat());
+    for _ in 0..40 {
+        rig.turn();
+    }
+    // Longer than a client may leave replies unread.
+    rig.pass(seconds(3 * 60));
+    rig.sync(true);
+    rig.open_window(&client, 1_000);
+    let replies = "250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n250 2.0.0 Ok: stored as 0-1\r\n";
+    assert_eq!(client.read(), replies);
+    rig.send(&client, b"NOOP\r\n");
+    assert_eq!(client.read(), "250 2.0.0 Ok\r\n");
 }
 
 #[test]

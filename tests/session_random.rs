@@ -6,13 +6,17 @@
 
 mod session_support;
 
+use ringmx::envelope::Field;
+use ringmx::limits::AUTH_LINE_BYTES_MAX;
 use ringmx::smtp::data::BareNewlines;
 use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::{self, Reply};
-use ringmx::smtp::session::{Context, ContextOptions};
+use ringmx::smtp::sasl::Mechanisms;
+use ringmx::smtp::session::{Context, ContextOptions, Role, Services};
 use ringmx::smtp::sink::{CloseReason, Verb, Verdict};
+use ringmx::users::Users;
 use session_support::{
-    Connection, Cut, Manner, Random, Recorder, Stored, WALL_NS, manners, pieces,
+    Connection, Cut, Manner, Random, Recorder, Stored, WALL_NS, converse, is_challenge, manners,
 };
 
 const ROUNDS_DEFAULT: u64 = 400;
@@ -97,14 +101,71 @@ fn message(random: &mut Random, out: &mut Vec<u8>) {
     }
 }
 
+/// What surrounds a session: TLS, users, a proxy, LMTP.
+fn around(random: &mut Random, hello: &[u8], out: &mut Vec<u8>) {
+    match random.below(4) {
+        0 => {
+            out.extend_from_slice(b"STARTTLS\r\n");
+            if random.below(4) > 0 {
+                out.extend_from_slice(hello);
+            }
+        }
+        1 => out.extend_from_slice(one_of(
+            random,
+            &[
+                b"XCLIENT ADDR=192.0.2.9 LOGIN=joe PROTO=ESMTP HELO=x\r\n",
+                b"XCLIENT ADDR=IPV6:2001:db8::1 PORT=4 DESTADDR=192.0.2.8\r\n",
+                b"XCLIENT NAME=[UNAVAILABLE] LOGIN=[UNAVAILABLE]\r\n",
+                b"XCLIENT\r\n",
+                b"XFORWARD NAME=spike ADDR=192.0.2.9\r\n",
+                b"XFORWARD SOURCE=LOCAL\r\n",
+                b"PROXY TCP4 192.0.2.1 192.0.2.2 4321 25\r\n",
+            ],
+        )),
+        2 => out.extend_from_slice(one_of(
+            random,
+            &[
+                b"LHLO client.example\r\n",
+                b"EHLO client.example\r\n",
+                b"ETRN @example.org\r\n",
+                b"MAIL FROM:<a@example.org> AUTH=<> REQUIRETLS\r\n",
+                b"MAIL FROM:<a@example.org> BY=60;R HOLDFOR=9 MT-PRIORITY=3\r\n",
+            ],
+        )),
+        _ => out.extend_from_slice(one_of(
+            random,
+            &[
+                b"AUTH PLAIN AHVzZXIAcGVuY2ls\r\n",
+                b"AUTH PLAIN AHVzZXIAcGVuY2ls\r\n",
+                b"AUTH PLAIN\r\nAHVzZXIAcGVuY2ls\r\n",
+                b"AUTH PLAIN\r\n*\r\n",
+                b"AUTH PLAIN AGJ1c3kAeA==\r\n",
+                b"AUTH LOGIN\r\ndXNlcg==\r\ncGVuY2ls\r\n",
+                b"AUTH LOGIN dXNlcg==\r\n=\r\n",
+                b"AUTH SCRAM-SHA-256 biwsbj11c2VyLHI9ck9wck5HZndFYmVSV2diTkVrcU8=\r\nYz1iaXdzLHI9ck9wck5HZndFYmVSV2diTkVrcU8laHZZRHBXVWEyUmFUQ0FmdXhGSWxqKWhObEYkazAscD1kSHpiWmFwV0lrNGpVaE4rVXRlOXl0YWc5empmTUhnc3FtbWl6N0FuZFZRPQ==\r\n\r\n",
+                b"AUTH SCRAM-SHA-256 biwsbj11c2VyLHI9ck9wck5HZndFYmVSV2diTkVrcU8=\r\nNOOP\r\n",
+                b"AUTH CRAM-MD5\r\n",
+            ],
+        )),
+    }
+}
+
 /// A dialogue: mostly valid messages, with commands out of order and junk between them.
-fn dialogue(random: &mut Random) -> Vec<u8> {
+fn dialogue(random: &mut Random, hello: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     if random.below(10) > 0 {
-        out.extend_from_slice(b"EHLO client.example\r\n");
+        out.extend_from_slice(hello);
+    }
+    if random.below(2) == 0 {
+        out.extend_from_slice(b"STARTTLS\r\n");
+        out.extend_from_slice(hello);
+    }
+    if random.below(3) == 0 {
+        out.extend_from_slice(b"AUTH PLAIN AHVzZXIAcGVuY2ls\r\n");
     }
     for _ in 0..random.below(12) {
-        match random.below(6) {
+        match random.below(8) {
+            6 | 7 => around(random, hello, &mut out),
             0..=2 => message(random, &mut out),
             3 => out.extend_from_slice(one_of(
                 random,
@@ -128,7 +189,7 @@ fn dialogue(random: &mut Random) -> Vec<u8> {
                 ],
             )),
             4 => {
-                let len = [5, 60, 2_100, 5_000][random.below(4)];
+                let len = [5, 60, 2_100, 5_000, 13_000][random.below(5)];
                 out.extend((0..len).map(|_| random.next() as u8));
                 out.extend_from_slice(one_of(random, &[b"\r\n", b"\n", b""]));
             }
@@ -151,10 +212,69 @@ struct Outcome {
     unread: usize,
 }
 
+/// Who plays, beside the context of the listener.
+#[derive(Clone, Copy, Debug)]
+struct Cast {
+    /// Users are known; without them every password is right.
+    has_users: bool,
+    /// The client may speak for others.
+    trusts: Offered,
+}
+
+/// A listener, mostly a plain one.
+fn context(random: &mut Random, mode: BareNewlines) -> (Context, Cast) {
+    let is_plain = random.below(3) == 0;
+    let mut one_in = |times| !is_plain && random.below(times) == 0;
+    let offered = ContextOptions::default().offered;
+    let has_users = one_in(2);
+    let options = ContextOptions {
+        server_name: "mx.example.org".to_owned(),
+        message_bytes_max: 200,
+        bare_newlines: mode,
+        offered: match one_in(2) {
+            true => offered.with(Offered::STARTTLS).with(Offered::REQUIRETLS),
+            false => offered,
+        },
+        role: match (one_in(4), one_in(4)) {
+            (true, _) => Role::Submission,
+            (_, true) => Role::Mx,
+            _ => Role::Sink,
+        },
+        needs_tls: one_in(8),
+        lmtp: one_in(4),
+        mechanisms: match (has_users, one_in(2)) {
+            (true, _) => Mechanisms::ALL,
+            (_, true) => Mechanisms::OF_ANYBODY,
+            _ => Mechanisms::NONE,
+        },
+        auth_without_tls: one_in(2),
+        hops_max: one_in(4).then_some(1),
+        ..ContextOptions::default()
+    };
+    let trusts = match one_in(3) {
+        true => Offered::XCLIENT.with(Offered::XFORWARD),
+        false => Offered::NONE,
+    };
+    let cast = Cast { has_users, trusts };
+    (Context::new(options).expect("options"), cast)
+}
+
+/// The user of RFC 7677 3, `user` with the password `pencil`.
+fn users() -> Users {
+    let file = "user:SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$\
+        WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+    Users::parse(file, &[7; 32]).expect("a file of users")
+}
+
 /// Plays `input` and returns what came of it.
-fn play(ctx: &Context, input: &[u8], manner: Manner, cut: Cut, seed: u64) -> Outcome {
+fn play(ctx: &Context, cast: Cast, input: &[u8], manner: Manner, cut: Cut, seed: u64) -> Outcome {
     let mut recorder = Recorder::new(manner, seed);
-    recorder.envelope_bytes_max = 120;
+    recorder.trusts = cast.trusts;
+    if cast.has_users {
+        recorder.users = Some(users());
+        recorder.only_user = Some(("user", b"pencil"));
+    }
+    recorder.envelope_bytes_max = 160;
     recorder.policy = vec![
         (
             "rcpt gone@example.org".to_owned(),
@@ -163,15 +283,13 @@ fn play(ctx: &Context, input: &[u8], manner: Manner, cut: Cut, seed: u64) -> Out
         ("end 21".to_owned(), Verdict::Refuse(Reply::ContentRefused)),
     ];
     let mut connection = Connection::new(ctx, recorder);
-    for piece in pieces(input, cut) {
-        connection.read(piece);
-    }
+    converse(&mut connection, input, cut);
     let unread = match connection.out.closed {
         // What follows the close is not read; how much of it was given depends on the cut.
         Some(_) => 0,
         None => connection.unread(),
     };
-    assert!(unread < 2_048, "a line that long is not kept");
+    assert!(unread < AUTH_LINE_BYTES_MAX, "a line that long is not kept");
     connection.session.connection_lost(&mut connection.out);
     assert!(!connection.out.is_open(), "a message outlived its session");
     let out = connection.out;
@@ -184,17 +302,10 @@ fn play(ctx: &Context, input: &[u8], manner: Manner, cut: Cut, seed: u64) -> Out
     }
 }
 
-/// Checks one dialogue in every manner; returns how many messages were stored. Also the body of a fuzz target.
-pub fn check(input: &[u8], mode: BareNewlines, seed: u64) -> usize {
-    let ctx = Context::new(ContextOptions {
-        server_name: "mx.example.org".to_owned(),
-        message_bytes_max: 200,
-        bare_newlines: mode,
-        ..ContextOptions::default()
-    })
-    .expect("options");
-    let whole = play(&ctx, input, Manner::default(), Cut::Whole, seed);
-    check_replies(&ctx, &whole);
+/// Checks one dialogue in every manner; returns how many messages were stored.
+fn check(ctx: &Context, cast: Cast, input: &[u8], seed: u64) -> Vec<Stored> {
+    let whole = play(ctx, cast, input, Manner::default(), Cut::Whole, seed);
+    check_replies(ctx, cast, &whole);
     for manner in manners() {
         for cut in [
             Cut::Whole,
@@ -202,62 +313,93 @@ pub fn check(input: &[u8], mode: BareNewlines, seed: u64) -> usize {
             Cut::Random(seed),
             Cut::Random(seed ^ 0x5555),
         ] {
-            let outcome = play(&ctx, input, manner, cut, seed);
+            let outcome = play(ctx, cast, input, manner, cut, seed);
             assert_eq!(outcome, whole, "seed {seed}: {manner:?} {cut:?}");
         }
     }
-    whole.stored.len()
+    whole.stored
 }
 
-/// Every octet sent belongs to a known reply, one 250 with an id's place stands for each stored message, and
-/// there are as many replies as commands and messages ask for.
-fn check_replies(ctx: &Context, outcome: &Outcome) {
+/// Every octet sent belongs to a known reply, one 250 with an id's place stands for each stored message (and each of
+/// its recipients, with LMTP), there are as many replies as commands and messages ask for, and nothing is stored
+/// without the TLS or the user that the listener demands.
+fn check_replies(ctx: &Context, cast: Cast, outcome: &Outcome) {
     let mut rest = &outcome.wire[..];
-    let mut replies = 0;
-    let mut stored = 0;
-    let mut started = 0;
-    let ehlo = ctx.ehlo_reply(ctx.services(false, Offered::PROMISES, false), WALL_NS);
+    let (mut replies, mut stored, mut more) = (0, 0, 0);
+    let ehlo = |tls| {
+        let services = ctx.services(tls, Offered::PROMISES, false);
+        let offered = services.offered.with(cast.trusts);
+        ctx.ehlo_reply(
+            Services {
+                offered,
+                ..services
+            },
+            WALL_NS,
+        )
+    };
+    let (plain, tls) = (ehlo(false), ehlo(true));
     let configured = [
         &ctx.greeting[..],
         &ctx.helo_reply,
-        ehlo.as_bytes(),
+        plain.as_bytes(),
+        tls.as_bytes(),
         &ctx.help_reply,
+        &ctx.help_reply_tls,
     ];
     while !rest.is_empty() {
+        let end = rest.iter().position(|octet| *octet == b'\n').expect("CRLF");
+        let line = &rest[..=end];
         let known = configured
             .iter()
             .copied()
             .chain(reply::ROWS.iter().map(|row| row.wire))
+            .chain(is_challenge(line).then_some(line))
             .find(|wire| !wire.is_empty() && rest.starts_with(wire))
             .expect("a known reply");
         replies += 1;
         stored += usize::from(known == Reply::Stored.row().wire);
-        started += u32::from(known == Reply::DataStart.row().wire);
+        more += u32::from(known == Reply::DataStart.row().wire || is_challenge(known));
+        more += u32::from(ctx.lmtp && known == Reply::RcptOk.row().wire);
         rest = &rest[known.len()..];
     }
-    assert_eq!(stored, outcome.stored.len());
+    let answers = outcome
+        .stored
+        .iter()
+        .map(|message| message.facts.expect("facts").answers);
+    assert_eq!(stored, answers.sum::<u32>() as usize);
     let commands: u32 = outcome.verbs.iter().sum();
-    // The greeting, one for each command, and one more for each DATA whose content ended. A BDAT whose octets
-    // are still to come has none yet.
-    assert!(replies <= 1 + commands + started, "{replies} replies");
-    assert!(replies >= commands, "{replies} replies");
+    // The greeting, one for each command, one more for each DATA whose content ended and for each answer to a
+    // challenge. A BDAT whose octets are still to come has none yet.
+    assert!(replies <= 1 + commands + more, "{replies} replies");
+    assert!(replies >= commands || ctx.lmtp, "{replies} replies");
     for message in &outcome.stored {
         let facts = message.facts.expect("facts");
         assert!(message.body.len() as u64 <= 200);
         assert!(facts.recipients > 0);
         assert!(message.trace.starts_with(b"Received: ") && message.id_at < message.trace.len());
+        assert!(has_user(message) || ctx.role != Role::Submission);
+        assert!(came_under_tls(message) || !ctx.needs_tls);
     }
+}
+
+fn has_user(message: &Stored) -> bool {
+    let mut fields = message.fields.iter();
+    fields.any(|(field, _)| *field == Field::User as u8)
+}
+
+fn came_under_tls(message: &Stored) -> bool {
+    message.trace.windows(7).any(|part| part == b"\r\n\ttls ")
 }
 
 #[test]
 fn random_dialogues_have_the_same_outcome_however_they_are_cut_and_answered() {
     let rounds = variable("SESSION_RANDOM_ROUNDS").unwrap_or(ROUNDS_DEFAULT);
-    let mut stored = 0;
     let replayed = variable("SESSION_RANDOM_SEED");
     let seeds = match replayed {
         Some(seed) => seed..seed + 1,
         None => 1..1 + rounds,
     };
+    let (mut stored, mut of_users, mut under_tls, mut to_several) = (0, 0, 0, 0);
     for seed in seeds {
         let mut random = Random::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         random.next();
@@ -266,11 +408,26 @@ fn random_dialogues_have_the_same_outcome_however_they_are_cut_and_answered() {
             BareNewlines::Normalize,
             BareNewlines::Keep,
         ][random.below(3)];
-        let input = dialogue(&mut random);
-        stored += check(&input, mode, seed);
+        let (ctx, cast) = context(&mut random, mode);
+        let hello: &[u8] = match ctx.lmtp {
+            true => b"LHLO client.example\r\n",
+            false => b"EHLO client.example\r\n",
+        };
+        let input = dialogue(&mut random, hello);
+        for message in check(&ctx, cast, &input, seed) {
+            stored += 1;
+            of_users += u64::from(has_user(&message));
+            under_tls += u64::from(came_under_tls(&message));
+            to_several += u64::from(message.facts.expect("facts").answers > 1);
+        }
     }
+    // Without these the dialogues would show little.
     assert!(
-        replayed.is_some() || stored as u64 > rounds / 4,
-        "only {stored} messages were stored"
+        replayed.is_some()
+            || (stored > rounds / 4
+                && of_users > rounds / 100
+                && under_tls > rounds / 40
+                && to_several > rounds / 100),
+        "{stored} messages were stored: {of_users} of users, {under_tls} under TLS, {to_several} with several replies"
     );
 }

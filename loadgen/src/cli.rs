@@ -1,6 +1,7 @@
 //! The command line: arguments to plan, plan to run, run to report and exit code.
 
 use crate::ceiling::{self, Ceiling};
+use crate::client::EXTENSIONS;
 use crate::compare;
 use crate::corpus::Corpus;
 use crate::formats;
@@ -25,6 +26,7 @@ use crate::sink::{Faults, Running};
 use crate::smtp_source;
 use crate::sys;
 use crate::tls::{Security, TlsOptions};
+use crate::trace::Trace;
 use crate::verdict::{self, State};
 use crate::verify::{self, Store};
 use crate::wire::{Address, Proxy, Sources, Target};
@@ -63,6 +65,9 @@ smtp-loadgen: an SMTP load generator that says whether it was you or the target
   smtp-loadgen verify --ledger FILE (--maildir DIR | --mbox FILE | --eml DIR | --ring DIR)
                                          compare acknowledged messages with a store
 
+  smtp-loadgen replay TRACE TARGET [options]
+                                         send what --raw recorded, or lines of TIME SIZE
+                                         [RECIPIENTS], at its times again
   smtp-loadgen find-max TARGET [options] find the highest rate within --max-p99 and --max-errors
   smtp-loadgen sweep TARGET --rates R,R,...    one run at each rate, one table
   smtp-loadgen ab --a TARGET --b TARGET  two targets in turns, ratio of each round
@@ -91,6 +96,7 @@ How much
   --rate R                  open loop: R messages a second, whatever the target does
   --rate-shape R@T,R@T,...  a rate that follows these points, joined by straight lines; two
                             points at one time are a step; ends at the last
+  --speed N                 replay: N times as fast as it was [1]
   --poisson                 exponential gaps instead of equal ones
   --arrival msg|conn        whether each arrival opens its own connection [msg]
 
@@ -116,6 +122,8 @@ How
                             full or hdrs [hdrs]; ORCPT with orcpt; ENVID from run and number
   --messages-per-connection N or N-M    [all]
   --helo NAME               [loadgen.example]
+  --ignore WORD,...         EHLO keywords to leave alone though the server offers them:
+                            PIPELINING CHUNKING SIZE STARTTLS AUTH 8BITMIME SMTPUTF8 DSN
   --lmtp                    LHLO, a reply for each recipient
   --auth plain:USER:PASSWORD or login:USER:PASSWORD
   --tls off|starttls|implicit    [off]; needs --tls-ca FILE (PEM) or --tls-insecure
@@ -170,6 +178,23 @@ Exit codes: 0 ok, 1 threshold failed, 2 usage or target unreachable, 3 run inval
 4 loss, duplication or corruption, 130 interrupted (the report is written).
 ";
 
+/// How much slower than it was a trace may be sent again.
+const SPEED_MIN: f64 = 0.001;
+/// How much faster.
+const SPEED_MAX: f64 = 1000.0;
+
+/// What a trace decides, so that it can't be said besides.
+const DECIDED_BY_TRACE: [&str; 8] = [
+    "rate",
+    "rate-shape",
+    "poisson",
+    "size",
+    "sizes",
+    "rcpts",
+    "profile",
+    "corpus",
+];
+
 /// Why the program ends early.
 #[derive(Debug)]
 pub struct Stop {
@@ -212,7 +237,8 @@ fn command(argv: Vec<String>) -> Result<u8, Stop> {
     let mut parser = lexopt::Parser::from_env();
     match parser.next()? {
         Some(Value(word)) => match word.string()?.as_str() {
-            "run" => run_command(parser, argv),
+            "run" => run_command(Options::parse(&mut parser)?, argv),
+            "replay" => run_command(Options::parse_replay(&mut parser)?, argv),
             // One of `--processes`; started by `run` alone.
             "part" => part_command(parser),
             "verify" => verify_command(parser),
@@ -431,6 +457,8 @@ pub struct Options {
     rate: Option<f64>,
     poisson: bool,
     by_connection: bool,
+    trace: Option<PathBuf>,
+    speed: f64,
     /// The options that all this was read from, for the processes of a run.
     arguments: Vec<String>,
 }
@@ -567,6 +595,7 @@ fn default_plan() -> Plan {
         from: Addresses::parse("sender@loadgen.example").expect("invariant: a valid pattern"),
         to: Addresses::parse("user{1-1000}@test.example").expect("invariant: a valid pattern"),
         helo: "loadgen.example".into(),
+        ignored: Vec::new(),
         protocol: Protocol::Smtp,
         pipelining: Pipelining::Auto,
         chunking: false,
@@ -575,6 +604,7 @@ fn default_plan() -> Plan {
         xclient: None,
         quit: Quit::Wait,
         shape: Vec::new(),
+        trace: None,
         corpus: 0,
         chunk: 0,
         smtputf8: false,
@@ -624,6 +654,8 @@ impl Options {
             rate: None,
             poisson: false,
             by_connection: false,
+            trace: None,
+            speed: 1.0,
             arguments: Vec::new(),
         }
     }
@@ -640,6 +672,30 @@ impl Options {
                 }
                 other => return Err(other.unexpected().into()),
             }
+        }
+        options.complete()
+    }
+
+    /// Reads the arguments of `replay`: a trace, then those of a run.
+    fn parse_replay(parser: &mut lexopt::Parser) -> Result<Self, Stop> {
+        let mut options = Self::new();
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Value(word) if options.trace.is_none() => {
+                    let word = word.string()?;
+                    options.arguments.push(format!("--trace={word}"));
+                    options.trace = Some(PathBuf::from(word));
+                }
+                Value(word) if options.target.is_empty() => options.target = word.string()?,
+                Long(flag) => {
+                    let flag = flag.to_owned();
+                    options.flag(&flag, parser)?;
+                }
+                other => return Err(other.unexpected().into()),
+            }
+        }
+        if options.trace.is_none() {
+            return Err(usage("replay needs a TRACE and a TARGET"));
         }
         options.complete()
     }
@@ -693,6 +749,12 @@ impl Options {
                     .iter()
                     .map(|(_, rate)| *rate)
                     .max_by(f64::total_cmp);
+            }
+            "trace" => self.trace = Some(PathBuf::from(text)),
+            "speed" => {
+                let speed = text.trim_end_matches('x').parse::<f64>().ok();
+                let speed = speed.filter(|speed| (SPEED_MIN..=SPEED_MAX).contains(speed));
+                self.speed = bad(speed, flag, text)?;
             }
             "arrival" => {
                 self.by_connection = match text {
@@ -752,6 +814,14 @@ impl Options {
                 plan.per_connection = bad(parse_count(text), flag, text)?;
             }
             "helo" => plan.helo = text.to_owned(),
+            "ignore" => {
+                plan.ignored = text.split(',').map(str::to_ascii_uppercase).collect();
+                let unknown = |word: &&String| !EXTENSIONS.contains(&word.as_str());
+                if let Some(word) = plan.ignored.iter().find(unknown) {
+                    let known = EXTENSIONS.join(", ");
+                    return Err(usage(format!("--ignore {word}: not one of {known}")));
+                }
+            }
             "quit" => {
                 plan.quit = match text {
                     "wait" => Quit::Wait,
@@ -882,6 +952,30 @@ impl Options {
                 .entries
                 .iter()
                 .fold(1, |hash, entry| rng::mix(hash ^ message::fold(&entry.raw)));
+        }
+        if let Some(path) = &self.trace {
+            let said = |name: &&&str| {
+                let flag = format!("--{name}");
+                let given = |word: &String| {
+                    word.strip_prefix(&flag)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+                };
+                self.arguments.iter().any(given)
+            };
+            if let Some(name) = DECIDED_BY_TRACE.iter().find(said) {
+                return Err(usage(format!(
+                    "--{name}: a trace says when messages come, how large they are and for how many"
+                )));
+            }
+            let trace = Trace::load(path, self.speed).map_err(|error| usage(error.to_string()))?;
+            let count = trace.rows.len() as u64;
+            plan.messages = Some(plan.messages.map_or(count, |messages| messages.min(count)));
+            // The mean, for the display, the pre-flight and the report; 1 ns where all come at once.
+            let span_ns = trace.span_ns().max(1) as f64;
+            self.rate = Some((count as f64 * 1e9 / span_ns).min(1e7));
+            plan.trace = Some(Arc::new(trace));
+        } else if self.speed != 1.0 {
+            return Err(usage("--speed needs a trace"));
         }
         if let Some(rate) = self.rate {
             let (poisson, by_connection) = (self.poisson, self.by_connection);
@@ -1056,7 +1150,7 @@ fn part_arguments(options: &Options, target: &str, plan: &Plan) -> Vec<String> {
     arguments.push(format!("--warmup={}ns", plan.warmup_ns));
     arguments.push(format!("--drain={}ns", plan.drain_ns));
     arguments.extend(plan.duration_ns.map(|ns| format!("--duration={ns}ns")));
-    if let Mode::Open { rate, .. } = plan.mode {
+    if let (Mode::Open { rate, .. }, None) = (plan.mode, &plan.trace) {
         arguments.push(format!("--rate={rate}"));
     }
     arguments
@@ -1109,6 +1203,7 @@ fn execute(
     plan: &Plan,
 ) -> Result<(Value, verdict::Verdict, bool), Stop> {
     let load = workload(options, plan)?;
+    let load_before = report::load_average();
     let resident_before = sys::resident_max();
     let target = target(options, &prepared.address, prepared.security.clone());
     let stop = Arc::new(AtomicBool::new(false));
@@ -1175,6 +1270,7 @@ fn execute(
         processes: &done.processes,
         processes_asked: options.processes,
         interrupted: done.interrupted,
+        load_before,
         ledger: options
             .ledger
             .as_ref()
@@ -1197,8 +1293,7 @@ fn execute(
     Ok((report, verdict, done.interrupted))
 }
 
-fn run_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
-    let options = Options::parse(&mut parser)?;
+fn run_command(options: Options, argv: Vec<String>) -> Result<u8, Stop> {
     let prepared = prepare(&options, argv)?;
     if options.dry_run {
         return dry_run(&options);
@@ -1402,6 +1497,9 @@ impl SearchOptions {
                 "a" => search.a = Some(text),
                 _ => search.b = Some(text),
             }
+        }
+        if options.trace.is_some() {
+            return Err(usage("a trace has one rate; send it with replay"));
         }
         if options.raw.is_some() {
             return Err(usage("--raw describes one run; use it with run"));
@@ -1700,7 +1798,8 @@ fn smtp_source_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<
         eprintln!("{note}");
     }
     eprintln!("smtp-loadgen run {}", translated.arguments.join(" "));
-    run_command(lexopt::Parser::from_args(translated.arguments), argv)
+    let mut parser = lexopt::Parser::from_args(translated.arguments);
+    run_command(Options::parse(&mut parser)?, argv)
 }
 
 fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {

@@ -282,6 +282,18 @@ enum State {
     Closing(Close),
 }
 
+/// The EHLO keywords that a session acts upon.
+pub const EXTENSIONS: [&str; 8] = [
+    "PIPELINING",
+    "CHUNKING",
+    "SIZE",
+    "STARTTLS",
+    "AUTH",
+    "8BITMIME",
+    "SMTPUTF8",
+    "DSN",
+];
+
 /// What the server said it can do.
 #[derive(Clone, Copy, Debug, Default)]
 struct Offers {
@@ -697,7 +709,7 @@ impl Client {
         while !input.is_empty() && !matches!(self.state, State::Closing(_) | State::Handshake) {
             let fed = reader.feed(input, |line| {
                 if self.state == State::Ehlo {
-                    self.learn(line.text);
+                    self.learn(line.text, desk.plan());
                 }
                 if line.last {
                     self.replies += 1;
@@ -747,14 +759,17 @@ impl Client {
         self.lost(Fault::Protocol, now, events);
     }
 
-    /// Reads one line of the reply to EHLO.
-    fn learn(&mut self, text: &[u8]) {
+    /// Reads one line of the reply to EHLO. What the plan ignores was not offered.
+    fn learn(&mut self, text: &[u8], plan: &Plan) {
         let word_end = text
             .iter()
             .position(|b| *b == b' ' || *b == b'=')
             .unwrap_or(text.len());
         let word = &text[..word_end];
         let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
+        if plan.ignored.iter().any(|name| is(name)) {
+            return;
+        }
         self.offers.pipelining |= is("PIPELINING");
         self.offers.chunking |= is("CHUNKING");
         self.offers.size |= is("SIZE");
@@ -1461,6 +1476,35 @@ mod tests {
         // One recipient was refused; the other got the message.
         assert_eq!(notes.ends, [(0, Outcome::Accepted, "ok".into())]);
         assert!(notes.replies.contains(&(Phase::Rcpt, 450)));
+    }
+
+    #[test]
+    fn ignored_extensions_count_as_not_offered() {
+        let mut plan = fixed();
+        plan.chunking = true;
+        plan.ignored = ["SIZE", "CHUNKING", "PIPELINING"]
+            .map(String::from)
+            .to_vec();
+        let (notes, want) = every_way(
+            &plan,
+            &[
+                "S: 220 hi\r\n",
+                "C: EHLO loadgen.example\r\n",
+                FULL,
+                "C: MAIL FROM:<sender@loadgen.example>\r\n",
+                "S: 250 ok\r\n",
+                "C: RCPT TO:<user@test.example>\r\n",
+                "S: 250 ok\r\n",
+                "C: DATA\r\n",
+                "S: 354 go\r\n",
+                "C: <message>\r\n.\r\n",
+                "S: 250 ok\r\n",
+                "C: QUIT\r\n",
+                "S: 221 bye\r\n",
+            ],
+        );
+        assert_eq!(want, Want::Close(Close::Done));
+        assert_eq!(notes.ends, [(0, Outcome::Accepted, "ok".into())]);
     }
 
     #[test]

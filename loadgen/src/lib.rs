@@ -34,6 +34,7 @@ pub mod sink;
 pub mod smtp_source;
 pub mod sys;
 pub mod tls;
+pub mod trace;
 pub mod verdict;
 pub mod verify;
 pub mod wire;

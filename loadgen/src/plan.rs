@@ -7,7 +7,9 @@
 use crate::corpus::Corpus;
 use crate::message::{self, Filler, push_decimal};
 use crate::rng::{Rng, mix};
+use crate::trace::Trace;
 use std::fmt;
+use std::sync::Arc;
 
 /// How many messages are in flight, or when they start.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -418,6 +420,8 @@ pub struct Plan {
     pub to: Addresses,
     /// What to say in EHLO.
     pub helo: String,
+    /// EHLO keywords to act upon as if the server had not offered them, in upper case; each is one of `EXTENSIONS`.
+    pub ignored: Vec<String>,
     /// SMTP or LMTP.
     pub protocol: Protocol,
     /// Whether commands are grouped.
@@ -435,6 +439,8 @@ pub struct Plan {
     /// Open loop: points of a rate that changes, (ns from the start, messages a second), joined by
     /// straight lines. Empty: the rate of `mode` throughout.
     pub shape: Vec<(u64, f64)>,
+    /// Open loop: when messages start, how large they are and for how many, instead of rate, sizes and recipients.
+    pub trace: Option<Arc<Trace>>,
     /// Hash of the corpus, if one is sent; 0 otherwise.
     pub corpus: u64,
     /// Longest chunk of a message under BDAT, in bytes; 0 sends each message as one chunk.
@@ -450,6 +456,14 @@ pub struct Plan {
 impl Plan {
     /// Returns message `seq`.
     pub fn message(&self, seq: u64) -> Spec {
+        let row = |trace: &Arc<Trace>| trace.rows.get(usize::try_from(seq).ok()?).copied();
+        if let Some(row) = self.trace.as_ref().and_then(row) {
+            return Spec {
+                seq,
+                size: u64::from(row.size),
+                recipients: row.recipients,
+            };
+        }
         let mut rng = Rng::keyed(self.seed, 1, seq);
         Spec {
             seq,
@@ -515,8 +529,14 @@ impl Plan {
         if self.chunk > 0 {
             text.push_str(&format!(" chunk={}", self.chunk));
         }
+        if !self.ignored.is_empty() {
+            text.push_str(&format!(" ignored={}", self.ignored.join(",")));
+        }
         if self.smtputf8 {
             text.push_str(" smtputf8");
+        }
+        if let Some(trace) = &self.trace {
+            text.push_str(&format!(" trace={:016x}", trace.hash));
         }
         if let Some(dsn) = &self.dsn {
             text.push_str(&format!(" dsn={dsn}"));
@@ -575,6 +595,8 @@ pub struct Schedule {
     at: f64,
     seq: u64,
     step: u64,
+    /// Times to keep to instead.
+    trace: Option<Arc<Trace>>,
 }
 
 impl Schedule {
@@ -597,7 +619,15 @@ impl Schedule {
             at,
             seq: index,
             step: workers,
+            trace: None,
         }
+    }
+
+    /// Makes messages start at the times of `trace`, if there is one; behind its last there is none.
+    #[must_use]
+    pub fn traced(mut self, trace: Option<Arc<Trace>>) -> Self {
+        self.trace = trace;
+        self
     }
 
     /// Makes the rate follow `shape` from the start.
@@ -651,7 +681,14 @@ impl Schedule {
 
     /// Returns the number of the next message and when it starts, ns from the start of the run.
     pub fn next(&self) -> (u64, u64) {
-        (self.seq, self.at as u64)
+        let at = match &self.trace {
+            None => self.at as u64,
+            Some(trace) => usize::try_from(self.seq)
+                .ok()
+                .and_then(|seq| trace.rows.get(seq))
+                .map_or(u64::MAX, |row| row.at_ns),
+        };
+        (self.seq, at)
     }
 
     /// Goes on to the message after it.
@@ -689,6 +726,7 @@ pub(crate) mod tests {
             from: Addresses::parse("sender@loadgen.example").unwrap(),
             to: Addresses::parse("user{seq}@test.example").unwrap(),
             helo: "loadgen.example".into(),
+            ignored: Vec::new(),
             protocol: Protocol::Smtp,
             pipelining: Pipelining::Auto,
             chunking: false,
@@ -697,6 +735,7 @@ pub(crate) mod tests {
             xclient: None,
             quit: Quit::Wait,
             shape: Vec::new(),
+            trace: None,
             corpus: 0,
             chunk: 0,
             smtputf8: false,

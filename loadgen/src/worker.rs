@@ -359,7 +359,8 @@ impl Worker {
                 by_connection,
             } => {
                 let due = Schedule::new(plan.seed, rate, poisson, index as u64, workers as u64)
-                    .shaped(&plan.shape);
+                    .shaped(&plan.shape)
+                    .traced(plan.trace.clone());
                 let serve = due.clone();
                 let seq_end = plan.messages.unwrap_or(u64::MAX);
                 let arrivals = Arrivals {
@@ -429,6 +430,7 @@ impl Worker {
         let mut next_scan = SCAN_NS;
         let mut second = 0;
         let mut second_cpu = sys::thread_cpu_ns();
+        let mut stopped = false;
         loop {
             let now = self.clock();
             self.book.now = now;
@@ -446,6 +448,7 @@ impl Worker {
                 at_start = Some(sample(&queue));
             }
             if !self.draining && (now >= self.stop_ns || self.stop_asked()) {
+                stopped = true;
                 at_end = Some(sample(&queue));
                 self.drain(now);
             }
@@ -494,14 +497,16 @@ impl Worker {
             row.lag_ns = row.lag_ns.max(lag);
             self.publish();
         }
-        self.close_books(at_start, at_end)
+        self.close_books(at_start, at_end, stopped)
     }
 
-    /// Ends the accounts: what is in flight is unfinished, what is due is unsent.
+    /// Ends the accounts: what is in flight is unfinished, what is due is unsent. `stopped` by its duration or by a
+    /// signal, not by its count.
     fn close_books(
         mut self,
         at_start: Option<(u64, u64, u64)>,
         at_end: Option<(u64, u64, u64)>,
+        stopped: bool,
     ) -> io::Result<Recorder> {
         let now = self.clock();
         let open = self.arrivals.is_some();
@@ -576,8 +581,9 @@ impl Worker {
             waited_ns: to.2.saturating_sub(from.2),
             wall_ns: to.0.saturating_sub(from.0),
         });
-        // A run that ended by its count, or early, measured until its last reply.
-        let ended = if open {
+        // A run that ended by its count measured until its last reply. One that was stopped measured until then: a
+        // target that fell silent before is part of it.
+        let ended = if open || stopped {
             to.0
         } else {
             recorder.last_ns.min(to.0)
@@ -933,7 +939,12 @@ impl Worker {
                     }
                     // What the server said last may have asked for the end already.
                     if matches!(slot.client.want(), Want::Close(_)) {
-                        return self.drive(index, now);
+                        self.drive(index, now);
+                        // Its end came with its 221, as close_notify does: no event will follow.
+                        if self.slots[index].stage == Stage::Lingering {
+                            self.closed(index, now);
+                        }
+                        return;
                     }
                     return self.lose(index, Fault::Closed, "connection closed by target", now);
                 }

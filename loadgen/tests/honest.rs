@@ -235,3 +235,58 @@ fn a_generator_without_a_cpu_says_that_it_was_the_generator() {
         );
     }
 }
+
+#[test]
+fn find_max_finds_the_capacity_of_a_server_that_has_one() {
+    const CAPACITY: u32 = 330;
+    let file = std::env::temp_dir().join(format!("loadgen-capacity-{}.json", std::process::id()));
+    let path = file.display().to_string();
+    let mut seen = Vec::new();
+    // A machine that stands still makes a step fail, so that less is found; more than there is never is.
+    for _ in 0..10 {
+        let target = counter_of(CAPACITY).to_string();
+        let words = [
+            "find-max",
+            &target,
+            "--start-rate",
+            "160",
+            "--duration",
+            "600ms",
+            "--sessions",
+            "40",
+            "--max-p99",
+            "900ms",
+            "--quiet",
+            "--json",
+            &path,
+        ];
+        let output = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
+            .args(words)
+            .output()
+            .unwrap();
+        let report: Value =
+            serde_json::from_slice(&fs::read(&file).unwrap_or_default()).unwrap_or_default();
+        let _ = fs::remove_file(&file);
+        let found = report["found_per_s"].as_f64().unwrap();
+        // 99 % of what was offered in the window have to be accepted in it, to two messages of its 0.6 s.
+        assert!(found <= f64::from(CAPACITY) / 0.99 + 4.0, "{output:?}");
+        seen.push(found);
+        if found >= 0.9 * f64::from(CAPACITY) {
+            assert_eq!(report["confirmed"], true, "{output:?}");
+            let parts: Vec<&str> = report["steps"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .rev()
+                .take(3)
+                .map(|step| step["part"].as_str().unwrap())
+                .collect();
+            assert_eq!(parts, ["120 %", "100 %", "80 %"], "{output:?}");
+            // A fifth more than there is can't be had.
+            let last = report["steps"].as_array().unwrap().last().unwrap();
+            assert_eq!(last["pass"], false, "{output:?}");
+            return;
+        }
+    }
+    panic!("found in ten searches: {seen:?}");
+}

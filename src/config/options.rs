@@ -14,7 +14,7 @@ use super::{
     RingWrite, SubaddressSeparator, Survive,
 };
 use crate::ip_prefix::IpPrefix;
-use crate::limits::{GIB, HOLD_S_MAX, HOPS_MAX_MAX, KIB, MIB, RING_BYTES_MIN};
+use crate::limits::{GIB, HOLD_S_MAX, HOPS_MAX_MAX, KIB, MIB, RING_BYTES_MIN, WORKERS_MAX};
 use crate::policy::clients::Limit;
 use crate::policy::recipients::Recipients;
 use crate::tls::credentials::ClientCertificates;
@@ -465,9 +465,6 @@ const ADDRESS_ALLOWED: &str =
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| refused(text, ADDRESS_ALLOWED))
 }
-
-/// Flags that a later version will have. Using one is an error that says so.
-pub const LATER: &[&str] = &["workers", "takeover"];
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -1265,6 +1262,25 @@ pub static OPTIONS: &[Opt] = &[
         help: "after SIGTERM, open messages may go on this long; then they are cut",
         set: |c, v| c.drain_deadline = time_or_zero(v),
         show: |c| vec![Setting::Time(c.drain_deadline)],
+    },
+    Opt {
+        name: "workers",
+        group: Group::Speed,
+        kind: Kind::Integer {
+            min: 1,
+            max: WORKERS_MAX as u64,
+        },
+        help: "processes that take mail on the same addresses, each with a ring of its own in DIR/shard-N",
+        set: |c, v| c.workers = usize::try_from(first_number(v)).unwrap_or(WORKERS_MAX),
+        show: |c| vec![Setting::Number(c.workers as u64)],
+    },
+    Opt {
+        name: "takeover",
+        group: Group::Addresses,
+        kind: Kind::Flag,
+        help: "take the listening sockets of the server that runs on this ring directory, and let it end",
+        set: |c, v| c.takeover = first_flag(v),
+        show: |c| vec![Setting::Flag(c.takeover)],
     },
     Opt {
         name: "spin-us",

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::{EXIT_FAILURE, EXIT_USAGE, complain};
 use crate::config::Config;
 use crate::config::listen::Place;
+use crate::daemon::takeover::Takeover;
 use crate::daemon::{StartError, reason, start_error};
 use crate::net::listener::{self, ListeningSocket, TcpListener};
 use crate::server::Listener;
@@ -20,10 +22,10 @@ const INHERITED_FIRST: i32 = 3;
 /// Most that are looked at.
 const INHERITED_MAX: i32 = 64;
 
-/// A listener with its socket.
+/// A listener with its sockets.
 pub(super) struct Bound {
-    /// The socket.
-    pub(super) socket: ListeningSocket,
+    /// A socket for each worker, or one that they share.
+    sockets: Vec<Option<ListeningSocket>>,
     /// What is known of it; its address is the one the socket really has.
     pub(super) listener: Listener,
     /// Where it listens, for people.
@@ -62,34 +64,78 @@ impl SocketFile {
 impl Bound {
     /// The address that `ringmx send` and the like can connect to.
     pub(super) fn tcp(&self) -> Option<SocketAddr> {
-        match self.socket {
-            ListeningSocket::Tcp(_) => Some(self.listener.address),
-            ListeningSocket::Unix(_) => None,
+        match self.sockets.first()? {
+            Some(ListeningSocket::Tcp(_)) => Some(self.listener.address),
+            _ => None,
         }
+    }
+
+    /// The socket of a worker, 0 where there is only one, and closes those of the others.
+    pub(super) fn take(mut self, worker: usize) -> Option<ListeningSocket> {
+        let at = if self.sockets.len() == 1 { 0 } else { worker };
+        self.sockets.get_mut(at).and_then(Option::take)
+    }
+
+    /// Further descriptors of its sockets, with the worker of each.
+    pub(super) fn duplicates(&self) -> Vec<(u16, OwnedFd)> {
+        let sockets = self.sockets.iter().zip(0..);
+        sockets
+            .filter_map(|(socket, worker)| Some((worker, socket.as_ref()?.duplicate().ok()?)))
+            .collect()
+    }
+
+    /// Closes the socket of a worker, unless they share it.
+    pub(super) fn close(&mut self, worker: usize) {
+        if self.sockets.len() > 1
+            && let Some(socket) = self.sockets.get_mut(worker)
+        {
+            *socket = None;
+        }
+    }
+
+    /// Closes all.
+    pub(super) fn close_all(&mut self) {
+        self.sockets.clear();
     }
 }
 
-/// Binds all listeners, in the order of [`Config::listeners`].
+/// Binds all listeners, in the order of [`Config::listeners`], or takes them from the server that is taken over.
 ///
 /// # Errors
 /// The first that can't be had.
-pub(super) fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
+pub(super) fn bind_all(
+    config: &Config,
+    mut takeover: Option<&mut Takeover>,
+) -> Result<Vec<Bound>, StartError> {
     let mut inherited = Inherited::from_environment();
     let mut bound = Vec::new();
     for (_, place, listener) in config.listeners() {
-        let socket = match &place {
-            Place::Ip(address) => listener::bind(*address).map(ListeningSocket::Tcp),
-            Place::Unix(path) => listener::bind_unix(path),
-            Place::Inherited(name) => inherited.take(name).map_err(|text| {
-                start_error(EXIT_USAGE, format!("can't listen on {place}: {text}"))
-            })?,
+        let taken = match (&mut takeover, &place) {
+            (Some(takeover), Place::Ip(address)) => takeover.take_ip(*address),
+            (Some(takeover), Place::Unix(path)) => takeover.take_unix(path),
+            _ => Vec::new(),
+        };
+        let sockets = match &place {
+            _ if !taken.is_empty() => Ok(taken),
+            Place::Ip(address) if config.workers > 1 => {
+                listener::bind_group(*address, config.workers)
+                    .map(|sockets| sockets.into_iter().map(ListeningSocket::Tcp).collect())
+            }
+            Place::Ip(address) => listener::bind(*address).map(|s| vec![ListeningSocket::Tcp(s)]),
+            Place::Unix(path) => listener::bind_unix(path).map(|socket| vec![socket]),
+            Place::Inherited(name) => {
+                let socket = inherited.take(name).map_err(|text| {
+                    start_error(EXIT_USAGE, format!("can't listen on {place}: {text}"))
+                })?;
+                socket.map(|socket| vec![socket])
+            }
         };
         let failed = |error| {
             let text = format!("can't listen on {place}: {}", reason(&error));
             start_error(EXIT_FAILURE, text)
         };
-        let socket = socket.map_err(failed)?;
-        let address = socket.local_addr().map_err(failed)?;
+        let sockets: Vec<ListeningSocket> = sockets.map_err(failed)?;
+        let address = sockets[0].local_addr().map_err(failed)?;
         bound.push(Bound {
             listener: Listener {
                 address,
@@ -98,7 +144,7 @@ pub(super) fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
             shown: match &place {
                 Place::Ip(_) => address.to_string(),
                 Place::Unix(_) => place.to_string(),
-                Place::Inherited(_) if matches!(socket, ListeningSocket::Tcp(_)) => {
+                Place::Inherited(_) if matches!(sockets[0], ListeningSocket::Tcp(_)) => {
                     format!("{address} ({place})")
                 }
                 Place::Inherited(_) => place.to_string(),
@@ -107,7 +153,7 @@ pub(super) fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
                 Place::Unix(path) => Some(SocketFile::new(path)),
                 Place::Ip(_) | Place::Inherited(_) => None,
             },
-            socket,
+            sockets: sockets.into_iter().map(Some).collect(),
         });
     }
     Ok(bound)
@@ -117,11 +163,15 @@ pub(super) fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
 ///
 /// # Errors
 /// An address that was asked for can't be had; the default one is a warning.
-pub(super) fn bind_http(config: &Config) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
+pub(super) fn bind_http(
+    config: &Config,
+    takeover: Option<&mut Takeover>,
+) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
     let Some(address) = config.http else {
         return Ok(None);
     };
-    match listener::bind(address) {
+    let taken = takeover.and_then(|takeover| takeover.take_http(address));
+    match taken.map_or_else(|| listener::bind(address), Ok) {
         Ok(socket) => {
             let actual = socket.local_addr().unwrap_or(address);
             Ok(Some((socket, actual)))

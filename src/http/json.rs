@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::status::{Message, NEWEST_MAX, Status, path_text};
+use super::status::{Message, NEWEST_MAX, Ring, Status, path_text};
 use crate::clock::rfc3339;
 use crate::metrics::{CloseCause, Limited, Phase, Scope, StressCause, TlsFailure};
 
@@ -27,20 +27,19 @@ pub(super) fn render(status: &Status<'_>) -> String {
         .iter()
         .map(|(phase, count)| ((*phase).to_owned(), json!(count)))
         .collect();
-    let ring = status.ring.map(|ring| {
-        json!({
-            "directory": ring.directory,
-            "write": ring.write,
-            "bytes": ring.bytes,
-            "used_bytes": ring.used_bytes,
-            "tail": ring.tail,
-            "head": ring.head,
-            "durable": ring.durable,
-            "epoch": ring.epoch,
-            "oldest_number": ring.oldest_number,
-            "next_number": ring.next_number,
-        })
-    });
+    let shards: Vec<Value> = status.rings.iter().map(|r| ring(r, true)).collect();
+    let sum = |of: fn(&Ring<'_>) -> u64| status.rings.iter().map(of).sum::<u64>();
+    let ring = match status.rings {
+        [] => Value::Null,
+        [only] => ring(only, false),
+        // Positions, epochs and numbers are those of a shard; what can be added is.
+        [first, ..] => json!({
+            "directory": first.directory,
+            "write": first.write,
+            "bytes": sum(|ring| ring.bytes),
+            "used_bytes": sum(|ring| ring.used_bytes),
+        }),
+    };
     let clients = status.clients.map(|clients| {
         let limited = Limited::NAMES
             .iter()
@@ -63,6 +62,7 @@ pub(super) fn render(status: &Status<'_>) -> String {
         .map(|consumer| {
             json!({
                 "name": consumer.name,
+                "shard": consumer.shard,
                 "connected": consumer.connected,
                 "lag_messages": consumer.lag_messages,
                 "lag_bytes": consumer.lag_bytes,
@@ -90,6 +90,7 @@ pub(super) fn render(status: &Status<'_>) -> String {
         "pool": {"bytes": status.pool.bytes, "used_bytes": status.pool.used_bytes},
         "clients": clients,
         "ring": ring,
+        "shards": shards,
         "consumers": consumers,
         "newest": newest,
         "connections": {
@@ -142,6 +143,25 @@ pub(super) fn render(status: &Status<'_>) -> String {
         "phases": phases(status),
     });
     format!("{value}\n")
+}
+
+fn ring(ring: &Ring<'_>, with_shard: bool) -> Value {
+    let mut value = json!({
+        "directory": ring.directory,
+        "write": ring.write,
+        "bytes": ring.bytes,
+        "used_bytes": ring.used_bytes,
+        "tail": ring.tail,
+        "head": ring.head,
+        "durable": ring.durable,
+        "epoch": ring.epoch,
+        "oldest_number": ring.oldest_number,
+        "next_number": ring.next_number,
+    });
+    if with_shard {
+        value["shard"] = json!(ring.shard);
+    }
+    value
 }
 
 fn message(message: &Message<'_>) -> Value {

@@ -55,12 +55,17 @@ fn state(out: &mut String, status: &Status<'_>) {
         },
     );
     row("A 250 means", promise(status.survive));
-    if let Some(ring) = &status.ring {
+    let several = status.rings.len() > 1;
+    let of_shard = |name: String, shard: u32| match several {
+        true => format!("{name}, shard {shard}"),
+        false => name,
+    };
+    for ring in status.rings {
         let percent = (u128::from(ring.used_bytes) * 100)
             .checked_div(u128::from(ring.bytes))
             .unwrap_or(0);
         row(
-            "Ring",
+            &of_shard("Ring".to_owned(), ring.shard),
             &format!(
                 "{}: {} of {} bytes used ({percent} %), messages {} to {}",
                 ring.directory,
@@ -89,7 +94,7 @@ fn state(out: &mut String, status: &Status<'_>) {
             " (not connected)"
         };
         row(
-            &format!("Consumer {}", consumer.name),
+            &of_shard(format!("Consumer {}", consumer.name), consumer.shard),
             &format!("{} messages behind{connected}", consumer.lag_messages),
         );
     }

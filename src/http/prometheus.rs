@@ -1,6 +1,6 @@
 //! `/metrics`: the Prometheus text format, version 0.0.4. [`FAMILIES`] is the one list of what there is.
 
-use super::status::Status;
+use super::status::{Consumer, Status};
 use super::{push_line, seconds_text};
 use crate::metrics::{CloseCause, Distribution, Limited, Phase, Scope, StressCause, TlsFailure};
 
@@ -157,6 +157,11 @@ fn escaped(text: &str) -> String {
         .replace('\n', "\\n")
 }
 
+fn consumer_labels(consumer: &Consumer<'_>) -> String {
+    let name = escaped(consumer.name);
+    format!("consumer=\"{name}\",shard=\"{}\"", consumer.shard)
+}
+
 macro_rules! families {
     ($($kind:ident $name:literal [$labels:literal] $help:literal => $write:expr;)*) => {
         /// Every metric family, in the order of `/metrics`.
@@ -295,17 +300,25 @@ families! {
     Counter "ringmx_pool_low_total" [""] "Times that the pool had no room for a message." => |out, s| {
         out.plain(s.metrics.pool_low_events);
     };
-    Gauge "ringmx_ring_bytes" [""] "Size of the ring's data area." => |out, s| {
-        out.plain(s.ring.map_or(0, |ring| ring.bytes));
+    Gauge "ringmx_ring_bytes" ["shard"] "Size of the ring's data area." => |out, s| {
+        for ring in s.rings {
+            out.labelled(format_args!("shard=\"{}\"", ring.shard), ring.bytes);
+        }
     };
-    Gauge "ringmx_ring_used_bytes" [""] "From the oldest record to the newest." => |out, s| {
-        out.plain(s.ring.map_or(0, |ring| ring.used_bytes));
+    Gauge "ringmx_ring_used_bytes" ["shard"] "From the oldest record to the newest." => |out, s| {
+        for ring in s.rings {
+            out.labelled(format_args!("shard=\"{}\"", ring.shard), ring.used_bytes);
+        }
     };
-    Gauge "ringmx_ring_not_durable_bytes" [""] "Appended and not yet synced." => |out, s| {
-        out.plain(s.ring.map_or(0, |ring| ring.head.saturating_sub(ring.durable)));
+    Gauge "ringmx_ring_not_durable_bytes" ["shard"] "Appended and not yet synced." => |out, s| {
+        for ring in s.rings {
+            out.labelled(format_args!("shard=\"{}\"", ring.shard), ring.head.saturating_sub(ring.durable));
+        }
     };
-    Gauge "ringmx_ring_next_number" [""] "Number that the next message takes." => |out, s| {
-        out.plain(s.ring.map_or(0, |ring| ring.next_number));
+    Gauge "ringmx_ring_next_number" ["shard"] "Number that the next message takes." => |out, s| {
+        for ring in s.rings {
+            out.labelled(format_args!("shard=\"{}\"", ring.shard), ring.next_number);
+        }
     };
     Counter "ringmx_ring_written_bytes_total" [""]
         "Bytes appended to the ring, headers and zero fill included." => |out, s| {
@@ -328,25 +341,25 @@ families! {
     Counter "ringmx_storage_failures_total" [""] "Writes and syncs that failed; the first stops the log." => |out, s| {
         out.plain(s.metrics.storage_failures);
     };
-    Gauge "ringmx_consumer_connected" ["consumer"] "1 while the consumer is connected." => |out, s| {
+    Gauge "ringmx_consumer_connected" ["consumer,shard"] "1 while the consumer is connected." => |out, s| {
         for c in s.consumers {
-            out.labelled(format_args!("consumer=\"{}\"", escaped(c.name)), u64::from(c.connected));
+            out.labelled(format_args!("{}", consumer_labels(c)), u64::from(c.connected));
         }
     };
-    Gauge "ringmx_consumer_lag_messages" ["consumer"] "Messages the consumer has not acknowledged." => |out, s| {
+    Gauge "ringmx_consumer_lag_messages" ["consumer,shard"] "Messages the consumer has not acknowledged." => |out, s| {
         for c in s.consumers {
-            out.labelled(format_args!("consumer=\"{}\"", escaped(c.name)), c.lag_messages);
+            out.labelled(format_args!("{}", consumer_labels(c)), c.lag_messages);
         }
     };
-    Gauge "ringmx_consumer_lag_bytes" ["consumer"] "Bytes of the ring the consumer holds." => |out, s| {
+    Gauge "ringmx_consumer_lag_bytes" ["consumer,shard"] "Bytes of the ring the consumer holds." => |out, s| {
         for c in s.consumers {
-            out.labelled(format_args!("consumer=\"{}\"", escaped(c.name)), c.lag_bytes);
+            out.labelled(format_args!("{}", consumer_labels(c)), c.lag_bytes);
         }
     };
-    Gauge "ringmx_consumer_lag_seconds" ["consumer"]
+    Gauge "ringmx_consumer_lag_seconds" ["consumer,shard"]
         "Age of the oldest message the consumer has not acknowledged." => |out, s| {
         for c in s.consumers {
-            out.seconds(format_args!("consumer=\"{}\"", escaped(c.name)), c.lag_ns);
+            out.seconds(format_args!("{}", consumer_labels(c)), c.lag_ns);
         }
     };
     Histogram "ringmx_phase_seconds" ["phase"]

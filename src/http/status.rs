@@ -36,9 +36,9 @@ pub struct Status<'a> {
     pub clients: Option<Clients>,
     /// Memory for messages on their way in.
     pub pool: Pool,
-    /// The ring; `None` with `--discard`.
-    pub ring: Option<Ring<'a>>,
-    /// Registered consumers.
+    /// The rings, one for each worker; none with `--discard`.
+    pub rings: &'a [Ring<'a>],
+    /// Registered consumers, of each ring.
     pub consumers: &'a [Consumer<'a>],
     /// Newest messages first; [`NEWEST_MAX`] are shown.
     pub newest: &'a [Message<'a>],
@@ -77,6 +77,8 @@ pub struct Pool {
 /// State of the ring log.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ring<'a> {
+    /// Shard of the ring, the first part of its messages' ids.
+    pub shard: u32,
     /// Directory.
     pub directory: &'a str,
     /// How it is written: `pwrite` or `map`.
@@ -104,6 +106,8 @@ pub struct Ring<'a> {
 pub struct Consumer<'a> {
     /// Name.
     pub name: &'a str,
+    /// Shard of the ring.
+    pub shard: u32,
     /// Whether it is connected.
     pub connected: bool,
     /// Messages it has not acknowledged.

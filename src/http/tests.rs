@@ -307,7 +307,8 @@ fn status<'a>(metrics: &'a Metrics, listen: &'a [String]) -> Status<'a> {
             bytes: 1_000,
             used_bytes: 10,
         },
-        ring: Some(Ring {
+        rings: &[Ring {
+            shard: 0,
             directory: "./ringmx-data",
             write: "pwrite",
             bytes: 4_194_304,
@@ -318,9 +319,10 @@ fn status<'a>(metrics: &'a Metrics, listen: &'a [String]) -> Status<'a> {
             epoch: 1,
             oldest_number: 1,
             next_number: 3,
-        }),
+        }],
         consumers: &[Consumer {
             name: "store",
+            shard: 0,
             connected: true,
             lag_messages: 2,
             lag_bytes: 4_096,
@@ -439,7 +441,7 @@ fn the_page_escapes_what_strangers_sent() {
 fn the_page_of_a_server_that_has_nothing_says_how_to_send() {
     let whole = response(&get(Route::Home), |status| {
         status.newest = &[];
-        status.ring = None;
+        status.rings = &[];
         status.survive = "discard";
         status.unready = Some("draining");
     });
@@ -500,8 +502,8 @@ fn metrics_count_by_label() {
         "ringmx_commands_total{command=\"rcpt\"} 1",
         "ringmx_replies_total{code=\"552\",reason=\"too_big\"} 1",
         "ringmx_messages_total{result=\"accepted\"} 2",
-        "ringmx_ring_not_durable_bytes 576",
-        "ringmx_consumer_lag_seconds{consumer=\"store\"} 1.5",
+        "ringmx_ring_not_durable_bytes{shard=\"0\"} 576",
+        "ringmx_consumer_lag_seconds{consumer=\"store\",shard=\"0\"} 1.5",
         "ringmx_phase_seconds_bucket{phase=\"sync\",le=\"0.001\"} 0",
         "ringmx_phase_seconds_bucket{phase=\"sync\",le=\"0.0025\"} 1",
         "ringmx_phase_seconds_bucket{phase=\"sync\",le=\"+Inf\"} 1",

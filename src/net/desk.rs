@@ -53,7 +53,7 @@ impl<T: Read + Write + AsFd + event::Source, P> Desk<T, P> {
         }
     }
 
-    /// Takes a connection, or drops it when there are too many.
+    /// Takes a connection and returns its key, or drops it when there are too many.
     ///
     /// # Errors
     /// Whatever the registration says.
@@ -63,12 +63,13 @@ impl<T: Read + Write + AsFd + event::Source, P> Desk<T, P> {
         protocol: P,
         registry: &Registry,
         now: Instant,
-    ) -> io::Result<()> {
+    ) -> io::Result<Option<usize>> {
         if self.visitors.len() >= self.max {
-            return Ok(());
+            return Ok(None);
         }
         let entry = self.visitors.vacant_entry();
-        let token = Token(self.kind | entry.key());
+        let key = entry.key();
+        let token = Token(self.kind | key);
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         entry.insert(Visitor {
             stream,
@@ -80,7 +81,7 @@ impl<T: Read + Write + AsFd + event::Source, P> Desk<T, P> {
             active_at: now,
             gone: false,
         });
-        Ok(())
+        Ok(Some(key))
     }
 
     /// Reads what came for `key` and hands it to `receive`, which returns how many bytes it took.

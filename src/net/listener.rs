@@ -65,6 +65,17 @@ impl ListeningSocket {
         }
     }
 
+    /// Another descriptor of the same socket.
+    ///
+    /// # Errors
+    /// Those of dup(2).
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        match self {
+            ListeningSocket::Tcp(socket) => socket.as_fd().try_clone_to_owned(),
+            ListeningSocket::Unix(socket) => socket.as_fd().try_clone_to_owned(),
+        }
+    }
+
     /// What mio registers.
     pub fn source(&mut self) -> &mut dyn Source {
         match self {
@@ -165,6 +176,29 @@ impl Source for Socket {
 /// # Errors
 /// Whatever the system says to socket, bind or listen.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    bind_one(address, false)
+}
+
+/// Binds `count` sockets that listen on one address; the kernel spreads connections over them (SO_REUSEPORT).
+///
+/// # Errors
+/// Whatever the system says, also `AddrInUse` when somebody else listens there whose sockets would let us join.
+pub fn bind_group(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
+    if address.port() != 0 {
+        // Without this a second server would quietly take a share of the first one's connections.
+        drop(bind_one(address, false)?);
+    }
+    let mut address = address;
+    let mut sockets = Vec::with_capacity(count);
+    for _ in 0..count {
+        let socket = bind_one(address, true)?;
+        address = socket.local_addr()?;
+        sockets.push(socket);
+    }
+    Ok(sockets)
+}
+
+fn bind_one(address: SocketAddr, group: bool) -> io::Result<TcpListener> {
     let socket = AnySocket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -174,6 +208,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(group)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;

@@ -12,35 +12,37 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync
 use std::time::Duration;
 
 use mio::event::Event;
-use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use mio::net::{TcpListener, UnixListener, UnixStream};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Waker};
 
-use super::desk::{CTL_SESSIONS_MAX, Desk, HTTP_IDLE_NS, HTTP_SESSIONS_MAX};
+use super::desk::{CTL_SESSIONS_MAX, Desk};
+use super::handover::{Asked, Handover, Head, Kind};
 use super::listener::{ListeningSocket, Socket};
+use super::pages::{Answered, Pages};
 use super::stream::MioStream;
 use crate::clock::{Clock, Instant, nanos};
 use crate::conn::Token;
 use crate::ctl;
 use crate::http;
-use crate::limits::FILES_LOOK_MS;
+use crate::limits::{FILES_LOOK_MS, HANDOVER_GRACE, HANDOVER_IDLE};
+use crate::link;
 use crate::logger::{Class, Value};
 use crate::policy::rules::Rules;
 use crate::ringlog::backing::Backing;
 use crate::ringlog::reader::Window;
+use crate::ringlog::writer::Log;
 use crate::server::control::Control;
 use crate::server::listener::TlsMode;
 use crate::server::{Committer, Server};
 use crate::smtp::reply::Reply;
-use crate::status::{self, About, Summary};
+use crate::status::{self, About, Summary, snapshot};
 use crate::sys::signal::{Request, Signals};
 
 /// Events taken from the kernel at once.
 const EVENTS: usize = 1_024;
 /// Connections accepted from one listener in one turn: sessions under way are served in between.
 const TURN_ACCEPTS: usize = 64;
-/// Reads from one HTTP connection in one turn.
-const HTTP_TURN_READS: usize = 16;
 /// How long accepting pauses when descriptors ran out, nanoseconds.
 const ACCEPT_PAUSE_NS: u64 = 100_000_000;
 /// Time between two log lines about a pause, nanoseconds.
@@ -59,6 +61,9 @@ const KIND_CTL_LISTENER: usize = 4 << KIND_SHIFT;
 const KIND_CTL: usize = 5 << KIND_SHIFT;
 const KIND_WAKER: usize = 6 << KIND_SHIFT;
 const KIND_SIGNALS: usize = 7 << KIND_SHIFT;
+const KIND_LINK: usize = 8 << KIND_SHIFT;
+const KIND_HANDOVER: usize = 9 << KIND_SHIFT;
+const KIND_HANDOVER_PEER: usize = 10 << KIND_SHIFT;
 const KIND_MASK: usize = 15 << KIND_SHIFT;
 
 /// The token under which a session's events come.
@@ -119,16 +124,30 @@ struct RulesThread {
 struct NewestThread {
     requests: SyncSender<Window>,
     answers: Receiver<Vec<Summary>>,
-    /// HTTP requests that wait for the answer under way.
-    waiting: Vec<(usize, http::Request)>,
     asked: bool,
 }
 
 impl NewestThread {
-    fn is_awaited_by(&self, key: usize) -> bool {
-        self.waiting.iter().any(|(waiting, _)| *waiting == key)
+    /// Has the newest messages looked up, unless that is under way. What waits is answered by whichever comes next.
+    fn ask<B: Backing>(&mut self, log: &Log<B>) {
+        let window = Window {
+            tail: log.tail(),
+            end: log.acknowledged(),
+        };
+        self.asked = self.asked || self.requests.try_send(window).is_ok();
     }
 }
+
+/// The way to the parent of a worker.
+struct Parent {
+    /// Holds the one connection.
+    desk: Desk<UnixStream, link::Receiver>,
+    /// Waits for the state with the newest messages.
+    wants_newest: bool,
+}
+
+/// Key of the only connection of [`Parent::desk`].
+const PARENT_KEY: usize = 0;
 
 /// The reactor.
 pub struct Reactor<B: Backing, C: Committer> {
@@ -140,12 +159,7 @@ pub struct Reactor<B: Backing, C: Committer> {
     options: Options,
     about: About,
     listeners: Vec<Listening>,
-    http_listener: Option<TcpListener>,
-    /// The kernel may hold connections for it.
-    http_ready: bool,
-    http: Desk<TcpStream, http::Session>,
-    /// HTTP connections that had more to do than one turn allows.
-    http_again: Vec<usize>,
+    pages: Pages,
     ctl_listener: Option<UnixListener>,
     /// The kernel may hold connections for it.
     ctl_ready: bool,
@@ -155,6 +169,11 @@ pub struct Reactor<B: Backing, C: Committer> {
     newest: Option<NewestThread>,
     rules: Option<RulesThread>,
     signals: Signals,
+    /// The parent, where this is one of several workers.
+    link: Option<Parent>,
+    /// Where another process may ask for the listening sockets.
+    handover: Option<Handover>,
+    handed_over_at: Option<Instant>,
     accept_paused_until: Option<Instant>,
     pause_logged_at: Option<Instant>,
     stop_since: Option<Instant>,
@@ -206,6 +225,8 @@ pub struct Side {
     pub find_newest: Option<FindNewest>,
     /// Loads the access rules again; `None` where no file holds any.
     pub load_rules: Option<LoadRules>,
+    /// The way to the parent, where this is one of several workers.
+    pub link: Option<std::os::unix::net::UnixStream>,
 }
 
 impl<B: Backing, C: Committer> Reactor<B, C> {
@@ -236,10 +257,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
                 ready: true,
             });
         }
-        let mut http_listener = side.http;
-        if let Some(socket) = &mut http_listener {
-            registry.register(socket, mio::Token(KIND_HTTP_LISTENER), Interest::READABLE)?;
-        }
+        let pages = Pages::new(side.http, &registry, KIND_HTTP_LISTENER, KIND_HTTP)?;
         let mut ctl_listener = side.ctl.map(UnixListener::from_std);
         if let Some(socket) = &mut ctl_listener {
             registry.register(socket, mio::Token(KIND_CTL_LISTENER), Interest::READABLE)?;
@@ -259,6 +277,23 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             None => None,
         };
         let now = clock.now();
+        let link = match side.link {
+            Some(stream) => {
+                stream.set_nonblocking(true)?;
+                let mut desk = Desk::new(KIND_LINK, 1);
+                desk.admit(
+                    UnixStream::from_std(stream),
+                    link::Receiver::new(),
+                    &registry,
+                    now,
+                )?;
+                Some(Parent {
+                    desk,
+                    wants_newest: false,
+                })
+            }
+            None => None,
+        };
         Ok(Reactor {
             poll,
             registry,
@@ -267,10 +302,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             options,
             about,
             listeners,
-            http_listener,
-            http_ready: true,
-            http: Desk::new(KIND_HTTP, HTTP_SESSIONS_MAX),
-            http_again: Vec::new(),
+            pages,
             ctl_listener,
             ctl_ready: true,
             ctl: Desk::new(KIND_CTL, CTL_SESSIONS_MAX),
@@ -278,6 +310,9 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             newest,
             rules,
             signals,
+            link,
+            handover: None,
+            handed_over_at: None,
             accept_paused_until: None,
             pause_logged_at: None,
             stop_since: None,
@@ -363,9 +398,9 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         self.server.next_turn().is_some_and(|due| due <= now)
             || now.since_ns(self.idle_at) >= nanos(IDLE_TICK)
             || self.listeners.iter().any(|listening| listening.ready)
-            || self.http_ready
+            || self.pages.is_ready()
             || self.ctl_ready
-            || !self.http_again.is_empty()
+            || self.pages.has_more()
     }
 
     fn timeout(&self) -> Duration {
@@ -373,8 +408,8 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         let unpaused = self.accept_paused_until.is_none_or(|until| until <= now);
         let smtp_waits =
             self.may_accept(now) && self.listeners.iter().any(|listening| listening.ready);
-        let visitors_wait = unpaused && (self.http_ready || self.ctl_ready);
-        if smtp_waits || visitors_wait || !self.http_again.is_empty() {
+        let visitors_wait = unpaused && (self.pages.is_ready() || self.ctl_ready);
+        if smtp_waits || visitors_wait || self.pages.has_more() {
             return Duration::ZERO;
         }
         let mut wait_ns = nanos(IDLE_TICK);
@@ -398,12 +433,20 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             let key = bits & !KIND_MASK;
             match bits & KIND_MASK {
                 KIND_SESSION => self.session_event(token_of(bits), event),
-                KIND_LISTENER => self.listeners[key].ready = true,
-                KIND_HTTP_LISTENER => self.http_ready = true,
+                KIND_LISTENER => {
+                    // Gone, when the order to stop came in the same turn.
+                    if let Some(listening) = self.listeners.get_mut(key) {
+                        listening.ready = true;
+                    }
+                }
+                KIND_HTTP_LISTENER => self.pages.set_ready(),
                 KIND_HTTP => self.http_event(key, now),
                 KIND_CTL_LISTENER => self.ctl_ready = true,
                 KIND_CTL => self.ctl_event(key, now),
                 KIND_SIGNALS => self.take_signals(now),
+                KIND_LINK => self.link_event(now),
+                KIND_HANDOVER => self.handover_event(true, now),
+                KIND_HANDOVER_PEER => self.handover_event(false, now),
                 // The waker: finished syncs are looked at once a turn anyway.
                 _ => {}
             }
@@ -413,7 +456,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         }
         self.accept(now);
         self.accept_visitors(now);
-        for key in std::mem::take(&mut self.http_again) {
+        for key in self.pages.take_again() {
             self.http_event(key, now);
         }
         self.server.end_turn();
@@ -498,30 +541,169 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
     fn take_signals(&mut self, now: Instant) {
         while let Some(request) = self.signals.next_request() {
             match request {
-                Request::Stop if self.stop_since.is_some() => {
+                // Whoever stops a worker stops its parent as well, which says when it is enough: a service manager
+                // and a terminal send their signals to both.
+                Request::Stop if self.stop_since.is_some() && self.link.is_none() => {
                     // The second signal ends at once; recovery will find everything that was promised.
                     crate::sys::signal::exit_now(3);
                 }
-                Request::Stop => {
-                    self.stop_since = Some(now);
-                    let fields = [("sessions", Value::Number(self.server.connections() as u64))];
-                    self.server
-                        .shared
-                        .logger
-                        .line(Class::Stopping, &fields, now);
-                    self.server.begin_drain();
-                    // A closed listener refuses connections at once instead of letting them wait.
-                    self.listeners.clear();
-                }
-                Request::Reload => {
-                    self.server.reload();
-                    if let Some(rules) = &self.rules {
-                        // One that waits already is enough.
-                        let _ = rules.requests.try_send(());
-                    }
-                }
+                Request::Stop => self.stop(now),
+                Request::Reload if self.link.is_none() => self.reload(),
+                Request::Reload => {}
             }
         }
+    }
+
+    fn stop(&mut self, now: Instant) {
+        if self.stop_since.is_some() {
+            return;
+        }
+        self.stop_since = Some(now);
+        let fields = [("sessions", Value::Number(self.server.connections() as u64))];
+        let logger = &mut self.server.shared.logger;
+        logger.line(Class::Stopping, &fields, now);
+        self.server.begin_drain();
+        // A closed listener refuses connections at once instead of letting them wait.
+        self.listeners.clear();
+    }
+
+    fn reload(&mut self) {
+        self.server.reload();
+        if let Some(rules) = &self.rules {
+            // One that waits already is enough.
+            let _ = rules.requests.try_send(());
+        }
+    }
+
+    // Handing over.
+
+    /// Lets another process ask for the listening sockets.
+    ///
+    /// # Errors
+    /// Whatever the registration says.
+    pub fn offer_handover(
+        &mut self,
+        listener: std::os::unix::net::UnixListener,
+        head: Head,
+    ) -> io::Result<()> {
+        let registry = &self.registry;
+        let handover = Handover::new(listener, head, registry, KIND_HANDOVER, KIND_HANDOVER_PEER)?;
+        self.handover = Some(handover);
+        Ok(())
+    }
+
+    /// Whether another process has taken the listening sockets over, and the files that belong to them.
+    pub fn is_handed_over(&self) -> bool {
+        self.handed_over_at.is_some()
+    }
+
+    fn handover_event(&mut self, listening: bool, now: Instant) {
+        let Some(handover) = &mut self.handover else {
+            return;
+        };
+        let mut asked = match listening {
+            true => handover.accept(&self.registry),
+            false => handover.event(),
+        };
+        if asked == Asked::Sockets {
+            let mail = self.listeners.iter().map(|listening| {
+                let socket = listening.socket.duplicate();
+                socket.map(|socket| (Kind::Mail(0), socket))
+            });
+            let http = self.pages.listener().map(|socket| {
+                let socket = socket.as_fd().try_clone_to_owned();
+                socket.map(|socket| (Kind::Http, socket))
+            });
+            // One that can't be had is bound by the other process, or is why it gives up.
+            asked = handover.give(mail.chain(http).flatten().collect());
+        }
+        if asked == Asked::Go {
+            handover.released();
+            self.hand_over(now);
+        }
+    }
+
+    /// Takes no more connections: another process does. Sessions go on for a while, then they are drained.
+    fn hand_over(&mut self, now: Instant) {
+        if self.stop_since.is_some() || self.handed_over_at.is_some() {
+            return;
+        }
+        self.handed_over_at = Some(now);
+        self.listeners.clear();
+        self.pages.stop_listening();
+        // The other process binds its own in its place.
+        self.handover = None;
+        let fields = [("sessions", Value::Number(self.server.connections() as u64))];
+        let logger = &mut self.server.shared.logger;
+        logger.line(Class::HandedOver, &fields, now);
+    }
+
+    // The parent.
+
+    /// Sends a report to the parent, if there is one.
+    pub fn report(&mut self, report: &link::Report) {
+        let now = self.clock.now();
+        if let Some(parent) = &mut self.link {
+            if let Some(visitor) = parent.desk.get_mut(PARENT_KEY) {
+                report.put(&mut visitor.output);
+            }
+            self.send_to_parent(now);
+        }
+    }
+
+    fn send_to_parent(&mut self, now: Instant) {
+        if let Some(parent) = &mut self.link
+            && parent.desk.send(PARENT_KEY, now, None).is_some()
+        {
+            // Nobody is left to say when to stop, and another server may be waiting for the ring.
+            crate::sys::signal::exit_now(1);
+        }
+    }
+
+    fn link_event(&mut self, now: Instant) {
+        let mut buf = [0; 4_096];
+        let mut orders = Vec::new();
+        while let Some(parent) = &mut self.link
+            && let Some(len) = parent.desk.read_some(PARENT_KEY, now, &mut buf)
+            && let Some(visitor) = parent.desk.get_mut(PARENT_KEY)
+        {
+            match visitor.protocol.orders(&buf[..len]) {
+                Ok(came) => orders.extend(came),
+                Err(link::Broken) => crate::sys::signal::exit_now(1),
+            }
+        }
+        for order in orders {
+            match order {
+                link::Order::Drain => self.stop(now),
+                link::Order::HandOver => self.hand_over(now),
+                link::Order::Reload => self.reload(),
+                link::Order::Tell { newest } => self.tell_parent(newest, now),
+            }
+        }
+        self.send_to_parent(now);
+    }
+
+    fn tell_parent(&mut self, with_newest: bool, now: Instant) {
+        if with_newest
+            && let (Some(newest), Some(storage), Some(parent)) = (
+                &mut self.newest,
+                &self.server.shared.storage,
+                &mut self.link,
+            )
+        {
+            newest.ask(&storage.log);
+            parent.wants_newest = true;
+            return;
+        }
+        self.put_state(&[], now);
+    }
+
+    fn put_state(&mut self, newest: &[Summary], now: Instant) {
+        let wall_ns = self.clock.wall_ns();
+        let state =
+            status::with_status(&self.server, &self.about, newest, wall_ns, snapshot::encode);
+        self.report(&link::Report::State(state));
+        self.send_to_parent(now);
     }
 
     fn outcome(&mut self) -> Option<Outcome> {
@@ -532,6 +714,9 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         {
             self.server.cut_all();
             return Some(Outcome::StorageFailed);
+        }
+        if self.stop_since.is_none() && self.handed_over_at.is_some() && self.server.is_drained() {
+            return Some(Outcome::Drained);
         }
         let since = self.stop_since?;
         if self.server.shared.is_failed() {
@@ -553,13 +738,14 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         }
         self.idle_at = now;
         self.server.idle_tick();
-        self.take_rules(now);
-        for key in self
-            .http
-            .expire(Instant(now.0.saturating_sub(HTTP_IDLE_NS)))
-        {
-            self.send_http(key, now);
+        if let Some(at) = self.handed_over_at {
+            match now.since_ns(at) >= nanos(HANDOVER_GRACE) {
+                true => self.stop(now),
+                false => self.server.let_quiet_go(HANDOVER_IDLE),
+            }
         }
+        self.take_rules(now);
+        self.pages.expire(now);
         if now.since_ns(self.gave_back_at) >= GIVE_BACK_NS {
             self.gave_back_at = now;
             self.server.give_back_idle_memory();
@@ -584,21 +770,8 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         if self.accept_paused_until.is_some_and(|until| until > now) {
             return;
         }
+        let http = self.pages.accept(&self.registry, now);
         // A connection that can't be registered is closed by being dropped.
-        let http = accept_ready(&mut self.http_ready, || match &self.http_listener {
-            None => Err(io::ErrorKind::WouldBlock.into()),
-            Some(listener) => {
-                let (socket, _) = listener.accept()?;
-                let session = match socket.local_addr() {
-                    Ok(local) if local.ip().to_canonical().is_loopback() => {
-                        http::Session::on_loopback()
-                    }
-                    _ => http::Session::new(),
-                };
-                drop(self.http.admit(socket, session, &self.registry, now));
-                Ok(())
-            }
-        });
         let ctl = accept_ready(&mut self.ctl_ready, || match &self.ctl_listener {
             None => Err(io::ErrorKind::WouldBlock.into()),
             Some(listener) => {
@@ -613,99 +786,26 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         }
     }
 
-    /// Reads requests and answers them, one after the other: nothing is read while an answer has not left, so that
-    /// a client that asks and does not read holds one answer and no more.
     fn http_event(&mut self, key: usize, now: Instant) {
-        let mut buf = [0; 4_096];
-        for _ in 0..HTTP_TURN_READS {
-            self.answer_http(key, now);
-            let awaited = self
-                .newest
-                .as_ref()
-                .is_some_and(|newest| newest.is_awaited_by(key));
-            let Some(visitor) = self.http.get_mut(key) else {
-                return;
-            };
-            if visitor.closing || !visitor.output.is_empty() || awaited {
-                return;
-            }
-            let room = visitor.protocol.room().min(buf.len());
-            let Some(len) = self.http.read_some(key, now, &mut buf[..room]) else {
-                return self.send_http(key, now);
-            };
-            if let Some(visitor) = self.http.get_mut(key) {
-                visitor.protocol.receive(&buf[..len]);
-            }
-        }
-        self.http_again.push(key);
-    }
-
-    fn answer_http(&mut self, key: usize, now: Instant) {
-        self.send_http(key, now);
-        while let Some(visitor) = self.http.get_mut(key) {
-            let awaited = self
-                .newest
-                .as_ref()
-                .is_some_and(|newest| newest.is_awaited_by(key));
-            if awaited || visitor.closing || !visitor.output.is_empty() {
-                return;
-            }
-            match visitor.protocol.step() {
-                http::Step::Read => return,
-                http::Step::Close => visitor.closing = true,
-                http::Step::Answer(request) => {
-                    if request.route.needs_newest() && self.newest.is_some() {
-                        self.ask_newest(key, request);
-                        return;
-                    }
-                    self.put_http(key, &request, &[]);
-                }
-            }
-            self.send_http(key, now);
-        }
-    }
-
-    fn send_http(&mut self, key: usize, now: Instant) {
-        if self.http.send(key, now, None).is_some()
-            && let Some(newest) = &mut self.newest
-        {
-            // The key may be taken again: no answer of this connection may reach the next one.
-            newest.waiting.retain(|(waiting, _)| *waiting != key);
-        }
-    }
-
-    fn put_http(&mut self, key: usize, request: &http::Request, newest: &[Summary]) {
-        let shared = &mut self.server.shared;
-        shared.metrics.http_requests += 1;
-        if let Some(reason) = request.route.refusal() {
-            let fields = [("reason", Value::Str(reason))];
-            shared.logger.line(Class::Http, &fields, self.idle_at);
-        }
-        let Some(visitor) = self.http.get_mut(key) else {
-            return;
-        };
-        let wall_ns = self.clock.wall_ns();
-        status::answer(
-            &self.server,
-            &self.about,
+        let Reactor {
+            pages,
+            server,
+            about,
             newest,
-            request,
-            wall_ns,
-            &mut visitor.output,
-        );
-        visitor.closing |= !request.keep_alive;
-    }
-
-    fn ask_newest(&mut self, key: usize, request: http::Request) {
-        let (Some(newest), Some(storage)) = (&mut self.newest, &self.server.shared.storage) else {
-            return;
-        };
-        newest.waiting.push((key, request));
-        let window = Window {
-            tail: storage.log.tail(),
-            end: storage.log.acknowledged(),
-        };
-        newest.asked = newest.asked || newest.requests.try_send(window).is_ok();
+            clock,
+            idle_at,
+            ..
+        } = self;
+        pages.event(key, now, &mut |request, out| {
+            if request.route.needs_newest()
+                && let (Some(newest), Some(storage)) = (&mut *newest, &server.shared.storage)
+            {
+                newest.ask(&storage.log);
+                return Answered::Later;
+            }
+            put_page(server, about, &[], request, (clock, *idle_at), out);
+            Answered::Now
+        });
     }
 
     fn answer_newest(&mut self, now: Instant) {
@@ -719,8 +819,17 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             Err(TryRecvError::Disconnected) => Vec::new(),
         };
         newest.asked = false;
-        for (key, request) in std::mem::take(&mut newest.waiting) {
-            self.put_http(key, &request, &summaries);
+        if let Some(parent) = &mut self.link
+            && std::mem::take(&mut parent.wants_newest)
+        {
+            self.put_state(&summaries, now);
+        }
+        for (key, request) in self.pages.take_waiting(u64::MAX) {
+            let (server, about) = (&mut self.server, &self.about);
+            let clocks = (&self.clock, self.idle_at);
+            self.pages.put(key, &request, |out| {
+                put_page(server, about, &summaries, &request, clocks, out);
+            });
             self.http_event(key, now);
         }
     }
@@ -803,9 +912,27 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
     }
 }
 
+/// Appends the answer to a request; the second clock is the coarse one of the log's limits.
+fn put_page<B: Backing, C: Committer>(
+    server: &mut Server<MioStream, B, C>,
+    about: &About,
+    newest: &[Summary],
+    request: &http::Request,
+    (clock, log_at): (&Clock, Instant),
+    out: &mut Vec<u8>,
+) {
+    let shared = &mut server.shared;
+    shared.metrics.http_requests += 1;
+    if let Some(reason) = request.route.refusal() {
+        let fields = [("reason", Value::Str(reason))];
+        shared.logger.line(Class::Http, &fields, log_at);
+    }
+    status::answer(server, about, newest, request, clock.wall_ns(), out);
+}
+
 /// Takes connections while the kernel holds some, [`TURN_ACCEPTS`] at most; `ready` becomes false when it holds none.
 /// Returns the error when descriptors or memory ran out.
-fn accept_ready(
+pub(super) fn accept_ready(
     ready: &mut bool,
     mut accept_one: impl FnMut() -> io::Result<()>,
 ) -> Option<io::Error> {
@@ -869,7 +996,6 @@ fn start_newest_thread(mut find: FindNewest, waker: Arc<Waker>) -> io::Result<Ne
     Ok(NewestThread {
         requests,
         answers,
-        waiting: Vec::new(),
         asked: false,
     })
 }

@@ -10,9 +10,13 @@
 //!   p >= hint   -> torn and never acknowledged: the log ends at p
 //!   p <  hint   -> acknowledged data is damaged: never cut; refused unless the loss is accepted,
 //!                  then the range becomes a PAD record with the flag LOST
-//! then: write the bytes from the checkpoint to p again, EPOCH record, sync, superblock, sync,
-//!       the other superblock, sync
+//! then: write the superblock and the bytes from the checkpoint to p again, sync;
+//!       where the tail moved: superblock, sync;
+//!       EPOCH record, sync, superblock, sync, the other superblock, sync
 //! ```
+//! EPOCH goes into space that is free by the superblock found, which may be in the cache only: it is
+//! written when that superblock is durable, like every record.
+//!
 //! Nothing is written before all of it has been read and judged, so a refused ring is untouched. A
 //! crash at any point leaves a ring from which the same is found again. Memory is bounded by
 //! [`WINDOW_BYTES`] and [`LOST_RANGES_MAX`]; the ring is read at most a few times.
@@ -30,7 +34,9 @@ use super::format::{
 use super::writer::{
     BACKGROUND_SYNC_BYTES, CommitAlign, Failed, FullPolicy, Log, Point, Settings, Start, Survive,
 };
-use crate::limits::{CONSUMERS_MAX, GIB, NUMBERS_SKIPPED_BY_RECOVERY, RECORD_HEADER_BYTES};
+use crate::limits::{
+    CONSUMERS_MAX, GIB, NUMBERS_SKIPPED_BY_RECOVERY, PAGE_BYTES, RECORD_HEADER_BYTES,
+};
 
 /// Bytes read at a time.
 pub const WINDOW_BYTES: usize = 256 * 1024;
@@ -482,6 +488,15 @@ impl<B: Backing> Log<B> {
         };
         let mut log = Log::start(backing, settings, start);
         log.turn_ns = log.turn_ns.max(options.wall_ns);
+        // The superblock found may be one that no sync has covered: the process died before its sync, or that sync
+        // failed. The EPOCH record may take space which that superblock alone says is free. Without this sync a loss of
+        // power could leave the superblock before it, and a page behind that one's tail torn.
+        log.sync_now()?;
+        if recovery.tail_moved_bytes > 0 {
+            // So far the space is free in memory only.
+            log.write_superblock(false)?;
+            log.sync_now()?;
+        }
         // Without space for it the superblock alone carries the epoch.
         log.append_epoch()?;
         log.sync_now()?;
@@ -577,13 +592,18 @@ impl Judged {
         for range in &self.lost {
             self.pad(backing, range)?;
         }
-        if options.survive == Survive::Nothing || found.superblock.clean {
+        if options.survive == Survive::Nothing {
             return Ok(0);
         }
         let mut piece = vec![0; WINDOW_BYTES];
         let align = options.commit_align;
         let asks_medium = align == CommitAlign::Page && !self.trusts_cache;
+        // A clean one too: if the sync behind it failed, the cache has it and the medium may not, and the next
+        // superblock goes over the only other.
         rewrite_superblock(backing, SUPERBLOCK_OFFSETS[found.slot], asks_medium)?;
+        if found.superblock.clean {
+            return Ok(0);
+        }
         let mut rewritten = 0;
         let size = self.superblock.data_size;
         let mut position = self.suspect_from;
@@ -592,14 +612,13 @@ impl Judged {
                 .min(size - position % size)
                 .min(WINDOW_BYTES as u64);
             let place = self.superblock.place(position);
-            let written = rewrite(
+            rewritten += rewrite(
                 backing,
                 &mut piece[..len as usize],
                 place,
                 align,
                 self.trusts_cache,
             )?;
-            rewritten += u64::from(written) * len;
             position += len;
         }
         Ok(rewritten)
@@ -645,29 +664,43 @@ fn rewrite_superblock<B: Backing>(backing: &mut B, at: u64, asks_medium: bool) -
     backing::write_all_at(backing, &bytes, at)
 }
 
-/// Writes the same bytes once more, as the medium has them where it tells; false when that was not
-/// needed. With [`CommitAlign::Page`] a page that may hold acknowledged bytes is written only if the
-/// cache has others than the medium. `trusts_cache`: the medium is not asked.
+/// Writes the same bytes once more, as the medium has them where it tells; bytes written. With
+/// [`CommitAlign::Page`] only the pages of which the cache has others than the medium: no other may
+/// be written again, because what is acknowledged stands in them. `trusts_cache`: the medium is not
+/// asked.
 fn rewrite<B: Backing>(
     backing: &mut B,
     piece: &mut [u8],
     at: u64,
     align: CommitAlign,
     trusts_cache: bool,
-) -> io::Result<bool> {
-    if !trusts_cache && backing.read_medium_at(piece, at) {
-        if align == CommitAlign::Page {
-            let mut cached = vec![0; piece.len()];
-            backing::read_exact_at(backing, &mut cached, at)?;
-            if cached == piece {
-                return Ok(false);
-            }
-        }
-    } else {
+) -> io::Result<u64> {
+    if trusts_cache || !backing.read_medium_at(piece, at) {
         backing::read_exact_at(backing, piece, at)?;
+    } else if align == CommitAlign::Page {
+        return rewrite_differing_pages(backing, piece, at);
     }
     backing::write_all_at(backing, piece, at)?;
-    Ok(true)
+    Ok(piece.len() as u64)
+}
+
+/// Writes those pages of `piece`, as the medium has them, of which the cache has other bytes.
+fn rewrite_differing_pages<B: Backing>(backing: &mut B, piece: &[u8], at: u64) -> io::Result<u64> {
+    let mut cached = vec![0; piece.len()];
+    backing::read_exact_at(backing, &mut cached, at)?;
+    let mut rewritten = 0;
+    let mut from = 0;
+    while from < piece.len() {
+        let place = at + from as u64;
+        let len = (page_floor(place) + PAGE_BYTES - place).min((piece.len() - from) as u64);
+        let page = from..from + len as usize;
+        if piece[page.clone()] != cached[page.clone()] {
+            backing::write_all_at(backing, &piece[page.clone()], place)?;
+            rewritten += len;
+        }
+        from = page.end;
+    }
+    Ok(rewritten)
 }
 
 /// What a look ahead over a stretch of the ring found.
@@ -1093,7 +1126,6 @@ mod tests {
     use super::super::format::record_extent;
     use super::*;
     use crate::clock::Instant;
-    use crate::limits::PAGE_BYTES;
     use std::cell::Cell;
     use std::io::IoSlice;
 

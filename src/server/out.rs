@@ -3,9 +3,9 @@
 
 use core::net::SocketAddr;
 
-use super::Shared;
 use super::auth::Accounts;
 use super::storage::{Large, Pending, Queued};
+use super::{Shared, urgency};
 use crate::buffer::{Pool, Urgency};
 use crate::conn::{Io, Token};
 use crate::ctl::PROMISES;
@@ -163,13 +163,9 @@ impl<B: Backing, C> Out<'_, B, C> {
         }
     }
 
-    /// Urgency with which this connection may take chunks: the oldest message that grows always finishes.
+    /// Urgency with which this connection may take chunks.
     pub(super) fn urgency(&self) -> Urgency {
-        if self.io.flags.holds_growth && self.shared.growing.oldest() == Some(self.token.key) {
-            Urgency::Reserve
-        } else {
-            Urgency::Normal
-        }
+        urgency(self.io, self.shared, self.token)
     }
 }
 

@@ -11,6 +11,7 @@ pub mod group;
 pub mod memory;
 pub mod mmap;
 pub mod privileges;
+pub mod process;
 pub mod scan;
 pub mod signal;
 pub mod socket;

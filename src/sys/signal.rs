@@ -89,6 +89,24 @@ impl Signals {
     }
 }
 
+/// In a process that was just forked: signals do again what they do without handlers, but for the SIGINT and SIGHUP
+/// of a terminal, which its parent gets as well; the parent's pipe is closed here.
+pub(super) fn reset_in_child() {
+    for (number, action) in [
+        (libc::SIGTERM, libc::SIG_DFL),
+        (libc::SIGINT, libc::SIG_IGN),
+        (libc::SIGHUP, libc::SIG_IGN),
+    ] {
+        // SAFETY: both are valid dispositions and no handler is involved.
+        unsafe { libc::signal(number, action) };
+    }
+    let fd = PIPE.swap(-1, Ordering::Relaxed);
+    if fd >= 0 {
+        // SAFETY: the write end belongs to the handlers alone, which are gone.
+        unsafe { libc::close(fd) };
+    }
+}
+
 /// Ends this process at once, as the second SIGTERM or SIGINT asks.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit takes any code and does not return.

@@ -4,6 +4,9 @@
     deliver.py RINGMX CLIENT            swaks, smtplib, curl, msmtp, smtp-source or ringmx-send
     deliver.py RINGMX tls CLIENT        swaks, smtplib, curl, msmtp or openssl, over STARTTLS and over
                                         TLS from the first octet, the certificate checked
+    deliver.py RINGMX renegotiation     openssl wishes to renegotiate TLS 1.2, and is refused
+    deliver.py RINGMX submission CLIENT swaks, smtplib, curl, msmtp, nodemailer, go or lettre as a user, over
+                                        STARTTLS and over TLS from the first octet, the certificate checked
     deliver.py RINGMX messages DIR      the messages of DIR, see samples/fetch
 
 RINGMX is the program. Each run has a server of its own on a free port of the loopback interface and
@@ -57,11 +60,11 @@ LINES = HEADER + BODY
 class Server:
     """A `ringmx serve` process; its directory goes with it."""
 
-    def __init__(self, program, *options):
+    def __init__(self, program, *options, listen="127.0.0.1:0"):
         self.program = program
         self.scratch = tempfile.TemporaryDirectory(prefix="ringmx-clients-")
         self.ring = os.path.join(self.scratch.name, "ring-data")
-        command = [program, "serve", "--listen", "127.0.0.1:0", "--http", "off"]
+        command = [program, "serve", "--listen", listen, "--http", "off"]
         command += ["--ring", self.ring, "--ring-size", "64MiB", *options]
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -338,6 +341,271 @@ TLS_CLIENTS = {
 }
 
 
+def renegotiation(program):
+    """RFC 5746, CVE-2011-1473: a session under TLS 1.2 has one handshake. s_client asks for another where a line begins
+    with R; the server answers with the alert no_renegotiation, which s_client takes for the end."""
+    path = tool("openssl")
+    with Server(program, "--listen-tls", "127.0.0.1:0", "--tls-self-signed") as server:
+        command = [path, "s_client", "-tls1_2", "-CAfile", server.certificate, "-verify_return_error"]
+        command += ["-connect", f"localhost:{server.tls_port}"]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            heard = b""
+            while b"220 " not in heard:
+                ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+                more = os.read(process.stdout.fileno(), 65536) if ready else b""
+                assert more, heard
+                heard += more
+            rest, _ = process.communicate(b"R\n", PATIENCE)
+        assert b"RENEGOTIATING" in rest and b"no renegotiation" in rest, rest
+        assert process.returncode != 0
+        context = ssl.create_default_context(cafile=server.certificate)
+        with smtplib.SMTP_SSL("localhost", server.tls_port, timeout=PATIENCE, context=context) as client:
+            assert client.sendmail(SENDER, RECIPIENT, crlf(PLAIN_LINES)) == {}
+        assert server.stored() == [crlf(PLAIN_LINES)]
+    print("openssl: renegotiation was refused, and others were served")
+
+
+USER, PASSWORD = "jim@example.org", "correct horse, battery & st\u00e4ple"
+WRONG = PASSWORD + "!"
+# CRLF in front of each line, no octets over 127 and none but whole lines: what every client sends alike.
+PLAIN_LINES = b"Subject: as a user\n\n.\n..two\nlast line\n"
+
+
+def submit(program, client):
+    """As a user of a submission listener. `SUBMITTERS` gives, for each way in, the command that sends one message;
+    each is run with the right password, with a wrong one, and against a certificate that it can't trust."""
+    prepare = SUBMITTERS[client]
+    with tempfile.TemporaryDirectory(prefix="ringmx-submission-") as scratch:
+        users = os.path.join(scratch, "users")
+        # Few rounds: a wrong password costs as much as a right one.
+        add = [program, "users", "add", "--file", users, USER, "--iterations", "4096"]
+        run(add, PASSWORD.encode() + b"\n")
+        options = ["--users", users, "--tls-self-signed", "--server-name", "mx.example.org"]
+        options += ["--listen", "127.0.0.1:0,role=submission,tls=implicit"]
+        with Server(program, *options, listen="127.0.0.1:0,role=submission,tls=required") as server:
+            # A certificate that nothing here was made with.
+            strange = os.path.join(scratch, "strange")
+            with Server(program, "--tls-self-signed", "--server-name", "mx.example.org") as other:
+                shutil.copy(other.certificate, strange)
+            ways = prepare(server, scratch)
+            for name, send in ways.items():
+                send(PASSWORD, server.certificate, True)
+                count = len(server.listed())
+                send(WRONG, server.certificate, False)
+                send(PASSWORD, strange, False)
+                assert len(server.listed()) == count, f"{name}: something was stored for nobody"
+            listed = server.listed()
+            assert len(listed) == len(ways), (list(ways), listed)
+            for name, entry in zip(ways, listed, strict=True):
+                assert entry["user"] == USER, (name, entry)
+                assert entry["role"] == "submission", (name, entry)
+                assert entry["reverse_path"] == SENDER, (name, entry)
+                recipients = [recipient["forward_path"] for recipient in entry["recipients"]]
+                assert recipients == [RECIPIENT], (name, entry)
+                stored = server.ringmx("log", "cat", entry["id"], "--raw")
+                trace, rest = stored[: entry["trace_octets"]], stored[entry["trace_octets"] :]
+                # Go asks for SMTPUTF8 wherever it is offered.
+                assert re.search(rb" with (UTF8SMTPSA|ESMTPSA)\r\n", trace), (name, trace)
+                assert f"\r\n\tfor <{RECIPIENT}>\r\n".encode() in trace, (name, trace)
+                header, body = rest.split(b"\r\n\r\n", 1)
+                assert re.search(rb"(?mi)^Subject: as a user\r?$", header), (name, rest)
+                assert body.rstrip() == b".\r\n..two\r\nlast line", (name, rest)
+    print(f"{client}: {', '.join(ways)} stored a message of the user, and nothing for anybody else")
+
+
+def succeeds(command, right, stdin=b"", environment=None):
+    """Runs a command that has to succeed exactly when it is `right`."""
+    done = subprocess.run(
+        command,
+        input=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=PATIENCE,
+        env={**os.environ, **(environment or {})},
+    )
+    assert (done.returncode == 0) == right, (command, right, done.returncode, done.stdout)
+
+
+def submit_swaks(server, _scratch):
+    path = tool("swaks")
+
+    def way(mechanism, more):
+        def send(password, authority, right):
+            command = [path, "--server", "localhost", "--helo", "localhost", "--tls-verify"]
+            command += ["--tls-ca-path", authority, "--from", SENDER, "--to", RECIPIENT, "--auth", mechanism]
+            command += ["--auth-user", USER, "--auth-password", password, "--data", "-", *more]
+            succeeds(command, right, PLAIN_LINES)
+
+        return send
+
+    clear, implicit = str(server.port), str(server.tls_port)
+    return {
+        "PLAIN over STARTTLS": way("PLAIN", ["--port", clear, "--tls"]),
+        "LOGIN over STARTTLS": way("LOGIN", ["--port", clear, "--tls"]),
+        "PLAIN over TLS": way("PLAIN", ["--port", implicit, "--tls-on-connect"]),
+    }
+
+
+def submit_smtplib(server, _scratch):
+    def way(is_implicit, mechanism):
+        def send(password, authority, right):
+            context = ssl.create_default_context(cafile=authority)
+            name = ("localhost", server.tls_port if is_implicit else server.port, "localhost")
+            try:
+                if is_implicit:
+                    client = smtplib.SMTP_SSL(*name, timeout=PATIENCE, context=context)
+                else:
+                    client = smtplib.SMTP(*name, timeout=PATIENCE)
+                    client.starttls(context=context)
+                with client:
+                    client.ehlo_or_helo_if_needed()
+                    client.user, client.password = USER.encode(), password.encode()
+                    # Its own methods take ASCII alone.
+                    plain = f"\0{USER}\0{password}".encode().decode("latin-1")
+                    login = [text.encode().decode("latin-1") for text in (USER, password)]
+                    if mechanism == "PLAIN":
+                        client.auth(mechanism, lambda _=None: Octets(plain))
+                    else:
+                        client.auth(mechanism, lambda challenge=None: Octets(login.pop(0)), initial_response_ok=False)
+                    assert client.sendmail(SENDER, RECIPIENT, crlf(PLAIN_LINES)) == {}
+                done = True
+            except (ssl.SSLCertVerificationError, smtplib.SMTPAuthenticationError) as error:
+                done = False
+                expected = ssl.SSLError if password == PASSWORD else smtplib.SMTPAuthenticationError
+                assert isinstance(error, expected), error
+            assert done == right
+
+        return send
+
+    return {
+        "PLAIN over STARTTLS": way(False, "PLAIN"),
+        "LOGIN over TLS": way(True, "LOGIN"),
+    }
+
+
+class Octets(str):
+    """Text whose characters are octets: smtplib encodes as ASCII whatever it is given."""
+
+    def encode(self, *_):
+        return str.encode(self, "latin-1")
+
+
+def submit_curl(server, scratch):
+    path = tool("curl")
+    file = os.path.join(scratch, "message.eml")
+    with open(file, "wb") as message:
+        message.write(crlf(PLAIN_LINES))
+
+    def way(url, mechanism):
+        def send(password, authority, right):
+            command = [path, "--silent", "--show-error", "--ssl-reqd", "--cacert", authority, "--url", url]
+            command += ["--mail-from", SENDER, "--mail-rcpt", RECIPIENT, "--upload-file", file]
+            command += ["--user", f"{USER}:{password}", "--login-options", "AUTH=" + mechanism]
+            succeeds(command, right)
+
+        return send
+
+    clear, implicit = f"smtp://localhost:{server.port}/localhost", f"smtps://localhost:{server.tls_port}/localhost"
+    return {
+        "PLAIN over STARTTLS": way(clear, "PLAIN"),
+        "LOGIN over TLS": way(implicit, "LOGIN"),
+    }
+
+
+def submit_msmtp(server, _scratch):
+    path = tool("msmtp")
+    said = run([path, "--version"]).decode()
+    # What its GNU SASL was built with.
+    mechanisms = [name for name in ("plain", "login", "scram-sha-256") if name in said.split()]
+
+    def way(port, starttls, mechanism):
+        def send(password, authority, right):
+            command = [path, "--file=/dev/null", "--host=localhost", "--domain=localhost", "--tls=on"]
+            command += [f"--tls-starttls={starttls}", f"--port={port}", f"--tls-trust-file={authority}"]
+            command += [f"--auth={mechanism}", f"--user={USER}", "--passwordeval=printenv RINGMX_PASSWORD"]
+            command += [f"--from={SENDER}", RECIPIENT]
+            succeeds(command, right, PLAIN_LINES, {"RINGMX_PASSWORD": password})
+
+        return send
+
+    ways = {f"{name} over STARTTLS": way(server.port, "on", name) for name in mechanisms}
+    return {**ways, "plain over TLS": way(server.tls_port, "off", "plain")}
+
+
+def submit_nodemailer(server, _scratch):
+    node = tool("node")
+    modules = os.environ.get("RINGMX_NODE_MODULES", "")
+    if not os.path.isdir(os.path.join(modules, "nodemailer")):
+        print("nodemailer is not in RINGMX_NODE_MODULES")
+        sys.exit(NOT_INSTALLED)
+    script = os.path.join(HERE, "submit.js")
+
+    def way(port, is_implicit, mechanism):
+        def send(password, authority, right):
+            arguments = [str(port), is_implicit, authority, mechanism, USER, SENDER, RECIPIENT]
+            secret = {"RINGMX_PASSWORD": password, "NODE_PATH": modules}
+            succeeds([node, script, *arguments], right, PLAIN_LINES, secret)
+
+        return send
+
+    return {
+        "PLAIN over STARTTLS": way(server.port, "no", "PLAIN"),
+        "LOGIN over STARTTLS": way(server.port, "no", "LOGIN"),
+        "PLAIN over TLS": way(server.tls_port, "yes", "PLAIN"),
+    }
+
+
+def submit_go(server, scratch):
+    go = tool("go")
+    program = os.path.join(scratch, "submit")
+    # Its cache would otherwise be made anew, or be missing where there is no home.
+    home = {"HOME": os.environ.get("HOME", scratch), "GO111MODULE": "off"}
+    environment = {**os.environ, **home}
+    built = subprocess.run(
+        [go, "build", "-o", program, os.path.join(HERE, "submit.go")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        timeout=5 * PATIENCE,
+    )
+    assert built.returncode == 0, built.stdout
+    return submit_program(server, [program])
+
+
+def submit_lettre(server, _scratch):
+    program = os.environ.get("RINGMX_LETTRE", "")
+    if not os.path.isfile(program):
+        print("RINGMX_LETTRE names no program; see tests/clients/lettre")
+        sys.exit(NOT_INSTALLED)
+    return submit_program(server, [program])
+
+
+def submit_program(server, command):
+    """A program of ours around a library: PORT IMPLICIT AUTHORITY USER SENDER RECIPIENT."""
+
+    def way(port, is_implicit):
+        def send(password, authority, right):
+            arguments = [str(port), is_implicit, authority, USER, SENDER, RECIPIENT]
+            succeeds([*command, *arguments], right, PLAIN_LINES, {"RINGMX_PASSWORD": password})
+
+        return send
+
+    return {"STARTTLS": way(server.port, "no"), "TLS": way(server.tls_port, "yes")}
+
+
+SUBMITTERS = {
+    "swaks": submit_swaks,
+    "smtplib": submit_smtplib,
+    "curl": submit_curl,
+    "msmtp": submit_msmtp,
+    "nodemailer": submit_nodemailer,
+    "go": submit_go,
+    "lettre": submit_lettre,
+}
+
+
 class Sender:
     """One session: whole messages by DATA and by BDAT, with no regard to what is in them."""
 
@@ -441,6 +709,10 @@ def main(arguments):
         messages(program, *rest)
     elif what == "tls":
         deliver_over_tls(program, *rest)
+    elif what == "renegotiation":
+        renegotiation(program)
+    elif what == "submission":
+        submit(program, *rest)
     else:
         deliver(program, what)
 

@@ -212,7 +212,7 @@ impl Server {
                 url.trim_end_matches('/').parse().unwrap()
             });
         Ok(Server {
-            address: address.parse().unwrap(),
+            address: address.split(", ").next().unwrap().parse().unwrap(),
             http,
             process,
             first_lines,
@@ -232,7 +232,8 @@ impl Server {
     pub fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.http.unwrap()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();

@@ -92,6 +92,8 @@ pub struct Recorder {
     pub addresses: (SocketAddr, SocketAddr),
     /// Users; without them every password is right, but for the user `busy`.
     pub users: Option<Users>,
+    /// Name and password of the only user, where hashing passwords would take too long.
+    pub only_user: Option<(&'static str, &'static [u8])>,
     /// What the channel is bound by.
     pub binding: Option<&'static [u8]>,
     password: Option<PasswordVerdict>,
@@ -125,6 +127,7 @@ impl Recorder {
                 "192.0.2.2:25".parse().expect("an address"),
             ),
             users: None,
+            only_user: None,
             binding: None,
             password: None,
             open: None,
@@ -212,6 +215,8 @@ impl Sink for Recorder {
         assert_eq!(self.password, None, "one password at a time");
         let verdict = match &self.users {
             _ if user == "busy" => PasswordVerdict::Busy,
+            _ if self.only_user == Some((user, password)) => PasswordVerdict::Right,
+            _ if self.only_user.is_some() => PasswordVerdict::Wrong,
             Some(users) if users.verifier(user).matches(password) => PasswordVerdict::Right,
             Some(_) => PasswordVerdict::Wrong,
             None => PasswordVerdict::Right,
@@ -463,6 +468,44 @@ pub fn pieces(input: &[u8], cut: Cut) -> Vec<&[u8]> {
             pieces
         }
     }
+}
+
+/// Gives the session `input`, cut so, and lets each handshake succeed that STARTTLS announced. The client waits behind
+/// STARTTLS as RFC 3207 4 wants it, so that a piece always ends with such a line: what becomes of a client that does
+/// not wait depends on the cut.
+pub fn converse(connection: &mut Connection<'_>, input: &[u8], cut: Cut) {
+    let mut rest = input;
+    while !rest.is_empty() {
+        let (part, behind) = rest.split_at(end_of_starttls(rest));
+        for piece in pieces(part, cut) {
+            connection.read(piece);
+        }
+        if connection.session.phase() == Phase::Handshake {
+            connection.secure();
+        }
+        rest = behind;
+    }
+}
+
+/// The end of the first line that holds STARTTLS, or of all.
+fn end_of_starttls(input: &[u8]) -> usize {
+    let mut end = 0;
+    for line in input.split_inclusive(|octet| *octet == b'\n') {
+        end += line.len();
+        let mut words = line.windows(b"STARTTLS".len());
+        if words.any(|word| word.eq_ignore_ascii_case(b"STARTTLS")) {
+            return end;
+        }
+    }
+    end
+}
+
+/// Whether `line` is a challenge of AUTH: 334 and base64.
+pub fn is_challenge(line: &[u8]) -> bool {
+    let text = line
+        .strip_prefix(b"334 ")
+        .and_then(|rest| rest.strip_suffix(b"\r\n"));
+    text.is_some_and(|text| ringmx::base64::decoded(text).is_some())
 }
 
 /// All manners, each with its seed.

@@ -2,7 +2,8 @@
 //! clock, all of it decided by one number.
 //!
 //! `RINGMX_SIM_SEED=n` replays one seed, `RINGMX_SIM_SEEDS=n` runs so many, `RINGMX_SIM_SECONDS=n` runs new seeds
-//! for that long and prints figures, `RINGMX_SIM_FIRST=n` is the first of them.
+//! for that long and prints figures, `RINGMX_SIM_FIRST=n` is the first of them, and those of `seeds.txt`
+//! are left out. `RINGMX_SIM_TRACE=1` prints each call on the storage.
 
 #[path = "../support/disk.rs"]
 mod disk;
@@ -30,7 +31,8 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-fn run(seed: u64) -> Figures {
+/// Runs one seed; a failure says how to replay it, and what was simulated before it.
+fn run(seed: u64, before: &Figures) -> Figures {
     let result = std::panic::catch_unwind(|| {
         let mut world = World::new(seed);
         world.run(number("RINGMX_SIM_CRASHES"));
@@ -38,6 +40,7 @@ fn run(seed: u64) -> Figures {
     });
     result.unwrap_or_else(|panic| {
         println!("replay: RINGMX_SIM_SEED={seed} cargo test --test sim");
+        println!("{} crashes before it", before.crashes);
         std::panic::resume_unwind(panic)
     })
 }
@@ -46,20 +49,23 @@ fn run(seed: u64) -> Figures {
 fn every_promise_is_kept_through_crashes_on_a_hostile_network() {
     if let Some(seed) = number("RINGMX_SIM_SEED") {
         println!("{:?}", World::new(seed).config);
-        println!("{:?}", run(seed));
+        println!("{:?}", run(seed, &Figures::default()));
         return;
     }
     let mut total = Figures::default();
     let clock = ringmx::clock::Clock::new();
-    let first = number("RINGMX_SIM_FIRST").unwrap_or(1);
+    let first = number("RINGMX_SIM_FIRST");
+    let kept = first.map_or(include_str!("seeds.txt"), |_| "");
+    let first = first.unwrap_or(1);
     let mut seeds = 0;
-    for line in include_str!("seeds.txt").lines() {
+    for line in kept.lines() {
         if let Some(seed) = line
             .split_whitespace()
             .next()
             .and_then(|word| word.parse().ok())
         {
-            total.add(&run(seed));
+            let figures = run(seed, &total);
+            total.add(&figures);
             seeds += 1;
         }
     }
@@ -67,7 +73,8 @@ fn every_promise_is_kept_through_crashes_on_a_hostile_network() {
     let count = number("RINGMX_SIM_SEEDS").unwrap_or(SEEDS);
     let mut seed = first;
     while limit_ns.map_or(seed < first + count, |limit_ns| clock.now().0 < limit_ns) {
-        total.add(&run(seed));
+        let figures = run(seed, &total);
+        total.add(&figures);
         seed += 1;
         seeds += 1;
     }

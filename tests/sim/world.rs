@@ -167,6 +167,7 @@ impl World {
         })
         .expect("a good name");
         let disk = SimDisk::new(new_ring(config.data_size), random.fork());
+        disk.0.borrow_mut().traces = std::env::var_os("RINGMX_SIM_TRACE").is_some();
         disk.0.borrow_mut().latency_max_ns = config.latency_max_ns;
         disk.0.borrow_mut().slow_one_in = config.slow_one_in;
         disk.0.borrow_mut().reads_medium = config.reads_medium;
@@ -242,7 +243,18 @@ impl World {
             let found = ring::superblock(self.disk.0.borrow().cache());
             let calls = self.disk.0.borrow().calls;
             let torn = self.disk.0.borrow().newest_intended() > found.generation;
-            match Log::open(self.disk.clone(), &options) {
+            let traces = self.disk.0.borrow().traces;
+            if traces {
+                let (tail, checkpoint) = (found.tail, found.checkpoint);
+                let generation = found.generation;
+                eprintln!("opening: generation {generation}, tail {tail}, checkpoint {checkpoint}");
+            }
+            let opened = Log::open(self.disk.clone(), &options);
+            if traces {
+                let recovery = opened.as_ref().map(|(_, recovery)| recovery);
+                eprintln!("opened: {recovery:?}");
+            }
+            match opened {
                 Ok((log, recovery)) => {
                     let mut disk = self.disk.0.borrow_mut();
                     disk.dies_at = None;
@@ -622,6 +634,10 @@ impl World {
             + server.connections() as u64 * 2 * (CHUNK_BYTES + CHUNK_BYTES / 16);
         moment.pool_min = moment.pool_min.saturating_sub(unseen);
         sample_pool(server, &mut moment);
+        // It may have been given back before it was taken.
+        moment.pool_max = moment
+            .pool_max
+            .max(server.shared.pool.free_bytes() + unseen);
         if self.now.since_ns(self.idle_tick_at) > 1_000_000_000 {
             self.idle_tick_at = self.now;
             server.idle_tick();
@@ -705,6 +721,10 @@ impl World {
             moment.failed |= log.failed().is_some();
             if let Some(held_from) = self.held_from(log) {
                 moment.held_max = log.written().saturating_sub(held_from);
+                if log.failed().is_some() {
+                    // What had a place in this turn and could not be written counted until then.
+                    moment.held_max = moment.held_max.max(log.held_bytes());
+                }
             }
             // Space for the EPOCH records, and what a large message has set aside.
             let size = self.config.data_size;
@@ -789,8 +809,15 @@ impl World {
                 continue;
             }
             self.peers[index].wire.borrow_mut().events = Default::default();
+            let read_before = self.peers[index].wire.borrow().server_read;
             server.ready(token, events.readable, events.writable, events.hung_up);
             sample_pool(server, moment);
+            // As at the end of the turn, for one connection: a refused message gives back what the next one takes.
+            let read = self.peers[index].wire.borrow().server_read - read_before;
+            let unseen = read + 2 * (CHUNK_BYTES + CHUNK_BYTES / 16);
+            moment.pool_max = moment
+                .pool_max
+                .max(server.shared.pool.free_bytes() + unseen);
         }
     }
 

@@ -176,6 +176,8 @@ pub struct Disk {
     pub tears_pages: bool,
     /// Syncs finished.
     pub syncs: u64,
+    /// Says each call, and what a loss of power leaves, on the error output.
+    pub traces: bool,
     random: Random,
 }
 
@@ -287,6 +289,7 @@ impl Disk {
             self.cache[range.clone()].copy_from_slice(&self.durable[range]);
         }
         let mut torn = BTreeSet::new();
+        let traces = self.traces;
         let unsynced = &mut self.unsynced;
         for (index, sector) in unsynced.sectors.drain(..).enumerate() {
             let sector = sector as usize;
@@ -298,6 +301,12 @@ impl Disk {
                 link = unsynced.versions[link as usize - 1].older;
             }
             let chosen = choose(index, count + 1);
+            if traces {
+                eprintln!(
+                    "power lost: sector at {}, {chosen} of {count}",
+                    sector * SECTOR
+                );
+            }
             let range = sector * SECTOR..(sector + 1) * SECTOR;
             let mut link = std::mem::take(&mut unsynced.newest[sector]);
             for _ in chosen..count {
@@ -314,6 +323,9 @@ impl Disk {
         for page in torn.into_iter().filter(|_| self.tears_pages) {
             if self.random.one_in(4) {
                 let range = page * PAGE..(page + 1) * PAGE;
+                if traces {
+                    eprintln!("power lost: page at {} torn", range.start);
+                }
                 for bytes in self.durable[range.clone()].chunks_mut(8) {
                     bytes.copy_from_slice(&self.random.next().to_le_bytes()[..bytes.len()]);
                 }
@@ -364,6 +376,9 @@ impl Disk {
         match job.stage {
             Stage::Superblock(at, bytes) => {
                 let entered = self.enter();
+                if self.traces {
+                    eprintln!("{}: sync thread writes at {at}, {entered:?}", self.calls);
+                }
                 let taken = match entered {
                     Ok(()) => bytes.len(),
                     Err(_) => self.random.below(bytes.len() as u64 + 1) as usize,
@@ -379,7 +394,14 @@ impl Disk {
             Stage::Called => job.stage = Stage::Running(self.calls),
             Stage::Running(until) => {
                 if self.now_ns >= job.not_before_ns {
-                    match self.enter() {
+                    let entered = self.enter();
+                    if self.traces {
+                        eprintln!(
+                            "{}: sync of what was written up to {until}, {entered:?}",
+                            self.calls
+                        );
+                    }
+                    match entered {
                         Ok(()) => {
                             self.synced(until);
                             self.finish(&job.target, job.submitted_ns, Ok(()));
@@ -550,6 +572,7 @@ impl SimDisk {
             tears_pages: false,
             cache: bytes,
             syncs: 0,
+            traces: false,
             random,
         })))
     }
@@ -624,6 +647,12 @@ impl Backing for SimDisk {
         if let [part] = parts {
             disk.intend_superblock(at, part);
         }
+        if disk.traces {
+            eprintln!(
+                "{}: write {at}+{len}, {taken} taken, {entered:?}",
+                disk.calls
+            );
+        }
         let (mut to, mut left) = (at as usize, taken);
         for part in parts {
             let take = part.len().min(left);
@@ -647,7 +676,11 @@ impl Backing for SimDisk {
     fn sync(&self) -> io::Result<()> {
         let mut disk = self.0.borrow_mut();
         assert!(!disk.reported, "the ring was synced after a failure");
-        if let Err(error) = disk.enter() {
+        let entered = disk.enter();
+        if disk.traces {
+            eprintln!("{}: sync, {entered:?}", disk.calls);
+        }
+        if let Err(error) = entered {
             disk.reported = !disk.dead.get();
             if !disk.dead.get() {
                 let calls = disk.calls;

@@ -21,6 +21,7 @@ bounce unix - - n - 0 bounce
 defer unix - - n - 0 bounce
 trace unix - - n - 0 bounce
 virtual unix - n n - - virtual
+smtp unix - - n - - smtp
 proxymap unix - - n - - proxymap
 anvil unix - - n - 1 anvil
 error unix - - n - - error
@@ -60,17 +61,22 @@ smtputf8_enable = yes
 const MAILBOXES: &str = "/@test\\.example$/ all/\n/@loadgen\\.example$/ notices/\n";
 
 /// A Postfix of a test's own; stopped with it.
-struct Postfix {
-    place: Place,
-    tls: Authority,
+pub struct Postfix {
+    pub place: Place,
+    pub tls: Authority,
     /// Where it speaks SMTP, and where TLS comes first.
-    plain: String,
+    pub plain: String,
     implicit: String,
 }
 
 impl Postfix {
     /// Starts one; says what is missing where it can't.
     fn start(name: &str) -> Option<Self> {
+        Self::start_with(name, "")
+    }
+
+    /// As [`Postfix::start`]; `settings` follow those of `MAIN` and count more.
+    pub fn start_with(name: &str, settings: &str) -> Option<Self> {
         let user = said("id", &["-u", "postfix"]).zip(said("id", &["-g", "postfix"]));
         let (true, Some((uid, gid))) = (Path::new("/usr/sbin/postfix").exists(), user) else {
             skip!("Postfix (Debian package postfix) is not installed");
@@ -91,7 +97,7 @@ impl Postfix {
         let tls = Authority::new(&place);
         let (plain, implicit) = (free_port(), free_port());
         let base = place.0.display().to_string();
-        let main = MAIN.replace("PLACE", &base);
+        let main = format!("{MAIN}{settings}").replace("PLACE", &base);
         place.write("main.cf", &main.replace("UID", &uid).replace("GID", &gid));
         let master = MASTER.replace("PLAIN", &plain.to_string());
         let master = master.replace("IMPLICIT", &implicit.to_string());

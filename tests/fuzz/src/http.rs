@@ -143,7 +143,7 @@ fn status<'a>(metrics: &'a Metrics, replies: &'a [(&'a str, u16)]) -> Status<'a>
         sessions: &[],
         sessions_max: 1,
         pool: http::Pool::default(),
-        ring: None,
+        rings: &[],
         consumers: &[],
         newest: &[],
         log_lines_dropped: 0,

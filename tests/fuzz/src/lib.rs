@@ -10,6 +10,7 @@ pub mod data;
 pub mod data_oracle;
 pub mod http;
 pub mod path_param;
+pub mod proxy;
 pub mod ring_open;
 pub mod session;
 
@@ -71,5 +72,11 @@ pub static TARGETS: &[Target] = &[
         run: http::run,
         dictionary: http::DICTIONARY,
         inputs_default: 5_000,
+    },
+    Target {
+        name: "proxy",
+        run: proxy::run,
+        dictionary: proxy::DICTIONARY,
+        inputs_default: 2_000,
     },
 ];
