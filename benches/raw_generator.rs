@@ -12,8 +12,8 @@
 //!
 //! `--quit-behind` sends QUIT behind the end of data. `--latency` adds the time from the end of data to its reply and
 //! of whole transactions. `--idle` sends nothing: it waits until all sessions are greeted, prints how long that took,
-//! and keeps them until its standard input ends. Prints one line: words and numbers in turn, times in us. Exits with 1 when the target
-//! refuses anything or closes early: a yardstick has no other way.
+//! and keeps them until its standard input ends. Prints one line: words and numbers in turn, times in us. Exits with 1
+//! when the target refuses anything or closes early: a yardstick has no other way.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;

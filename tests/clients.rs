@@ -96,6 +96,11 @@ fn openssl_s_client_delivers_over_tls_1_2_and_1_3_with_the_certificate_checked()
 }
 
 #[test]
+fn openssl_s_client_is_refused_when_it_wishes_to_renegotiate() {
+    deliver(&["renegotiation"]);
+}
+
+#[test]
 fn swaks_submits_as_a_user_and_nobody_without_the_password() {
     deliver(&["submission", "swaks"]);
 }

@@ -497,6 +497,35 @@ fn a_message_over_a_mebibyte_is_committed_whole_before_its_250() {
 }
 
 #[test]
+fn nothing_is_said_before_the_250_of_a_message_over_a_mebibyte_even_to_a_client_that_does_not_read()
+{
+    // Such a message gets its 250 when it is committed, behind what was said meanwhile. A client left its replies unread
+    // while the sync took its time; it was told 421 for that, and then that the message had been stored.
+    let mut large = options();
+    large.message_bytes_max = 2 << 20;
+    let mut rig = Rig::with_ring(large, Survive::Power, 32 << 20);
+    let client = greeted(&mut rig);
+    client.pipe.borrow_mut().window = 0;
+    let content = [b"y".repeat(1_022), b"\r\n".to_vec()]
+        .concat()
+        .repeat(1_800);
+    let command = format!("BDAT {} LAST\r\n", content.len());
+    let envelope = b"MAIL FROM:<a@x.example>\r\nRCPT TO:<b@x.example>\r\n";
+    rig.send(&client, &[envelope, command.as_bytes(), &content].concat());
+    for _ in 0..40 {
+        rig.turn();
+    }
+    // Longer than a client may leave replies unread.
+    rig.pass(seconds(3 * 60));
+    rig.sync(true);
+    rig.open_window(&client, 1_000);
+    let replies = "250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n250 2.0.0 Ok: stored as 0-1\r\n";
+    assert_eq!(client.read(), replies);
+    rig.send(&client, b"NOOP\r\n");
+    assert_eq!(client.read(), "250 2.0.0 Ok\r\n");
+}
+
+#[test]
 fn a_ring_of_two_mebibytes_takes_mail_for_ever() {
     // Once half of the ring was written, MAIL was refused for lack of space, and nothing freed any: only
     // an append did, and there was none.

@@ -344,21 +344,32 @@ fn a_message_cut_by_the_end_of_tls_is_never_stored_nor_completed_in_the_clear() 
         "BDAT 3\r\nabc",
     ];
     for begun in cuts {
-        for says_goodbye in [true, false] {
+        // TLS ends with its close_notify, with that and the rest in one piece, or not at all.
+        for (says_goodbye, at_once) in [(true, false), (true, true), (false, false)] {
             let mut rig = rig(TlsMode::Offered, &identity);
             let mut client = starttls(&mut rig, &identity, Cut::Whole);
             client.say(&mut rig, ENVELOPE);
             client.say(&mut rig, begun);
             client.hear(&mut rig);
+            // The rest of the message in the clear, in one event with the end of file or without it.
+            let mut rest = [b"x".repeat(97), b"\r\n.\r\nNOOP\r\n".to_vec()].concat();
             if says_goodbye {
                 client.tls.send_close_notify();
-                client.pump(&mut rig);
-            }
-            // The rest of the message in the clear, in one event with the end of file or without it.
-            let rest = [b"x".repeat(97), b"\r\n.\r\nNOOP\r\n".to_vec()].concat();
-            if says_goodbye {
+                if at_once {
+                    let mut goodbye = Vec::new();
+                    client.tls.write_tls(&mut goodbye).expect("memory");
+                    rest.splice(0..0, goodbye);
+                } else {
+                    client.pump(&mut rig);
+                }
                 rig.send(&client.plain, &rest);
-                assert_eq!(client.plain.pipe.borrow().output, b"");
+                let answer = std::mem::take(&mut client.plain.pipe.borrow_mut().output);
+                client.take(&answer);
+                assert_eq!(
+                    client.hear(&mut rig),
+                    "",
+                    "an answer in the clear, or to it"
+                );
             }
             client.plain.pipe.borrow_mut().input_ended = true;
             rig.send(&client.plain, b"");

@@ -326,6 +326,10 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         self.queue_to_flush();
     }
 
+    fn stores(&self) -> bool {
+        self.shared.storage.is_some()
+    }
+
     fn begin_message(&mut self) -> bool {
         if self.shared.storage.is_none() {
             return true;

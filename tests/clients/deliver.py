@@ -4,6 +4,7 @@
     deliver.py RINGMX CLIENT            swaks, smtplib, curl, msmtp, smtp-source or ringmx-send
     deliver.py RINGMX tls CLIENT        swaks, smtplib, curl, msmtp or openssl, over STARTTLS and over
                                         TLS from the first octet, the certificate checked
+    deliver.py RINGMX renegotiation     openssl wishes to renegotiate TLS 1.2, and is refused
     deliver.py RINGMX submission CLIENT swaks, smtplib, curl, msmtp, nodemailer, go or lettre as a user, over
                                         STARTTLS and over TLS from the first octet, the certificate checked
     deliver.py RINGMX messages DIR      the messages of DIR, see samples/fetch
@@ -338,6 +339,32 @@ TLS_CLIENTS = {
     "msmtp": tls_msmtp,
     "openssl": tls_openssl,
 }
+
+
+def renegotiation(program):
+    """RFC 5746, CVE-2011-1473: a session under TLS 1.2 has one handshake. s_client asks for another where a line begins
+    with R; the server answers with the alert no_renegotiation, which s_client takes for the end."""
+    path = tool("openssl")
+    with Server(program, "--listen-tls", "127.0.0.1:0", "--tls-self-signed") as server:
+        command = [path, "s_client", "-tls1_2", "-CAfile", server.certificate, "-verify_return_error"]
+        command += ["-connect", f"localhost:{server.tls_port}"]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            heard = b""
+            while b"220 " not in heard:
+                ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+                more = os.read(process.stdout.fileno(), 65536) if ready else b""
+                assert more, heard
+                heard += more
+            rest, _ = process.communicate(b"R\n", PATIENCE)
+        assert b"RENEGOTIATING" in rest and b"no renegotiation" in rest, rest
+        assert process.returncode != 0
+        context = ssl.create_default_context(cafile=server.certificate)
+        with smtplib.SMTP_SSL("localhost", server.tls_port, timeout=PATIENCE, context=context) as client:
+            assert client.sendmail(SENDER, RECIPIENT, crlf(PLAIN_LINES)) == {}
+        assert server.stored() == [crlf(PLAIN_LINES)]
+    print("openssl: renegotiation was refused, and others were served")
 
 
 USER, PASSWORD = "jim@example.org", "correct horse, battery & st\u00e4ple"
@@ -682,6 +709,8 @@ def main(arguments):
         messages(program, *rest)
     elif what == "tls":
         deliver_over_tls(program, *rest)
+    elif what == "renegotiation":
+        renegotiation(program)
     elif what == "submission":
         submit(program, *rest)
     else:
