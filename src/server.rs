@@ -1068,8 +1068,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return None;
         }
         let stuck_output = io.has_output() && io.flags.write_blocked;
-        // The 250 of a message that is appended on its own gets its place among the replies when it is there: nothing may
-        // be said before it, even to a client that reads nothing. Others have their place, and 421 would follow it.
+        // The 250 of a message that is appended on its own gets its place among the replies when it is there: nothing
+        // may be said before it, even to a client that reads nothing. Others have their place, and 421 would follow it.
         if io.awaits_commit() && (!stuck_output || io.flags.large_pending) {
             return Some(step);
         }
