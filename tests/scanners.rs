@@ -8,7 +8,6 @@ mod session_support;
 #[allow(dead_code, reason = "each test crate uses a part of it")]
 #[path = "support/server.rs"]
 mod support;
-#[allow(dead_code, reason = "each test crate uses a part of it")]
 #[path = "support/tls.rs"]
 mod tls_support;
 
