@@ -319,6 +319,20 @@ impl Pool {
         id.capacity() - self.meta(id).used as usize
     }
 
+    /// Copies `parts` one after the other behind what is used; there is room for all of them.
+    pub fn append_all<'a>(&mut self, id: ChunkId, parts: impl IntoIterator<Item = &'a [u8]>) {
+        let used = self.meta(id).used as usize;
+        let mut room = &mut self.bytes_mut(id)[used..];
+        let before = room.len();
+        for part in parts {
+            let (front, behind) = room.split_at_mut(part.len());
+            front.copy_from_slice(part);
+            room = behind;
+        }
+        let taken = before - room.len();
+        self.units[id.unit() as usize][USED] += taken as u32;
+    }
+
     /// Copies as much of `bytes` as fits behind what is used; returns how much.
     pub fn append(&mut self, id: ChunkId, bytes: &[u8]) -> usize {
         let used = self.meta(id).used as usize;

@@ -34,17 +34,29 @@ const fn product(a: u32, mut b: u32) -> u32 {
     sum
 }
 
-/// The CRC32C of two pieces, one behind the other, of which the second is `second_len` bytes long.
+/// x to the power of 8 * `bytes`, modulo the polynomial of CRC32C: what so many bytes behind a checksum multiply it by.
+/// Lowest power in the highest bit.
 ///
-/// **Bounds:** one multiplication for each bit that is set in `second_len`, and one more.
-pub fn combined(first: u32, second: u32, second_len: u64) -> u32 {
-    let mut shifted = first;
-    let mut left = second_len;
+/// **Bounds:** one multiplication for each bit that is set in `bytes`.
+pub const fn power(bytes: u64) -> u32 {
+    shifted(1 << 31, bytes)
+}
+
+/// `sum` times x to the power of 8 * `bytes`.
+const fn shifted(mut sum: u32, bytes: u64) -> u32 {
+    let mut left = bytes;
     while left != 0 {
-        shifted = product(POWERS[left.trailing_zeros() as usize], shifted);
+        sum = product(POWERS[left.trailing_zeros() as usize], sum);
         left &= left - 1;
     }
-    shifted ^ second
+    sum
+}
+
+/// The CRC32C of two pieces, one behind the other, of which the second is `second_len` bytes long.
+///
+/// **Bounds:** one multiplication for each bit that is set in `second_len`.
+pub fn combined(first: u32, second: u32, second_len: u64) -> u32 {
+    shifted(first, second_len) ^ second
 }
 
 #[cfg(test)]

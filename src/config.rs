@@ -30,7 +30,7 @@ use crate::smtp::sasl::Mechanisms;
 use crate::smtp::session::Role;
 use crate::tls::credentials::ClientCertificates;
 use listen::{Listen, Place};
-use options::{Kind, LATER, OPTIONS, Opt, Setting};
+use options::{Kind, OPTIONS, Opt, Setting};
 use units::{quoted, size_text};
 
 /// A configuration file longer than this is refused, bytes.
@@ -335,6 +335,8 @@ pub struct Config {
     pub drain_deadline: Duration,
     /// Processes that take mail.
     pub workers: usize,
+    /// Take the sockets of the server that runs.
+    pub takeover: bool,
     /// Time to poll before the loop sleeps.
     pub spin: Duration,
     /// Never sleep.
@@ -429,6 +431,7 @@ impl Default for Config {
             pool_wait_max: Duration::from_secs(60),
             drain_deadline: Duration::from_secs(30),
             workers: 1,
+            takeover: false,
             spin: Duration::ZERO,
             busy_poll: false,
             log_format: LogFormat::Text,
@@ -610,6 +613,15 @@ impl Config {
         self.validate_auth()?;
         self.validate_access()?;
         self.validate_sizes()?;
+        if self.takeover && self.discard {
+            let reason = "discard keeps no directory in which the running server could be found";
+            return Err(self.fault("takeover", reason.to_owned()));
+        }
+        let mut places = self.listeners().into_iter().map(|(_, place, _)| place);
+        if self.takeover && places.any(|place| matches!(place, Place::Inherited(_))) {
+            let reason = "sockets that systemd opened stay open over a restart: restart instead";
+            return Err(self.fault("takeover", reason.to_owned()));
+        }
         if self.busy_poll && !self.spin.is_zero() {
             let reason = "busy-poll never sleeps, so spin-us has no use beside it; give one";
             return Err(self.fault("spin-us", reason.to_owned()));
@@ -1122,9 +1134,6 @@ fn distance(a: &[u8], b: &[u8]) -> usize {
 fn find(name: &str, prefix: &str) -> Result<&'static Opt, String> {
     if let Some(option) = Opt::named(name) {
         return Ok(option);
-    }
-    if LATER.contains(&name) {
-        return Err("not available in this version".to_owned());
     }
     if name == "config" {
         return Err("is a flag only; a file can't name another".to_owned());

@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::clock::{self, Clock};
+use crate::clock::{self, Clock, Instant};
 use crate::ctl::{self, ClientError, Cursor, Refusal};
 use crate::limits::MIB;
-use crate::log_cli::view::{Failure, ShardDir, View, shards};
+use crate::log_cli::view::{Failure, ShardDir, View, registered, shards};
 use crate::log_cli::{RING_DIR_DEFAULT, size};
 use crate::ringlog::backing::FileBacking;
 use crate::ringlog::consumer::{Step, Walk};
@@ -45,6 +45,12 @@ pub const RETRY_MAX: Duration = Duration::from_secs(300);
 pub const RECONNECT_MAX: Duration = Duration::from_secs(5);
 /// Longest time for which the ring's lock is held without a server.
 const SLICE: Duration = Duration::from_secs(1);
+/// Wait between two times that the lock is held.
+const SLICE_PAUSE: Duration = Duration::from_millis(200);
+/// Time between two looks for new shards.
+const RESCAN: Duration = Duration::from_secs(5);
+/// A shard whose server has gone, while that of other shards is there, is emptied without one after this.
+const ORPHAN_WAIT: Duration = Duration::from_secs(30);
 /// Time that `--until-empty` waits for a lock or a server that is just starting or ending.
 const UNTIL_EMPTY_WAIT: Duration = Duration::from_secs(10);
 
@@ -64,9 +70,10 @@ Targets:
 
 Options:
   --ring DIR         directory of the ring (default ./ringmx-data)
-  --shard N          which shard (default 0)
+  --shard N          only this shard (default: all that there are, each in its order)
   --create           makes the consumer when it is missing
-  --from PLACE       where a new consumer (or stdout) begins: oldest (default), newest, or a message id
+  --from PLACE       where a new consumer (or stdout) begins: oldest (default), newest, or a message id; in other
+                     shards than that of the id, with what was received from that message's time on
   --until-empty      ends with exit code 0 when everything durable is delivered
   --keeps EXT,...    promises this target keeps: DSN, DELIVERBY, FUTURERELEASE, MT-PRIORITY, RRVS, REQUIRETLS
   --failures FILE    where failed messages are recorded, one JSON object per line
@@ -85,7 +92,7 @@ The named consumers of a ring, beside a running server or without one.
 
 Options:
   --ring DIR         directory of the ring (default ./ringmx-data)
-  --shard N          which shard (default 0; list: all)
+  --shard N          only this shard (default: all)
 ";
 
 /// Where a consumer begins.
@@ -95,21 +102,74 @@ pub enum Begin {
     Oldest,
     /// Behind the newest.
     Newest,
-    /// At the message with this number.
+    /// At this message, and in other shards at its time.
+    Id(MessageId),
+    /// At the message with this number, where there is one shard.
     Number(u64),
 }
 
 impl Begin {
-    fn parse(text: &str, shard: u32) -> Result<Begin, String> {
-        match text {
-            "oldest" => Ok(Begin::Oldest),
-            "newest" => Ok(Begin::Newest),
-            _ => MessageId::parse(text, shard)
+    fn parse(text: &str, shard: Option<u32>) -> Result<Begin, String> {
+        match (text, shard) {
+            ("oldest", _) => Ok(Begin::Oldest),
+            ("newest", _) => Ok(Begin::Newest),
+            (_, Some(shard)) => MessageId::parse(text, shard)
                 .filter(|id| id.shard == shard)
-                .map(|id| Begin::Number(id.number))
+                .map(Begin::Id)
                 .ok_or_else(|| format!("'{text}': oldest, newest, or an id of shard {shard}")),
+            (_, None) => MessageId::parse(text, 0)
+                .map(|id| match text.contains('-') {
+                    true => Begin::Id(id),
+                    false => Begin::Number(id.number),
+                })
+                .ok_or_else(|| format!("'{text}': oldest, newest, or a message id")),
         }
     }
+
+    /// Finds out what this means in each of these shards.
+    fn locate(self, dirs: &[ShardDir]) -> Result<Spot, Failure> {
+        let id = match (self, dirs) {
+            (Begin::Oldest, _) => return Ok(Spot::Oldest),
+            (Begin::Newest, _) => return Ok(Spot::Newest),
+            (Begin::Id(id), _) => id,
+            (Begin::Number(number), [only]) => MessageId {
+                shard: only.shard,
+                number,
+            },
+            (Begin::Number(number), _) => {
+                let text =
+                    format!("'{number}': there are several shards, so an id is SHARD-NUMBER");
+                return Err(Failure::usage(text));
+            }
+        };
+        let time_ns = match dirs {
+            // Nobody asks for the time.
+            [only] if only.shard == id.shard => 0,
+            _ => time_of(shard_dir(dirs, id.shard)?, id.number)?,
+        };
+        Ok(Spot::At { id, time_ns })
+    }
+}
+
+/// A [`Begin`] that means something in every shard.
+#[derive(Clone, Copy, Debug)]
+enum Spot {
+    Oldest,
+    Newest,
+    At { id: MessageId, time_ns: u64 },
+}
+
+/// When the message with this number, or the next one behind it, was received, nanoseconds since 1970; a time that
+/// never comes when there is none.
+fn time_of(dir: &ShardDir, number: u64) -> Result<u64, Failure> {
+    let mut view = View::open(dir)?;
+    let window = view.window;
+    let failed = |error: io::Error| Failure::storage(format!("reading the ring: {error}"));
+    let position = view.reader.position_of_number(window, number);
+    let header = view.reader.header(position.map_err(failed)?, window.end);
+    Ok(header
+        .map_err(failed)?
+        .map_or(u64::MAX, |header| header.received_ns))
 }
 
 /// Arguments of `ringmx consume`.
@@ -123,8 +183,8 @@ pub struct ConsumeArguments {
     pub to: TargetName,
     /// Directory that holds `shard-0`.
     pub ring: PathBuf,
-    /// Number of the shard.
-    pub shard: u32,
+    /// Only this shard; `None` for all.
+    pub shard: Option<u32>,
     /// Make it when it is missing.
     pub create: bool,
     /// Where it begins when it is made.
@@ -157,7 +217,7 @@ pub struct ConsumersArguments {
     pub command: ConsumersCommand,
     /// Directory that holds `shard-0`.
     pub ring: PathBuf,
-    /// Number of the shard; `None`: all (list), 0 (others).
+    /// Only this shard; `None` for all.
     pub shard: Option<u32>,
     /// JSON instead of text.
     pub json: bool,
@@ -193,7 +253,7 @@ pub fn parse(args: &[String]) -> Result<ConsumeArguments, String> {
         name: String::new(),
         to: TargetName::Stdout,
         ring: RING_DIR_DEFAULT.into(),
-        shard: 0,
+        shard: None,
         create: false,
         from: None,
         until_empty: false,
@@ -212,7 +272,7 @@ pub fn parse(args: &[String]) -> Result<ConsumeArguments, String> {
             "--help" | "-h" => out.help = true,
             "--to" => to = Some(TargetName::parse(&value()?)?),
             "--ring" => out.ring = value()?.into(),
-            "--shard" => out.shard = parse_shard(&value()?)?,
+            "--shard" => out.shard = Some(parse_shard(&value()?)?),
             "--create" => out.create = true,
             "--from" => from = Some(value()?),
             "--until-empty" | "--once" => out.until_empty = true,
@@ -286,7 +346,7 @@ pub fn parse_consumers(args: &[String]) -> Result<ConsumersArguments, String> {
         ["help", ..] => ConsumersCommand::Help,
         ["drop", name] => ConsumersCommand::Drop(check_name(name)?),
         ["seek", name, place] => {
-            let begin = Begin::parse(place, out.shard.unwrap_or(0))?;
+            let begin = Begin::parse(place, out.shard)?;
             ConsumersCommand::Seek(check_name(name)?, begin)
         }
         _ => return Err("ringmx consumers takes list, drop NAME, or seek NAME PLACE".to_owned()),
@@ -433,27 +493,32 @@ impl From<ConsumerError> for Failure {
     fn from(error: ConsumerError) -> Failure {
         match error {
             ConsumerError::Failed(failed) => Failure::storage(failed.to_string()),
-            _ => Failure::other(error.to_string()),
+            _ => Failure {
+                unknown_consumer: matches!(error, ConsumerError::Unknown),
+                ..Failure::other(error.to_string())
+            },
         }
     }
 }
 
 /// Turns a place into the one of the control protocol: numbers are looked up here and not in the
 /// server's loop.
-fn resolve(view: &mut View, begin: Begin) -> Result<ctl::From, Failure> {
-    Ok(match begin {
-        Begin::Oldest => ctl::From::Oldest,
-        Begin::Newest => ctl::From::Newest,
-        Begin::Number(number) => {
-            let window = view.window;
-            let position = view.reader.position_of_number(window, number);
-            let position =
-                position.map_err(|error| Failure::storage(format!("reading the ring: {error}")))?;
-            match position == window.end {
-                true => ctl::From::Newest,
-                false => ctl::From::Position(position),
-            }
-        }
+fn resolve(view: &mut View, spot: Spot) -> Result<ctl::From, Failure> {
+    let (id, time_ns) = match spot {
+        Spot::Oldest => return Ok(ctl::From::Oldest),
+        Spot::Newest => return Ok(ctl::From::Newest),
+        Spot::At { id, time_ns } => (id, time_ns),
+    };
+    let window = view.window;
+    let position = match id.shard == view.reader.shard() {
+        true => view.reader.position_of_number(window, id.number),
+        false => view.reader.position_of_time(window, time_ns),
+    };
+    let position =
+        position.map_err(|error| Failure::storage(format!("reading the ring: {error}")))?;
+    Ok(match position == window.end {
+        true => ctl::From::Newest,
+        false => ctl::From::Position(position),
     })
 }
 
@@ -496,26 +561,25 @@ fn consumers(args: &ConsumersArguments) -> Result<String, Failure> {
     if args.command == ConsumersCommand::Help {
         return Ok(CONSUMERS_HELP.to_owned());
     }
-    let dirs = shards(&args.ring)?;
+    let dirs = chosen(shards(&args.ring)?, args.shard)?;
     match &args.command {
         ConsumersCommand::Help | ConsumersCommand::List => list(args, &dirs),
         ConsumersCommand::Drop(name) => {
-            let dir = shard_dir(&dirs, args.shard.unwrap_or(0))?;
-            change(dir, |ring| match ring {
+            change_all(&dirs, &mut |ring| match ring {
                 Ring::View(view) => Ok(live(view)?.drop_consumer(name)?),
                 Ring::Own(own) => Ok(own.log.drop_consumer(&consumer_name(name)?)?),
             })?;
             Ok(format!("{name} is dropped\n"))
         }
         ConsumersCommand::Seek(name, begin) => {
-            let dir = shard_dir(&dirs, args.shard.unwrap_or(0))?;
-            change(dir, |ring| match ring {
+            let spot = begin.locate(&dirs)?;
+            change_all(&dirs, &mut |ring| match ring {
                 Ring::View(view) => {
-                    let from = resolve(view, *begin)?;
+                    let from = resolve(view, spot)?;
                     Ok(live(view)?.seek(name, from)?)
                 }
                 Ring::Own(own) => {
-                    let from = resolve(&mut own.view, *begin)?;
+                    let from = resolve(&mut own.view, spot)?;
                     own.log.seek(&consumer_name(name)?, start_at(from))?;
                     Ok(())
                 }
@@ -525,15 +589,50 @@ fn consumers(args: &ConsumersArguments) -> Result<String, Failure> {
     }
 }
 
+/// The shards that a command is about.
+fn chosen(dirs: Vec<ShardDir>, shard: Option<u32>) -> Result<Vec<ShardDir>, Failure> {
+    match shard {
+        Some(shard) => Ok(vec![shard_dir(&dirs, shard)?.clone()]),
+        None => Ok(dirs),
+    }
+}
+
+/// Does something to a consumer in every shard. One that does not know it is passed over, unless none does; the others
+/// are done also behind a failure, which is then told with its shard.
+fn change_all(
+    dirs: &[ShardDir],
+    action: &mut dyn FnMut(&mut Ring) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let (mut known, mut unknown, mut failed) = (false, None, None);
+    for dir in dirs {
+        match change(dir, &mut *action) {
+            Ok(()) => known = true,
+            Err(failure) if failure.unknown_consumer => unknown = Some(failure),
+            Err(failure) => {
+                failed.get_or_insert(match dirs.len() {
+                    1 => failure,
+                    _ => Failure {
+                        text: format!("shard {}: {}", dir.shard, failure.text),
+                        ..failure
+                    },
+                });
+            }
+        }
+    }
+    match (failed, unknown) {
+        (Some(failure), _) => Err(failure),
+        (None, Some(failure)) if !known => Err(failure),
+        _ => Ok(()),
+    }
+}
+
 fn list(args: &ConsumersArguments, dirs: &[ShardDir]) -> Result<String, Failure> {
     let now_ns = Clock::new().wall_ns();
     let mut rows = Vec::new();
     for dir in dirs {
-        if args.shard.is_none_or(|shard| shard == dir.shard) {
-            let mut view = View::open(dir)?;
-            let found = consumer_rows(&mut view)?;
-            rows.extend(found.iter().map(|row| row.json(now_ns)));
-        }
+        let mut view = View::open(dir)?;
+        let found = consumer_rows(&mut view)?;
+        rows.extend(found.iter().map(|row| row.json(now_ns)));
     }
     if args.json {
         let document = json!({"schema": "ringmx.consumers.v1", "consumers": rows});
@@ -606,7 +705,7 @@ fn change(
         if clock.now().0 > clock::nanos(UNTIL_EMPTY_WAIT) {
             return Err(in_use(dir));
         }
-        nap(None, Duration::from_millis(50));
+        nap(Duration::from_millis(50));
     }
 }
 
@@ -617,14 +716,9 @@ fn in_use(dir: &ShardDir) -> Failure {
     ))
 }
 
-/// Waits; true when a signal asks to stop.
-fn nap(stop: Option<&StopSignals>, time: Duration) -> bool {
-    let result = match stop {
-        Some(stop) => wait::readable(&[stop.as_fd()], Some(time)),
-        None => wait::readable(&[], Some(time)),
-    };
+fn nap(time: Duration) {
     // poll(2) fails only for lack of memory; then the wait is short.
-    result.is_ok() && stop.is_some_and(StopSignals::is_stopped)
+    let _ = wait::readable(&[], Some(time));
 }
 
 /// Runs `ringmx consume` until a signal, or with `until_empty` until nothing is left. Returns the
@@ -654,8 +748,13 @@ fn consume(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let dirs = shards(&args.ring)?;
-    let dir = shard_dir(&dirs, args.shard)?;
+    let dirs = chosen(shards(&args.ring)?, args.shard)?;
+    let spot = args.from.unwrap_or(Begin::Oldest).locate(&dirs)?;
+    let name = consumer_name(&args.name)?;
+    let mut known = false;
+    for dir in &dirs {
+        known = known || registered(dir)?.contains(&name);
+    }
     let open = |error: io::Error, path: &Path| {
         Failure::usage(format!("--to '{}': {error}", path.display()))
     };
@@ -667,21 +766,20 @@ fn consume(
         TargetName::Exec(command) => Box::new(Exec::new(command)),
         TargetName::Stdout => Box::new(JsonLines::new(out)),
     };
-    let failures = match &args.failures {
-        Some(path) => path.clone(),
-        None => dir.path.join(format!("{}.failed", args.name)),
-    };
+    let clock = Clock::new();
     let mut consumer = Consumer {
         args,
-        dir,
+        spot,
+        known,
         target,
         stop,
         err,
-        failures: Failures {
-            path: failures,
-            pending: Vec::new(),
-        },
-        tap_position: None,
+        clock,
+        shards: dirs
+            .into_iter()
+            .map(|dir| Shard::new(args, dir, clock.now()))
+            .collect(),
+        rescan_at: clock.now().after(RESCAN),
         delivered: 0,
     };
     let result = consumer.run();
@@ -739,32 +837,115 @@ impl Failures {
     }
 }
 
-/// Why a stretch of deliveries ended.
+/// What became of a look at one shard.
+enum Visit {
+    /// Something was delivered or changed: look again soon.
+    Busy,
+    /// Nothing is to be done before its time, or before its server reports.
+    Idle,
+    /// The reader of the output has gone.
+    Closed,
+}
+
+/// Why work on an open shard ends.
 enum End {
-    /// Everything durable is delivered, and that was all that was asked for.
+    /// Everything durable is delivered, and nobody writes to it.
     Empty,
-    /// A signal.
-    Stopped,
     /// The server has gone.
     Gone,
     /// The time for which the lock may be held is over.
     Slice,
-    /// The target or the recording of failures failed: begin again at the acknowledged cursor,
-    /// later.
+    /// The target or the recording of failures failed: begin again at the acknowledged cursor, later.
     Again(String),
     /// The reader of the output has gone.
     Closed,
 }
 
+/// A message that could not be delivered yet.
+struct Pending {
+    message: Message,
+    /// The cursor in front of it.
+    before: Cursor,
+    /// How long the next wait is at least.
+    wait: Duration,
+    due: Instant,
+}
+
+/// A shard that is being read.
+struct Open {
+    ring: Ring,
+    walk: Walk,
+    acknowledged: Cursor,
+    pending: Option<Pending>,
+    opened: Instant,
+}
+
+/// One shard of the consumer.
+struct Shard {
+    dir: ShardDir,
+    open: Option<Open>,
+    failures: Failures,
+    /// It had a server once: that one is waited for, taking its lock would keep it from starting.
+    had_server: bool,
+    /// When the server was seen last, where it had one.
+    lost_at: Instant,
+    /// Everything was delivered while nobody wrote to it.
+    drained: bool,
+    /// Everything durable was delivered, at one time.
+    emptied: bool,
+    /// It was said that the server is waited for.
+    said: bool,
+    /// Wait before it is opened again; doubled each time.
+    wait: Duration,
+    /// When it is opened again.
+    due: Instant,
+    /// Where a tap goes on after the server was gone: ring and position.
+    tap_position: Option<([u8; 16], u64)>,
+}
+
+impl Shard {
+    fn new(args: &ConsumeArguments, dir: ShardDir, now: Instant) -> Shard {
+        let path = match &args.failures {
+            Some(path) => path.clone(),
+            None => dir.path.join(format!("{}.failed", args.name)),
+        };
+        Shard {
+            dir,
+            open: None,
+            failures: Failures {
+                path,
+                pending: Vec::new(),
+            },
+            had_server: false,
+            lost_at: now,
+            drained: false,
+            emptied: false,
+            said: false,
+            wait: RETRY_MIN,
+            due: now,
+            tap_position: None,
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        let open = self.open.as_ref();
+        open.is_some_and(|open| matches!(&open.ring, Ring::View(view) if view.is_live()))
+    }
+}
+
 struct Consumer<'a> {
     args: &'a ConsumeArguments,
-    dir: &'a ShardDir,
+    /// Where it begins in a shard that does not know it.
+    spot: Spot,
+    /// Some shard knows it: then it belongs into all of them.
+    known: bool,
     target: Box<dyn Target + 'a>,
     stop: Option<&'a StopSignals>,
     err: &'a mut dyn Write,
-    failures: Failures,
-    /// Where a tap goes on after the server was gone: ring and position.
-    tap_position: Option<([u8; 16], u64)>,
+    clock: Clock,
+    shards: Vec<Shard>,
+    /// When the directory is looked at for new shards.
+    rescan_at: Instant,
     delivered: u64,
 }
 
@@ -774,92 +955,233 @@ impl Consumer<'_> {
         let _ = writeln!(self.err, "ringmx consume {}: {text}", self.args.name);
     }
 
-    fn run(&mut self) -> Result<(), Failure> {
-        let clock = Clock::new();
-        let mut had_server = false;
-        let mut drained = false;
-        let mut wait = RETRY_MIN;
-        let mut said = false;
-        loop {
-            // Once connected, a server that goes is waited for: taking its lock would keep it from
-            // starting.
-            let without_server = !drained && (!had_server || self.args.until_empty);
-            let ring = match without_server {
-                // Who only looks on changes nothing, and needs no lock for itself.
-                true if self.target.is_tap() => match View::live(self.dir)? {
-                    Some(view) => Some(Ring::View(Box::new(view))),
-                    None => View::offline(self.dir)?.map(|view| Ring::View(Box::new(view))),
-                },
-                true => Ring::open(self.dir)?,
-                false => View::live(self.dir)?.map(|view| Ring::View(Box::new(view))),
-            };
-            let pause = match ring {
-                Some(mut ring) => {
-                    had_server |= ring.view().is_live();
-                    said = false;
-                    let before = self.delivered;
-                    let end = self.drain(&mut ring);
-                    if self.delivered > before {
-                        wait = RETRY_MIN;
-                    }
-                    let closed = ring.close();
-                    let end = end?;
-                    closed?;
-                    match end {
-                        End::Empty if self.args.until_empty => return Ok(()),
-                        End::Stopped | End::Closed => return Ok(()),
-                        // A server can take the lock now.
-                        End::Slice => Duration::from_millis(200),
-                        End::Empty => {
-                            drained = true;
-                            RETRY_MIN
-                        }
-                        End::Gone => {
-                            wait = RETRY_MIN;
-                            wait
-                        }
-                        End::Again(reason) => {
-                            self.say(&format!(
-                                "trying again in {} ms: {reason}",
-                                wait.as_millis()
-                            ));
-                            let pause = wait;
-                            wait = (wait * 2).min(RETRY_MAX);
-                            pause
-                        }
-                    }
-                }
-                None => {
-                    if self.args.until_empty && clock.now().0 > clock::nanos(UNTIL_EMPTY_WAIT) {
-                        return Err(in_use(self.dir));
-                    }
-                    if !std::mem::replace(&mut said, true) {
-                        self.say("waiting for the server");
-                    }
-                    wait = (wait * 2).min(RECONNECT_MAX);
-                    wait
-                }
-            };
-            if nap(self.stop, pause) {
-                return Ok(());
+    /// As [`Consumer::say`], about one of several shards.
+    fn say_of(&mut self, index: usize, text: &str) {
+        match self.shards.len() {
+            1 => self.say(text),
+            _ => {
+                let shard = self.shards[index].dir.shard;
+                self.say(&format!("shard {shard}: {text}"));
             }
         }
     }
 
+    /// Looks at the shards in turn, a batch of messages each, until it is stopped or nothing is left.
+    fn run(&mut self) -> Result<(), Failure> {
+        loop {
+            let mut busy = false;
+            for index in 0..self.shards.len() {
+                if self.is_stopped() {
+                    return self.close_all();
+                }
+                match self.visit(index)? {
+                    Visit::Busy => busy = true,
+                    Visit::Idle => {}
+                    Visit::Closed => return Ok(()),
+                }
+            }
+            if self.args.until_empty && self.shards.iter().all(|shard| shard.emptied) {
+                return self.close_all();
+            }
+            if !busy {
+                self.wait()?;
+            }
+            if self.is_stopped() {
+                return self.close_all();
+            }
+            self.rescan();
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.is_some_and(StopSignals::is_stopped)
+    }
+
+    /// What was delivered has been acknowledged by now; locks are given back.
+    fn close_all(&mut self) -> Result<(), Failure> {
+        let mut result = Ok(());
+        for shard in &mut self.shards {
+            if let Some(open) = shard.open.take() {
+                result = result.and(open.ring.close());
+            }
+        }
+        result
+    }
+
+    /// Waits until a server reports something, a shard is due, or a signal arrives.
+    fn wait(&mut self) -> Result<(), Failure> {
+        let now = self.clock.now();
+        let mut until = self.rescan_at;
+        let mut waited = Vec::new();
+        for shard in &mut self.shards {
+            match &mut shard.open {
+                None => until = until.min(shard.due),
+                Some(open) => {
+                    if let Some(pending) = &open.pending {
+                        until = until.min(pending.due);
+                    }
+                    // Also while a message waits: a server that goes is noticed, and its reports are read.
+                    if let Ring::View(view) = &mut open.ring
+                        && let Some(client) = view.client()
+                    {
+                        waited.push(client.as_fd());
+                    }
+                }
+            }
+        }
+        waited.extend(self.stop.map(StopSignals::as_fd));
+        let time = Duration::from_nanos(until.since_ns(now));
+        wait::any_readable(&waited, Some(time))
+            .map_err(|error| Failure::other(format!("waiting for the server: {error}")))
+    }
+
+    /// Takes up shards that a server with more workers has made.
+    fn rescan(&mut self) {
+        let now = self.clock.now();
+        if now < self.rescan_at || self.args.shard.is_some() {
+            return;
+        }
+        self.rescan_at = now.after(RESCAN);
+        // A directory that can't be read now can perhaps be later.
+        for dir in shards(&self.args.ring).unwrap_or_default() {
+            if !self.shards.iter().any(|shard| shard.dir == dir) {
+                self.shards.push(Shard::new(self.args, dir, now));
+            }
+        }
+    }
+
+    /// Does what is to be done for one shard, a batch at most.
+    fn visit(&mut self, index: usize) -> Result<Visit, Failure> {
+        let now = self.clock.now();
+        let mut open = match self.shards[index].open.take() {
+            Some(open) => open,
+            None if now < self.shards[index].due => return Ok(Visit::Idle),
+            None => match self.open(index)? {
+                Some(open) => open,
+                None => return Ok(Visit::Idle),
+            },
+        };
+        let delivered = self.delivered;
+        let end = match self.batch(index, &mut open) {
+            Ok(Err(end)) => end,
+            Ok(Ok(visit)) => {
+                self.shards[index].open = Some(open);
+                return Ok(visit);
+            }
+            Err(failure) => {
+                // The failure has the say.
+                let _ = open.ring.close();
+                return Err(failure);
+            }
+        };
+        let was_live = open.ring.view().is_live();
+        open.ring.close()?;
+        let shard = &mut self.shards[index];
+        if self.delivered > delivered {
+            shard.wait = RETRY_MIN;
+        }
+        let now = self.clock.now();
+        shard.lost_at = now;
+        let pause = match end {
+            // A server can take the lock now.
+            End::Slice => SLICE_PAUSE,
+            End::Empty => {
+                shard.drained = true;
+                shard.emptied = true;
+                RETRY_MIN
+            }
+            End::Gone => {
+                shard.wait = RETRY_MIN;
+                if was_live && !std::mem::replace(&mut shard.said, true) {
+                    self.say_of(index, "the server has gone; waiting for it");
+                }
+                RETRY_MIN
+            }
+            End::Again(reason) => {
+                let pause = shard.wait;
+                shard.wait = (pause * 2).min(RETRY_MAX);
+                let pause_ms = pause.as_millis();
+                self.say_of(index, &format!("trying again in {pause_ms} ms: {reason}"));
+                pause
+            }
+            End::Closed => return Ok(Visit::Closed),
+        };
+        self.shards[index].due = now.after(pause);
+        Ok(Visit::Idle)
+    }
+
+    /// Opens a shard through its server or with its lock, and finds the place to go on; `None` when that has to wait.
+    fn open(&mut self, index: usize) -> Result<Option<Open>, Failure> {
+        let now = self.clock.now();
+        let others_live = (0..self.shards.len()).any(|at| at != index && self.shards[at].is_live());
+        let shard = &self.shards[index];
+        // A server that serves other shards and not this one has fewer workers than it had.
+        let orphaned = others_live && now.since_ns(shard.lost_at) > clock::nanos(ORPHAN_WAIT);
+        let without_server =
+            !shard.drained && (!shard.had_server || self.args.until_empty || orphaned);
+        let dir = &shard.dir;
+        let ring = match without_server {
+            // Who only looks on changes nothing, and needs no lock for itself.
+            true if self.target.is_tap() => match View::live(dir)? {
+                Some(view) => Some(Ring::View(Box::new(view))),
+                None => View::offline(dir)?.map(|view| Ring::View(Box::new(view))),
+            },
+            true => Ring::open(dir)?,
+            false => View::live(dir)?.map(|view| Ring::View(Box::new(view))),
+        };
+        let Some(mut ring) = ring else {
+            return self.wait_for_server(index);
+        };
+        let shard = &mut self.shards[index];
+        if ring.view().is_live() {
+            shard.had_server = true;
+            shard.drained = false;
+        }
+        shard.said = false;
+        let Some(cursor) = self.begin(index, &mut ring)? else {
+            self.shards[index].due = now.after(RETRY_MIN);
+            return Ok(None);
+        };
+        self.known = true;
+        Ok(Some(Open {
+            ring,
+            walk: Walk::resume(cursor.scan_pos, cursor.done_pos),
+            acknowledged: cursor,
+            pending: None,
+            opened: now,
+        }))
+    }
+
+    fn wait_for_server(&mut self, index: usize) -> Result<Option<Open>, Failure> {
+        let now = self.clock.now();
+        if self.shards[index].drained {
+            // Nothing is left in it, and nobody writes to it.
+            self.shards[index].due = now.after(RECONNECT_MAX);
+            return Ok(None);
+        }
+        if self.args.until_empty && now.0 > clock::nanos(UNTIL_EMPTY_WAIT) {
+            return Err(in_use(&self.shards[index].dir));
+        }
+        if !std::mem::replace(&mut self.shards[index].said, true) {
+            self.say_of(index, "waiting for the server");
+        }
+        let shard = &mut self.shards[index];
+        shard.wait = (shard.wait * 2).min(RECONNECT_MAX);
+        shard.due = now.after(shard.wait);
+        Ok(None)
+    }
+
     /// Where to begin; `None` when the server went before it said so.
-    fn begin(&mut self, ring: &mut Ring) -> Result<Option<Cursor>, Failure> {
+    fn begin(&mut self, index: usize, ring: &mut Ring) -> Result<Option<Cursor>, Failure> {
         if self.target.is_tap() {
-            let position = self.begin_tap(ring.view())?;
+            let position = self.begin_tap(index, ring.view())?;
             return Ok(Some(Cursor {
                 scan_pos: position,
                 done_pos: position,
             }));
         }
-        let create = match self.args.create {
-            true => {
-                let begin = self.args.from.unwrap_or(Begin::Oldest);
-                Some(resolve(ring.view(), begin)?)
-            }
+        let create = match self.args.create || self.known {
+            true => Some(resolve(ring.view(), self.spot)?),
             false => None,
         };
         match ring {
@@ -891,13 +1213,12 @@ impl Consumer<'_> {
         }
     }
 
-    fn begin_tap(&mut self, view: &mut View) -> Result<u64, Failure> {
-        match self.tap_position {
+    fn begin_tap(&mut self, index: usize, view: &mut View) -> Result<u64, Failure> {
+        match self.shards[index].tap_position {
             Some((ring_id, position)) if ring_id == view.reader.ring_id() => Ok(position),
             _ => {
-                let begin = self.args.from.unwrap_or(Begin::Oldest);
                 let window = view.window;
-                Ok(match resolve(view, begin)? {
+                Ok(match resolve(view, self.spot)? {
                     ctl::From::Oldest => window.tail,
                     ctl::From::Newest => window.end,
                     ctl::From::Position(position) => position,
@@ -906,134 +1227,124 @@ impl Consumer<'_> {
         }
     }
 
-    /// Delivers what the ring holds and, with a server, what comes.
-    fn drain(&mut self, ring: &mut Ring) -> Result<End, Failure> {
-        let clock = Clock::new();
-        let Some(cursor) = self.begin(ring)? else {
-            return Ok(End::Gone);
-        };
-        let mut acknowledged = cursor;
-        let mut walk = Walk::resume(cursor.scan_pos, cursor.done_pos);
+    /// Delivers a batch at most, flushes and acknowledges it. The inner error says that the shard is to be closed.
+    fn batch(&mut self, index: usize, open: &mut Open) -> Result<Result<Visit, End>, Failure> {
         let (mut messages, mut octets) = (0, 0);
-        loop {
-            let before = cursor_of(&walk);
-            let step = ring.view().step(&mut walk)?;
-            match step {
+        if let Some(pending) = open.pending.take() {
+            if self.clock.now() < pending.due {
+                open.pending = Some(pending);
+                return Ok(match open.ring.view().refresh() {
+                    Ok(_) => Ok(Visit::Idle),
+                    Err(_) => Err(End::Gone),
+                });
+            }
+            let Pending {
+                message,
+                before,
+                wait,
+                ..
+            } = pending;
+            if let Some(result) = self.deliver(index, open, message, before, wait)? {
+                return Ok(result);
+            }
+            messages += 1;
+        }
+        let mut stopped = false;
+        while messages < BATCH_MESSAGES_MAX
+            && octets < BATCH_OCTETS_MAX
+            && !stopped
+            && open.walk.position() < open.ring.view().window.end
+        {
+            let before = cursor_of(&open.walk);
+            match open.ring.view().step(&mut open.walk)? {
                 Step::Message(message) => {
-                    if let Some(end) = self.deliver(ring, &message, before, &mut acknowledged)? {
-                        return Ok(end);
-                    }
-                    messages += 1;
                     octets += message.body().len() as u64;
+                    messages += 1;
+                    let delivered = self.deliver(index, open, message, before, RETRY_MIN)?;
+                    if let Some(result) = delivered {
+                        return Ok(result);
+                    }
                 }
                 Step::Lapped { from, to } => {
-                    self.say(&format!(
-                        "overwritten before it was read: positions {from} to {to}"
-                    ));
+                    let text = format!("overwritten before it was read: positions {from} to {to}");
+                    self.say_of(index, &text);
                 }
                 Step::Damaged { reason, .. } => {
-                    let view = ring.view();
-                    let (from, to) = walk
+                    let view = open.ring.view();
+                    let (from, to) = open
+                        .walk
                         .skip_damage(&mut view.reader, view.window.end)
                         .map_err(|error| Failure::storage(format!("reading the ring: {error}")))?;
-                    self.say(&format!(
-                        "damaged, left out: positions {from} to {to}: {reason}"
-                    ));
+                    let text = format!("damaged, left out: positions {from} to {to}: {reason}");
+                    self.say_of(index, &text);
                 }
-                Step::Other => {}
-                Step::End => {}
+                Step::Other | Step::End => {}
             }
-            let stopped = self.stop.is_some_and(StopSignals::is_stopped);
-            let slice = matches!(ring, Ring::Own(_)) && clock.now().0 > clock::nanos(SLICE);
-            let at_end = walk.position() >= ring.view().window.end;
-            if !stopped
-                && !slice
-                && !at_end
-                && messages < BATCH_MESSAGES_MAX
-                && octets < BATCH_OCTETS_MAX
-            {
-                continue;
-            }
-            if let Some(end) = self.commit(ring, cursor_of(&walk), &mut acknowledged)? {
-                return Ok(end);
-            }
-            (messages, octets) = (0, 0);
-            if stopped {
-                return Ok(End::Stopped);
-            }
-            if at_end {
-                match ring.view().refresh() {
-                    Ok(window) if window.end > walk.position() => continue,
-                    Ok(_) if self.args.until_empty => return Ok(End::Empty),
-                    Ok(_) => {}
-                    Err(_) => return Ok(End::Gone),
-                }
-                if !ring.view().is_live() {
-                    return Ok(End::Empty);
-                }
-                if let Some(end) = self.wait_for_more(ring)? {
-                    return Ok(end);
-                }
-            } else if slice {
-                return Ok(End::Slice);
-            }
+            stopped = self.is_stopped();
         }
-    }
-
-    /// Waits until the server reports something or a signal arrives.
-    fn wait_for_more(&mut self, ring: &mut Ring) -> Result<Option<End>, Failure> {
-        let client = live(ring.view())?;
-        let mut waited = vec![client.as_fd()];
-        waited.extend(self.stop.map(StopSignals::as_fd));
-        wait::readable(&waited, None)
-            .map_err(|error| Failure::other(format!("waiting for the server: {error}")))?;
-        Ok(match ring.view().refresh() {
-            Ok(_) => None,
-            Err(_) => {
-                self.say("the server has gone; waiting for it");
-                Some(End::Gone)
+        let cursor = cursor_of(&open.walk);
+        if let Err(end) = self.commit(index, open, cursor)? {
+            return Ok(Err(end));
+        }
+        if open.walk.position() < open.ring.view().window.end {
+            let held = self.clock.now().since_ns(open.opened);
+            let slice = matches!(open.ring, Ring::Own(_)) && held > clock::nanos(SLICE);
+            return Ok(if slice {
+                Err(End::Slice)
+            } else {
+                Ok(Visit::Busy)
+            });
+        }
+        Ok(match open.ring.view().refresh() {
+            Ok(window) if window.end > open.walk.position() => Ok(Visit::Busy),
+            Ok(_) if !open.ring.view().is_live() => Err(End::Empty),
+            Ok(_) => {
+                self.shards[index].emptied = true;
+                Ok(Visit::Idle)
             }
+            Err(_) => Err(End::Gone),
         })
     }
 
-    /// Delivers one message, however often it takes. What was delivered before it is acknowledged
-    /// before the first wait.
+    /// Delivers one message, or puts it aside until it is tried again; `Some` ends the batch. What was delivered before
+    /// it is acknowledged before the wait. Only its own shard waits for it.
     fn deliver(
         &mut self,
-        ring: &mut Ring,
-        message: &Message,
+        index: usize,
+        open: &mut Open,
+        message: Message,
         before: Cursor,
-        acknowledged: &mut Cursor,
-    ) -> Result<Option<End>, Failure> {
-        let mut wait = RETRY_MIN;
-        loop {
-            let outcome = self.target.deliver(message);
-            let Some(after) = outcome.retry_after() else {
-                self.note(message, &outcome);
-                return Ok(None);
-            };
-            if let Some(end) = self.commit(ring, before, acknowledged)? {
-                return Ok(Some(end));
-            }
-            let pause = after.max(wait);
-            let reason = outcome.reason.unwrap_or_default();
-            let reason = format!("{}: {reason}", message.id());
-            // The lock is not held over a wait.
-            if matches!(ring, Ring::Own(_)) {
-                return Ok(Some(End::Again(reason)));
-            }
-            self.say(&format!(
-                "trying again in {} ms: {reason}",
-                pause.as_millis()
-            ));
-            if nap(self.stop, pause) {
-                return Ok(Some(End::Stopped));
-            }
-            wait = (wait * 2).min(RETRY_MAX);
+        wait: Duration,
+    ) -> Result<Option<Result<Visit, End>>, Failure> {
+        let outcome = self.target.deliver(&message);
+        let Some(after) = outcome.retry_after() else {
+            self.note(index, &message, &outcome);
+            return Ok(None);
+        };
+        if let Err(end) = self.commit(index, open, before)? {
+            return Ok(Some(Err(end)));
         }
+        let pause = after.max(wait);
+        let reason = outcome.reason.unwrap_or_default();
+        let reason = format!("{}: {reason}", message.id());
+        // The lock is not held over a wait.
+        if matches!(open.ring, Ring::Own(_)) {
+            return Ok(Some(Err(End::Again(reason))));
+        }
+        self.say(&format!(
+            "trying again in {} ms: {reason}",
+            pause.as_millis()
+        ));
+        open.pending = Some(Pending {
+            message,
+            before,
+            wait: (wait * 2).min(RETRY_MAX),
+            due: self.clock.now().after(pause),
+        });
+        Ok(Some(Ok(Visit::Idle)))
     }
 
-    fn note(&mut self, message: &Message, outcome: &Outcome) {
+    fn note(&mut self, index: usize, message: &Message, outcome: &Outcome) {
         let failed = outcome.results().iter().find_map(|result| match result {
             RecipientResult::Fail { text, .. } => Some(text.clone()),
             _ => None,
@@ -1042,8 +1353,9 @@ impl Consumer<'_> {
             None => self.delivered += 1,
             Some(_) if self.target.is_tap() => {}
             Some(text) => {
-                self.failures.note(&self.args.name, message, outcome);
-                let path = self.failures.path.display().to_string();
+                let failures = &mut self.shards[index].failures;
+                failures.note(&self.args.name, message, outcome);
+                let path = failures.path.display().to_string();
                 self.say(&format!(
                     "{}: failed, recorded in '{path}': {text}",
                     message.id()
@@ -1055,34 +1367,36 @@ impl Consumer<'_> {
     /// Flushes the target, then moves the cursor.
     fn commit(
         &mut self,
-        ring: &mut Ring,
+        index: usize,
+        open: &mut Open,
         cursor: Cursor,
-        acknowledged: &mut Cursor,
-    ) -> Result<Option<End>, Failure> {
+    ) -> Result<Result<(), End>, Failure> {
         let flushed = self.target.flush();
+        let shard = &mut self.shards[index];
         if self.target.is_tap() {
             if flushed.is_err() {
-                return Ok(Some(End::Closed));
+                return Ok(Err(End::Closed));
             }
-            self.tap_position = Some((ring.view().reader.ring_id(), cursor.scan_pos));
-            return Ok(None);
+            shard.tap_position = Some((open.ring.view().reader.ring_id(), cursor.scan_pos));
+            return Ok(Ok(()));
         }
-        let flushed = flushed.and_then(|()| self.failures.flush());
+        let flushed = flushed.and_then(|()| shard.failures.flush());
         if let Err(error) = flushed {
-            return Ok(Some(End::Again(error.to_string())));
+            return Ok(Err(End::Again(error.to_string())));
         }
-        if cursor == *acknowledged {
-            return Ok(None);
+        if cursor == open.acknowledged {
+            return Ok(Ok(()));
         }
-        match ring {
+        match &mut open.ring {
             Ring::View(view) => match live(view)?.acknowledge(&self.args.name, cursor) {
                 Ok(()) => {}
                 Err(ClientError::Refused(refusal)) => {
                     return Err(Failure::other(refusal.to_string()));
                 }
                 Err(error) => {
-                    self.say(&format!("{error}; waiting for the server"));
-                    return Ok(Some(End::Gone));
+                    shard.said = true;
+                    self.say_of(index, &format!("{error}; waiting for the server"));
+                    return Ok(Err(End::Gone));
                 }
             },
             Ring::Own(own) => {
@@ -1091,8 +1405,8 @@ impl Consumer<'_> {
                     .acknowledge(&name, cursor.scan_pos, cursor.done_pos)?;
             }
         }
-        *acknowledged = cursor;
-        Ok(None)
+        open.acknowledged = cursor;
+        Ok(Ok(()))
     }
 }
 
@@ -1121,9 +1435,12 @@ mod tests {
             name: "archive".to_owned(),
             to: TargetName::Maildir("/var/mail/a".into()),
             ring: "/r".into(),
-            shard: 0,
+            shard: None,
             create: true,
-            from: Some(Begin::Number(7)),
+            from: Some(Begin::Id(MessageId {
+                shard: 0,
+                number: 7,
+            })),
             until_empty: true,
             failures: None,
             keeps: 0,
@@ -1141,8 +1458,12 @@ mod tests {
             "--from belongs to --create ('ringmx consumers seek' moves a consumer)"
         );
         assert_eq!(
-            fails("a --to mbox:x --create --from 1-7"),
+            fails("a --to mbox:x --create --from 1-7 --shard 0"),
             "--from '1-7': oldest, newest, or an id of shard 0"
+        );
+        assert_eq!(
+            fails("a --to mbox:x --create --from 1-x"),
+            "--from '1-x': oldest, newest, or a message id"
         );
         assert_eq!(fails("a --to"), "--to needs a value");
         assert_eq!(fails("a --fast"), "ringmx consume has no option '--fast'");

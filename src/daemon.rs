@@ -22,9 +22,10 @@ use crate::ctl;
 use crate::http::NEWEST_MAX;
 use crate::limits::{GIB, HOLD_S_MAX, KIB, MIB, OFFLOAD_JOBS_MAX, TLS_HANDSHAKE_BYTES_MAX};
 use crate::link::{Done, Ready, Report};
-use crate::log_cli::view::{RingSource, read_superblock, shards};
+use crate::log_cli::view::{RingSource, read_superblock, registered, shards};
 use crate::logger::{Class, Logger, Value};
 use crate::metrics::Metrics;
+use crate::net::handover::Head;
 use crate::net::listener::TcpListener;
 use crate::net::reactor::{self, Outcome, Reactor, Side, Wake};
 use crate::offload::Offload;
@@ -56,11 +57,13 @@ use crate::users::Users;
 mod first_steps;
 mod privileges;
 mod sockets;
+mod takeover;
 mod tls;
 mod workers;
 
 use self::first_steps::first_steps;
 use self::sockets::Bound;
+use self::takeover::Takeover;
 
 /// Bytes of one session's entry in the slab and in the timer wheel, a HELO name of its own included.
 const SESSION_BYTES: u64 = 768;
@@ -111,6 +114,10 @@ pub fn serve(config: Config) -> i32 {
 /// What is done before the ring is opened, by the starting user where it has to be.
 struct Up {
     config: Config,
+    /// The server that is taken over.
+    takeover: Option<Takeover>,
+    /// Shard of the first worker.
+    first_shard: u16,
     clock: Clock,
     bound: Vec<Bound>,
     http: Option<(TcpListener, SocketAddr)>,
@@ -158,15 +165,21 @@ fn run(given: &Config) -> Result<i32, StartError> {
     let up = come_up(given.clone(), clock)?;
     let place = Place {
         worker: None,
-        shard: 0,
+        shard: up.first_shard,
     };
     take_mail(up, place, logger)
 }
 
 /// Sockets, keys, another user, access rules: what all workers have in common.
 fn come_up(config: Config, clock: Clock) -> Result<Up, StartError> {
-    let bound = sockets::bind_all(&config)?;
-    let http = sockets::bind_http(&config)?;
+    let mut takeover = None;
+    if config.takeover {
+        takeover = Some(Takeover::begin(&config)?);
+    } else if !config.discard {
+        refuse_beside_another(&config)?;
+    }
+    let bound = sockets::bind_all(&config, takeover.as_mut())?;
+    let http = sockets::bind_http(&config, takeover.as_mut())?;
     let security = tls::load(&config)?;
     let users = load_users(&config)?;
     privileges::drop_privileges(&config)?;
@@ -179,6 +192,8 @@ fn come_up(config: Config, clock: Clock) -> Result<Up, StartError> {
         .map_err(|error| start_error(EXIT_USAGE, error.to_string()))?;
     Ok(Up {
         config,
+        first_shard: takeover.as_ref().map_or(0, Takeover::first_shard),
+        takeover,
         clock,
         bound,
         http,
@@ -188,6 +203,50 @@ fn come_up(config: Config, clock: Clock) -> Result<Up, StartError> {
         stamps,
         rules,
     })
+}
+
+/// A server that has taken another one over works on other shards than one that starts; locks do not keep them apart.
+fn refuse_beside_another(config: &Config) -> Result<(), StartError> {
+    match takeover::running(&config.ring) {
+        Some((pid, first_shard)) if first_shard > 0 => {
+            let text = format!(
+                "a server (process {pid}) runs on {} already; --takeover takes its place",
+                config.ring.display()
+            );
+            Err(start_error(EXIT_FAILURE, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a server says of itself to one that takes it over.
+fn head(config: &Config, first_shard: u16) -> Head {
+    Head {
+        pid: std::process::id(),
+        workers: config.workers as u16,
+        first_shard,
+    }
+}
+
+/// Tells the server that is taken over to stop accepting. One that has gone by now is no fault.
+fn finish_takeover(takeover: Option<Takeover>) {
+    if let Some(takeover) = takeover {
+        let pid = takeover.pid();
+        if let Err(error) = takeover.finish() {
+            complain(&format!(
+                "ringmx: warning: takeover: process {pid} does not answer: {}\n",
+                reason(&error)
+            ));
+        }
+    }
+}
+
+/// What the service manager is told when mail is taken: behind a takeover, another process is the main one.
+fn ready_state(took_over: bool) -> String {
+    match took_over {
+        true => format!("MAINPID={}\nREADY=1", std::process::id()),
+        false => "READY=1".to_owned(),
+    }
 }
 
 fn about(config: &Config, bound: &[Bound], clock: &Clock, ring_write: &'static str) -> About {
@@ -217,6 +276,8 @@ fn install_signals() -> Result<Signals, StartError> {
 fn take_mail(up: Up, place: Place, mut logger: Logger) -> Result<i32, StartError> {
     let Up {
         mut config,
+        takeover,
+        first_shard,
         clock,
         bound,
         http,
@@ -253,19 +314,16 @@ fn take_mail(up: Up, place: Place, mut logger: Logger) -> Result<i32, StartError
     };
     privileges::refuse_core_dumps(config)?;
     let ready = ready(config, opened.as_ref(), maps);
-    if place.worker.is_none() {
-        // Nothing of the storage can fail behind this: whoever reads these lines may send.
-        let http = http.as_ref().map(|(_, address)| *address);
-        let leftover = leftover_shards(config, 0);
-        print_start(
+    let start_lines = place.worker.is_none().then(|| {
+        start_lines(
             config,
             &bound,
-            http,
+            http.as_ref().map(|(_, address)| *address),
             std::slice::from_ref(&ready),
             security.as_ref(),
-            &leftover,
-        );
-    }
+            &leftover_shards(config, first_shard),
+        )
+    });
     if let Some(recovery) = recovery.filter(|recovery| !recovery.clean) {
         log_recovery(&recovery, &mut logger, &clock);
     }
@@ -347,17 +405,28 @@ fn take_mail(up: Up, place: Place, mut logger: Logger) -> Result<i32, StartError
 
     let mut reactor = Reactor::new(wake, clock, server, side, options, about)
         .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
-    if place.worker.is_none() {
-        sockets::notify("READY=1");
+    if let Some(lines) = start_lines {
+        // Connections wait in the sockets until the loop runs: whoever reads these lines may send.
+        let took_over = takeover.is_some();
+        finish_takeover(takeover);
+        if !config.discard {
+            let listener = takeover::bind(&config.ring)?;
+            reactor
+                .offer_handover(listener, head(config, first_shard))
+                .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
+        }
+        print(&lines);
+        sockets::notify(&ready_state(took_over));
     }
     reactor.report(&Report::Ready(ready));
     let outcome = reactor
         .run()
         .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
-    if place.worker.is_none() {
+    if place.worker.is_none() && !reactor.is_handed_over() {
         for file in files {
             file.remove();
         }
+        takeover::remove(config);
     }
     if !config.discard {
         let _ = std::fs::remove_file(place.shard_dir(&config.ring).join(CTL_FILE));
@@ -668,8 +737,8 @@ fn registered_elsewhere(config: &Config, dir: &Path) -> Result<Vec<ConsumerName>
         if shard.path == dir {
             continue;
         }
-        let found = registered_in(&shard.path).map_err(|text| {
-            let text = format!("the consumers of {}: {text}", shard.path.display());
+        let found = registered(&shard).map_err(|failure| {
+            let text = format!("the consumers of {}: {failure}", shard.path.display());
             start_error(EXIT_STORAGE, text)
         })?;
         for name in found {
@@ -681,26 +750,9 @@ fn registered_elsewhere(config: &Config, dir: &Path) -> Result<Vec<ConsumerName>
     Ok(names)
 }
 
-/// The consumers of one shard: its server knows best, if one runs. Nothing where there is no ring yet.
-fn registered_in(dir: &Path) -> Result<Vec<ConsumerName>, String> {
-    if let Ok(mut client) = ctl::Client::connect(&dir.join(CTL_FILE)) {
-        let listed = client.list().map_err(|error| error.to_string())?;
-        let names = listed.iter().map(|row| ConsumerName::new(&row.name));
-        return Ok(names.flatten().collect());
-    }
-    let path = dir.join(RING_FILE);
-    let file = match std::fs::File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(reason(&error)),
-    };
-    let superblock = read_superblock(&file, &path).map_err(|failure| failure.text)?;
-    let consumers = superblock.consumers.iter().flatten();
-    Ok(consumers.map(|consumer| consumer.name).collect())
-}
-
 /// The shards that are there and have no worker: numbers outside of those from `first` on.
-fn leftover_shards(config: &Config, first: u32) -> Vec<u32> {
+fn leftover_shards(config: &Config, first: u16) -> Vec<u32> {
+    let first = u32::from(first);
     let worked = first..first + config.workers as u32;
     let found = match config.discard {
         true => Vec::new(),
@@ -976,14 +1028,14 @@ fn ring_option(config: &Config) -> String {
 }
 
 /// The first lines: what the server does, what it may use, and what to try next. One [`Ready`] for each worker.
-fn print_start(
+fn start_lines(
     config: &Config,
     bound: &[Bound],
     http: Option<SocketAddr>,
     ready: &[Ready],
     security: Option<&Security>,
     leftover: &[u32],
-) {
+) -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     for warning in config.warnings(cores) {
         complain(&format!("ringmx: warning: {warning}\n"));
@@ -1071,7 +1123,7 @@ fn print_start(
     if !config.discard {
         text += &format!("Then: ringmx log{}\n", ring_option(config));
     }
-    print(&text);
+    text
 }
 
 fn join(bound: &[Bound]) -> String {

@@ -180,6 +180,10 @@ pub const WORKER_WINDOW: Duration = Duration::from_secs(60);
 pub const WORKER_RESTART_MIN: Duration = Duration::from_millis(100);
 /// A worker that has not told its state within this is shown as it was, and as not answering.
 pub const WORKER_ANSWER_WAIT: Duration = Duration::from_secs(2);
+/// After a hand-over, a session that is silent between messages for this long is told goodbye.
+pub const HANDOVER_IDLE: Duration = Duration::from_secs(1);
+/// After a hand-over, all sessions that are not sending a message are told goodbye when this is over.
+pub const HANDOVER_GRACE: Duration = Duration::from_secs(10);
 /// A frame between a worker and its parent, bytes: its whole state with every histogram filled takes 0.6 MiB.
 pub const LINK_FRAME_BYTES_MAX: usize = MIB as usize;
 

@@ -8,6 +8,7 @@ use crate::limits::LINK_FRAME_BYTES_MAX;
 const DRAIN: u8 = 1;
 const RELOAD: u8 = 2;
 const TELL: u8 = 3;
+const HAND_OVER: u8 = 4;
 const READY: u8 = 129;
 const FAILED: u8 = 130;
 const STATE: u8 = 131;
@@ -18,6 +19,8 @@ const DONE: u8 = 132;
 pub enum Order {
     /// Take no more connections, let messages end, and end.
     Drain,
+    /// Another server accepts connections: take no more, let sessions end for a while, then drain.
+    HandOver,
     /// Read again what SIGHUP has read again.
     Reload,
     /// Tell the state, with the newest messages or without.
@@ -84,6 +87,7 @@ impl Order {
     pub fn put(self, out: &mut Vec<u8>) {
         match self {
             Order::Drain => put_frame(out, DRAIN, &[]),
+            Order::HandOver => put_frame(out, HAND_OVER, &[]),
             Order::Reload => put_frame(out, RELOAD, &[]),
             Order::Tell { newest } => put_frame(out, TELL, &[u8::from(newest)]),
         }
@@ -92,6 +96,7 @@ impl Order {
     fn decode(kind: u8, payload: &[u8]) -> Option<Order> {
         Some(match (kind, payload) {
             (DRAIN, []) => Order::Drain,
+            (HAND_OVER, []) => Order::HandOver,
             (RELOAD, []) => Order::Reload,
             (TELL, [newest @ (0 | 1)]) => Order::Tell {
                 newest: *newest == 1,
@@ -323,6 +328,7 @@ mod tests {
         }
         let orders = [
             Order::Drain,
+            Order::HandOver,
             Order::Reload,
             Order::Tell { newest: true },
             Order::Tell { newest: false },

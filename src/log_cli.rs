@@ -14,6 +14,7 @@ use crate::consume::target::{Maildir, Mbox, Target};
 use crate::limits::{GIB, KIB, MIB};
 use crate::ringlog::consumer::{Step, Walk};
 use crate::ringlog::reader::{Message, MessageId, NewestFirst};
+use crate::sys::wait;
 
 pub mod rescue;
 pub mod text;
@@ -50,7 +51,8 @@ Options:
   --from ADDR        only this reverse-path; '@example.org' takes a whole domain (ls, follow, export)
   --to ADDR          only with this forward-path; likewise
   --message-id ID    only with this Message-ID field
-  --since ID|TIME    from this message or time on: 0-17, 2026-11-23T08:00:00Z, or 90s, 10m, 2h, 7d ago
+  --since ID|TIME    from this message or time on: 0-17, 2026-11-23T08:00:00Z, or 90s, 10m, 2h, 7d ago; in other
+                     shards than that of the message, from its time on
   --limit N          no more than the newest N; with --since no more than the first N
 ";
 
@@ -344,29 +346,56 @@ impl Tool<'_, '_> {
     }
 
     /// Calls `each` for every message that the filters let through, oldest first, until it returns
-    /// false.
+    /// false. Shards are read side by side: within one the order is that of its log, between them
+    /// that of the times of receipt.
     fn each_oldest_first(
         &mut self,
         each: &mut dyn FnMut(&mut Self, &Message) -> Result<bool, Failure>,
     ) -> Result<(), Failure> {
-        for dir in self.shards()? {
-            let mut view = View::open(&dir)?;
-            let from = self.since(&mut view)?;
-            let Some(from) = from else { continue };
-            let mut walk = Walk::new(from);
+        let dirs = self.shards()?;
+        let since = self.since(&dirs)?;
+        let mut lanes = Vec::new();
+        for dir in &dirs {
+            let mut view = View::open(dir)?;
+            let walk = Walk::new(since.position(&mut view)?);
             // Messages that become durable meanwhile are left to the next call: this one ends.
             let end = view.window.end;
-            while walk.position() < end {
-                match self.step(&mut view, &mut walk)? {
-                    Step::Message(message) => {
-                        let more = !self.wanted(&message) || each(self, &message)?;
-                        if !more {
-                            return Ok(());
-                        }
-                    }
-                    Step::End => break,
-                    _ => {}
+            let mut lane = Lane {
+                view,
+                walk,
+                end,
+                next: None,
+            };
+            self.advance(&mut lane)?;
+            lanes.push(lane);
+        }
+        let key = |lane: &Lane| {
+            let next = lane.next.as_ref();
+            next.map_or((u64::MAX, u32::MAX), |next| {
+                (next.received_ns, lane.view.reader.shard())
+            })
+        };
+        while let Some(lane) = lanes.iter_mut().min_by_key(|lane| key(lane))
+            && let Some(message) = lane.next.take()
+        {
+            if !each(self, &message)? {
+                return Ok(());
+            }
+            self.advance(lane)?;
+        }
+        Ok(())
+    }
+
+    /// Reads on to the next message that the filters let through; none is the end of the lane.
+    fn advance(&mut self, lane: &mut Lane) -> Result<(), Failure> {
+        while lane.walk.position() < lane.end {
+            match self.step(&mut lane.view, &mut lane.walk)? {
+                Step::Message(message) if self.wanted(&message) => {
+                    lane.next = Some(message);
+                    return Ok(());
                 }
+                Step::End => break,
+                _ => {}
             }
         }
         Ok(())
@@ -395,30 +424,43 @@ impl Tool<'_, '_> {
         Ok(step)
     }
 
-    /// Where to begin in this shard; `None` when all of it is before `--since`.
-    fn since(&self, view: &mut View) -> Result<Option<u64>, Failure> {
-        let window = view.window;
+    /// What `--since` means in all these shards. An id names a message of one shard; in the others
+    /// it stands for the time of that message.
+    fn since(&self, dirs: &[ShardDir]) -> Result<Since, Failure> {
         let Some(since) = &self.args.since else {
-            return Ok(Some(window.tail));
+            return Ok(Since::Tail);
         };
-        let reader = &mut view.reader;
-        let position = if let Some(id) = MessageId::parse(since, reader.shard()) {
-            match id.shard == reader.shard() {
-                true => reader.position_of_number(window, id.number),
-                false => return Ok(None),
-            }
-        } else {
+        let Some(id) = MessageId::parse(since, dirs[0].shard) else {
             let now_ns = Clock::new().wall_ns();
             let time_ns = parse_time(since, now_ns).ok_or_else(|| {
                 Failure::usage(format!(
                     "--since '{since}': an id (0-17), a time (2026-11-23T08:00:00Z) or an age (10m)"
                 ))
             })?;
-            reader.position_of_time(window, time_ns)
+            return Ok(Since::Time(time_ns));
         };
-        position
-            .map(Some)
-            .map_err(|error| Failure::storage(format!("reading the ring: {error}")))
+        if dirs.len() == 1 && id.shard == dirs[0].shard {
+            return Ok(Since::Id { id, time_ns: 0 });
+        }
+        if !since.contains('-') {
+            return Err(Failure::usage(format!(
+                "--since '{since}': there are several shards, so an id is SHARD-NUMBER"
+            )));
+        }
+        let dir = dirs.iter().find(|dir| dir.shard == id.shard);
+        let dir = dir.ok_or_else(|| {
+            Failure::usage(format!("--since '{since}': there is no shard {}", id.shard))
+        })?;
+        let mut view = View::open(dir)?;
+        let failed = |error: io::Error| Failure::storage(format!("reading the ring: {error}"));
+        let position = view.reader.position_of_number(view.window, id.number);
+        let header = view
+            .reader
+            .header(position.map_err(failed)?, view.window.end)
+            .map_err(failed)?;
+        // Behind the newest message: a time that never comes.
+        let time_ns = header.map_or(u64::MAX, |header| header.received_ns);
+        Ok(Since::Id { id, time_ns })
     }
 
     fn newest(&mut self, limit: usize) -> Result<(), Failure> {
@@ -572,50 +614,101 @@ impl Tool<'_, '_> {
 
     fn follow(&mut self) -> Result<(), Failure> {
         let dirs = self.shards()?;
-        let mut views = Vec::new();
-        for dir in &dirs {
-            if let Some(mut view) = View::live(dir)? {
-                let from = match self.args.since {
-                    Some(_) => self.since(&mut view)?.unwrap_or(view.window.end),
-                    None => view.window.end,
-                };
-                views.push((Walk::new(from), view));
+        let since = self.since(&dirs)?;
+        let mut followed: Vec<Followed> = Vec::new();
+        for dir in dirs {
+            let mut lane = Followed {
+                dir,
+                view: None,
+                walk: Walk::new(0),
+                ring_id: None,
+            };
+            if let Some(mut view) = View::live(&lane.dir)? {
+                lane.walk = Walk::new(match since {
+                    Since::Tail => view.window.end,
+                    since => since.position(&mut view)?,
+                });
+                lane.ring_id = Some(view.reader.ring_id());
+                lane.view = Some(view);
             }
+            followed.push(lane);
         }
-        if views.is_empty() {
+        if followed.iter().all(|lane| lane.view.is_none()) {
             return Err(Failure::other(
                 "no server runs here, so that nothing will come ('ringmx log ls' shows what is there)",
             ));
         }
-        let share = FOLLOW_WAIT / views.len() as u32;
         let mut left = self.args.limit.unwrap_or(usize::MAX);
-        while !views.is_empty() {
-            let mut gone = None;
-            for (index, (walk, view)) in views.iter_mut().enumerate() {
-                loop {
-                    match self.step(view, walk)? {
-                        Step::Message(message) if self.wanted(&message) => {
-                            self.show(&message)?;
-                            left -= 1;
-                            if left == 0 {
-                                return Ok(());
-                            }
-                        }
-                        Step::End => break,
-                        _ => {}
-                    }
-                }
-                let flushed = self.out.flush();
-                flushed.map_err(|error| Failure::output(&error))?;
-                if view.wait(share).is_err() {
-                    gone = Some(index);
-                    break;
+        loop {
+            for lane in &mut followed {
+                if !self.follow_one(lane, &mut left)? {
+                    return Ok(());
                 }
             }
-            if let Some(index) = gone {
-                let (_, view) = views.remove(index);
-                let shard = view.reader.shard();
-                self.warn(&format!("the server of shard {shard} has ended"));
+            let flushed = self.out.flush();
+            flushed.map_err(|error| Failure::output(&error))?;
+            let shards = followed.len();
+            let mut waited = Vec::new();
+            for lane in &mut followed {
+                if let Some(view) = &mut lane.view
+                    && let Some(client) = view.client()
+                {
+                    waited.push(client.as_fd());
+                }
+            }
+            if waited.is_empty() {
+                return Ok(());
+            }
+            // A shard without a server may get one again.
+            let some_gone = waited.len() < shards;
+            wait::any_readable(&waited, some_gone.then_some(FOLLOW_WAIT))
+                .map_err(|error| Failure::other(format!("waiting for the server: {error}")))?;
+            for lane in &mut followed {
+                self.refresh(lane)?;
+            }
+        }
+    }
+
+    /// Shows what has come in one shard; false when as much was shown as was asked for.
+    fn follow_one(&mut self, lane: &mut Followed, left: &mut usize) -> Result<bool, Failure> {
+        let Some(view) = &mut lane.view else {
+            return Ok(true);
+        };
+        loop {
+            match self.step(view, &mut lane.walk)? {
+                Step::Message(message) if self.wanted(&message) => {
+                    self.show(&message)?;
+                    *left -= 1;
+                    if *left == 0 {
+                        return Ok(false);
+                    }
+                }
+                Step::End => return Ok(true),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes in what the server of one shard reports, notices that it has ended, and finds it again.
+    fn refresh(&mut self, lane: &mut Followed) -> Result<(), Failure> {
+        match &mut lane.view {
+            Some(view) => {
+                if view.refresh().is_err() {
+                    lane.view = None;
+                    let shard = lane.dir.shard;
+                    self.warn(&format!("the server of shard {shard} has ended"));
+                }
+            }
+            None => {
+                if let Some(view) = View::live(&lane.dir)? {
+                    // Everything in a shard that was not there before is new.
+                    let id = Some(view.reader.ring_id());
+                    if lane.ring_id != id {
+                        lane.walk = Walk::new(view.window.tail);
+                        lane.ring_id = id;
+                    }
+                    lane.view = Some(view);
+                }
             }
         }
         Ok(())
@@ -761,7 +854,60 @@ impl Tool<'_, '_> {
     }
 }
 
-/// Time between two looks at a further shard while nothing comes.
+/// One shard of a listing.
+struct Lane {
+    view: View,
+    walk: Walk,
+    /// Where the listing ends.
+    end: u64,
+    next: Option<Message>,
+}
+
+/// One shard that is followed.
+struct Followed {
+    dir: ShardDir,
+    /// Where it has a server.
+    view: Option<View>,
+    walk: Walk,
+    /// The ring that `walk` is about.
+    ring_id: Option<[u8; 16]>,
+}
+
+/// Where a listing begins.
+#[derive(Clone, Copy, Debug)]
+enum Since {
+    /// At the oldest message.
+    Tail,
+    /// At this message, and in other shards at this time.
+    Id {
+        /// The message.
+        id: MessageId,
+        /// When it was received, nanoseconds since 1970.
+        time_ns: u64,
+    },
+    /// At this time, nanoseconds since 1970.
+    Time(u64),
+}
+
+impl Since {
+    /// The position in one shard.
+    fn position(self, view: &mut View) -> Result<u64, Failure> {
+        let window = view.window;
+        let reader = &mut view.reader;
+        match self {
+            Since::Tail => Ok(window.tail),
+            Since::Id { id, .. } if id.shard == reader.shard() => {
+                reader.position_of_number(window, id.number)
+            }
+            Since::Id { time_ns, .. } | Since::Time(time_ns) => {
+                reader.position_of_time(window, time_ns)
+            }
+        }
+        .map_err(|error| Failure::storage(format!("reading the ring: {error}")))
+    }
+}
+
+/// Time between two looks for the server of a further shard.
 const FOLLOW_WAIT: Duration = Duration::from_millis(500);
 /// Damaged ranges that `verify` lists.
 const DAMAGE_SHOWN_MAX: usize = 100;

@@ -94,6 +94,8 @@ classes! {
     WorkerStarted = "worker_started" Info 20;
     /// A worker ended too often; it is not started again, the others go on.
     WorkerGivenUp = "worker_given_up" Error 20;
+    /// Another process has taken the listening sockets over.
+    HandedOver = "handed_over" Info 20;
     /// A connection was taken.
     Connected = "connected" Debug 100;
     /// A session ended in order.

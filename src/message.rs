@@ -162,10 +162,9 @@ impl Message {
                 return false;
             }
         }
-        self.push(pool, &envelope::field_header(field, len));
-        for part in parts {
-            self.push(pool, part);
-        }
+        let header = envelope::field_header(field, len);
+        let parts = parts.iter().copied();
+        self.push(pool, core::iter::once(&header[..]).chain(parts), needed);
         self.envelope_bytes += needed as u32;
         true
     }
@@ -223,12 +222,11 @@ impl Message {
         true
     }
 
-    /// Copies bytes behind the last ones; there is room for them.
-    fn push(&mut self, pool: &mut Pool, bytes: &[u8]) {
-        let taken = pool.append(self.last, bytes);
-        assert!(taken == bytes.len(), "invariant: room was checked before");
-        self.payload_bytes += taken as u64;
-        self.fragment_bytes += taken as u32;
+    /// Copies parts of `len` bytes altogether behind the last ones; there is room for them.
+    fn push<'a>(&mut self, pool: &mut Pool, parts: impl IntoIterator<Item = &'a [u8]>, len: usize) {
+        pool.append_all(self.last, parts);
+        self.payload_bytes += len as u64;
+        self.fragment_bytes += len as u32;
     }
 
     /// Ends the envelope and begins the body with the trace field, whose id is missing at `id_at`. False when
@@ -244,8 +242,8 @@ impl Message {
         self.trace_at = pool.meta(self.last).used as u16;
         self.trace_len = trace.len() as u16;
         self.trace_id_at = id_at as u16;
-        self.push(pool, &[envelope::PADDING; ID_BYTES_MAX]);
-        self.push(pool, trace);
+        let gap = &[envelope::PADDING; ID_BYTES_MAX][..];
+        self.push(pool, [gap, trace], ID_BYTES_MAX + trace.len());
         self.envelope_bytes += ID_BYTES_MAX as u32;
         true
     }
@@ -324,14 +322,20 @@ impl Message {
         Some((self.last, used..self.last.capacity()))
     }
 
-    /// Takes `kept` bytes that stand behind the used ones in the chunk of [`Message::direct_room`].
-    pub fn direct_take(&mut self, pool: &mut Pool, kept: usize) {
+    /// Takes `kept` bytes that stand behind the used ones in the chunk of [`Message::direct_room`]. `append_crc` is
+    /// `crc32c::crc32c_append`, or something that does the same faster.
+    pub fn direct_take(
+        &mut self,
+        pool: &mut Pool,
+        kept: usize,
+        append_crc: impl FnOnce(u32, &[u8]) -> u32,
+    ) {
         let used = pool.meta(self.last).used as usize;
         let previous = pool.meta(self.last).crc;
         let crc = if self.trace_chunk == Some(self.last) {
             previous
         } else {
-            crc32c::crc32c_append(previous, &pool.bytes(self.last)[used..used + kept])
+            append_crc(previous, &pool.bytes(self.last)[used..used + kept])
         };
         let meta = pool.meta(self.last);
         pool.set_meta(
@@ -523,7 +527,7 @@ mod tests {
                     .expect("chunk");
                 let take = part.len().min(range.len());
                 pool.bytes_mut(id)[range.start..range.start + take].copy_from_slice(&part[..take]);
-                message.direct_take(&mut pool, take);
+                message.direct_take(&mut pool, take, crc32c::crc32c_append);
                 message.body(&mut pool, &part[take..], Urgency::Normal);
             } else {
                 assert!(message.body_room(&pool, Urgency::Normal) >= part.len());

@@ -62,7 +62,7 @@ use crate::policy::{Policy, accept_all};
 use crate::ringlog::backing::Backing;
 use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Context, Phase, Role, Session, Work};
+use crate::smtp::session::{Context, Phase, Role, Session, SpareWork};
 use crate::smtp::sink::{Blocked, Verdict};
 use crate::timer_wheel::TimerWheel;
 
@@ -72,6 +72,9 @@ const TURN_READ_BYTES: usize = 256 * 1024;
 const TURN_RUNS: usize = 4_096;
 /// A client prefix holds at most the pool divided by this.
 const PREFIX_SHARE: u64 = 4;
+/// Connections whose replies wait for the end of the turn, at most: each holds a chunk of the pool until then, and as
+/// many again are warm in the processor's cache.
+const TURN_FLUSHES: usize = 128;
 /// Connections woken in one turn because chunks became free.
 const TURN_WAKES: usize = 64;
 /// Timers are looked at no more often than this for the sake of the data rate.
@@ -164,7 +167,7 @@ pub struct Shared<B: Backing, C> {
     /// Messages that are being collected.
     messages: Slab<Message>,
     /// What sessions without a message under way have given back for those that begin one.
-    spare_work: Vec<Box<Work>>,
+    spare_work: SpareWork,
     scratch: Box<[u8]>,
     batch: Vec<Queued>,
     /// Complete messages that wait for their place: large ones, and all while the ring is being freed.
@@ -461,7 +464,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             shared: Shared {
                 pool: Pool::new(options.pool_bytes, reserve),
                 messages: Slab::with_capacity(sessions),
-                spare_work: Vec::with_capacity(sessions),
+                spare_work: SpareWork::with_capacity(sessions),
                 listeners,
                 proxy_from: Vec::new(),
                 xclient_from: Vec::new(),
@@ -670,6 +673,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         }
         if readable || hung_up {
             self.drive_guarded(token);
+        }
+        if self.shared.flush.len() >= TURN_FLUSHES {
+            self.flush_replies();
         }
     }
 
@@ -1062,8 +1068,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             return None;
         }
         let stuck_output = io.has_output() && io.flags.write_blocked;
-        // The 250 of a message that is appended on its own gets its place among the replies when it is there: nothing may
-        // be said before it, even to a client that reads nothing. Others have their place, and 421 would follow it.
+        // The 250 of a message that is appended on its own gets its place among the replies when it is there: nothing
+        // may be said before it, even to a client that reads nothing. Others have their place, and 421 would follow it.
         if io.awaits_commit() && (!stuck_output || io.flags.large_pending) {
             return Some(step);
         }
@@ -1118,6 +1124,26 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             .collect();
         for token in tokens {
             self.maybe_goodbye(token);
+            self.close_when_done(token);
+        }
+    }
+
+    /// Says goodbye to sessions that have been silent between messages for `quiet`: another server takes new ones.
+    pub fn let_quiet_go(&mut self, quiet: Duration) {
+        let now = self.shared.now;
+        let silent = |conn: &Conn<S>| now.since_ns(conn.io.active_at) >= nanos(quiet);
+        let tokens: Vec<Token> = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| conn.session.phase() == Phase::Command && silent(conn))
+            .filter(|(_, conn)| !conn.io.flags.closing && !conn.io.is_outstanding())
+            .map(|(key, conn)| Token {
+                key: key as u32,
+                generation: conn.io.generation,
+            })
+            .collect();
+        for token in tokens {
+            self.say_goodbye(token, Reply::ShuttingDown, CloseCause::Draining);
             self.close_when_done(token);
         }
     }

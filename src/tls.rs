@@ -9,6 +9,7 @@
 //! rustls copies the plaintext of each record into a vector of its own, one allocation for each record received and
 //! one for each record sent. Its buffered interface does the same and keeps 4 KiB more for each idle connection.
 
+pub mod binding;
 pub mod credentials;
 pub mod self_signed;
 
@@ -21,6 +22,7 @@ use rustls::unbuffered::{
 };
 use rustls::{Error, HandshakeKind, ProtocolVersion};
 
+use self::binding::ChannelBindings;
 use self::credentials::{Choice, Credentials};
 use crate::buffer::{ChunkId, Pool, Urgency};
 use crate::limits::{CHUNK_SMALL_BYTES, TLS_HANDSHAKE_BYTES_MAX, TLS_RECORD_BYTES_MAX};
@@ -311,6 +313,8 @@ enum State {
     /// Open. `ended`: the client has sent its close_notify. `said_goodbye`: we have.
     Open {
         connection: Box<UnbufferedServerConnection>,
+        /// The same that `connection` has.
+        choice: Arc<Choice>,
         facts: Facts,
         ended: bool,
         said_goodbye: bool,
@@ -443,6 +447,7 @@ impl Tls {
                 };
                 let Handshake {
                     connection,
+                    choice,
                     input,
                     early,
                     ..
@@ -452,6 +457,7 @@ impl Tls {
                 self.park(pool, &input)?;
                 self.state = State::Open {
                     connection: Box::new(connection),
+                    choice,
                     facts,
                     ended: false,
                     said_goodbye: false,
@@ -465,6 +471,14 @@ impl Tls {
     pub fn facts(&self) -> Option<&Facts> {
         match &self.state {
             State::Open { facts, .. } => Some(facts),
+            _ => None,
+        }
+    }
+
+    /// What authentication can be bound to: TLS is open, and it is TLS 1.3.
+    pub fn bindings(&self) -> Option<ChannelBindings> {
+        match &self.state {
+            State::Open { choice, .. } => choice.bindings(),
             _ => None,
         }
     }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use ringmx::cli;
 use ringmx::config::Config;
-use ringmx::config::options::{Kind, LATER, OPTIONS};
+use ringmx::config::options::{Kind, OPTIONS};
 use ringmx::http::FAMILIES;
 use ringmx::logger::Class;
 
@@ -134,12 +134,6 @@ fn bad_flags_are_named_with_what_is_allowed() {
             &[command, "--ring-size=1"],
             "--ring-size: \"1\" is not allowed; allowed: 2MiB to 16TiB",
         );
-        for later in LATER {
-            assert_refused(
-                &[command, &format!("--{later}")],
-                &format!("--{later}: not available in this version"),
-            );
-        }
         assert_refused(&[command, "--http"], "--http: needs a value");
         assert_refused(&[command, "mail"], "unexpected argument \"mail\"");
     }

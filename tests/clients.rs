@@ -96,6 +96,16 @@ fn openssl_s_client_delivers_over_tls_1_2_and_1_3_with_the_certificate_checked()
 }
 
 #[test]
+fn scram_lets_in_who_is_bound_to_this_channel_and_finds_downgrades() {
+    deliver(&["scram"]);
+}
+
+#[test]
+fn openssl_s_client_is_refused_when_it_wishes_to_renegotiate() {
+    deliver(&["renegotiation"]);
+}
+
+#[test]
 fn swaks_submits_as_a_user_and_nobody_without_the_password() {
     deliver(&["submission", "swaks"]);
 }

@@ -499,8 +499,8 @@ fn a_message_over_a_mebibyte_is_committed_whole_before_its_250() {
 #[test]
 fn nothing_is_said_before_the_250_of_a_message_over_a_mebibyte_even_to_a_client_that_does_not_read()
 {
-    // Such a message gets its 250 when it is committed, behind what was said meanwhile. A client left its replies unread
-    // while the sync took its time; it was told 421 for that, and then that the message had been stored.
+    // Such a message gets its 250 when it is committed, behind what was said meanwhile. A client left its replies
+    // unread while the sync took its time; it was told 421 for that, and then that the message had been stored.
     let mut large = options();
     large.message_bytes_max = 2 << 20;
     let mut rig = Rig::with_ring(large, Survive::Power, 32 << 20);

@@ -11,17 +11,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringmx::buffer::Pool;
 use ringmx::limits::FILES_LOOK_MS;
 use ringmx::ringlog::writer::Survive;
 use ringmx::server::listener::TlsMode;
 use ringmx::smtp::parameter::Offered;
-use ringmx::tls::Failure;
-use ringmx::tls::credentials::{ClientCertificates, Sources};
+use ringmx::tls::credentials::{ClientCertificates, Credentials, Sources};
+use ringmx::tls::{Failure, Tls};
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, HandshakeKind};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind};
 use support::{Rig, options};
 use tls_support::{Cut, Identity, TlsClient, client_config, security};
 
@@ -344,21 +345,32 @@ fn a_message_cut_by_the_end_of_tls_is_never_stored_nor_completed_in_the_clear() 
         "BDAT 3\r\nabc",
     ];
     for begun in cuts {
-        for says_goodbye in [true, false] {
+        // TLS ends with its close_notify, with that and the rest in one piece, or not at all.
+        for (says_goodbye, at_once) in [(true, false), (true, true), (false, false)] {
             let mut rig = rig(TlsMode::Offered, &identity);
             let mut client = starttls(&mut rig, &identity, Cut::Whole);
             client.say(&mut rig, ENVELOPE);
             client.say(&mut rig, begun);
             client.hear(&mut rig);
+            // The rest of the message in the clear, in one event with the end of file or without it.
+            let mut rest = [b"x".repeat(97), b"\r\n.\r\nNOOP\r\n".to_vec()].concat();
             if says_goodbye {
                 client.tls.send_close_notify();
-                client.pump(&mut rig);
-            }
-            // The rest of the message in the clear, in one event with the end of file or without it.
-            let rest = [b"x".repeat(97), b"\r\n.\r\nNOOP\r\n".to_vec()].concat();
-            if says_goodbye {
+                if at_once {
+                    let mut goodbye = Vec::new();
+                    client.tls.write_tls(&mut goodbye).expect("memory");
+                    rest.splice(0..0, goodbye);
+                } else {
+                    client.pump(&mut rig);
+                }
                 rig.send(&client.plain, &rest);
-                assert_eq!(client.plain.pipe.borrow().output, b"");
+                let answer = std::mem::take(&mut client.plain.pipe.borrow_mut().output);
+                client.take(&answer);
+                assert_eq!(
+                    client.hear(&mut rig),
+                    "",
+                    "an answer in the clear, or to it"
+                );
             }
             client.plain.pipe.borrow_mut().input_ended = true;
             rig.send(&client.plain, b"");
@@ -825,4 +837,82 @@ fn a_handshake_whose_octets_are_changed_fails_and_panics_nowhere() {
         failures += metrics.tls.failed.iter().sum::<u64>() + metrics.tls.broken;
     }
     assert!(failures > 75, "only {failures} rounds failed");
+}
+
+/// A handshake with rustls as the client; both ends, the server's open.
+fn handshake(
+    credentials: &Arc<Credentials>,
+    config: &Arc<ClientConfig>,
+) -> (Tls, ClientConnection) {
+    let name = ServerName::try_from("mx.example").expect("a name");
+    let mut client = ClientConnection::new(Arc::clone(config), name).expect("settings");
+    let mut server = Tls::announced(credentials);
+    let mut pool = Pool::new(1 << 20, 0);
+    let mut buf = vec![0; 1 << 16];
+    server.begin().expect("settings");
+    while let Some(handshake) = server.handshake_mut() {
+        let mut sent = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut sent).expect("memory");
+        }
+        handshake.add(&sent);
+        let step = handshake.advance();
+        server.settle(step, &mut pool).expect("a good handshake");
+        let (len, _) = server.fill(b"", false, &mut buf, 0);
+        let mut answer = &buf[..len];
+        while !answer.is_empty() {
+            client.read_tls(&mut answer).expect("memory");
+            client.process_new_packets().expect("a good answer");
+        }
+    }
+    assert!(!client.is_handshaking() && server.facts().is_some());
+    (server, client)
+}
+
+#[test]
+fn both_ends_bind_authentication_to_the_same_octets_under_tls_1_3_and_to_none_under_1_2() {
+    let identity = Identity::new(&["mx.example"]);
+    let credentials = security(&[&identity]).credentials;
+    let certificate = ring::digest::digest(&ring::digest::SHA256, &identity.der);
+    let mut seen = Vec::new();
+    for suite in rustls::crypto::ring::ALL_CIPHER_SUITES {
+        let provider = rustls::crypto::CryptoProvider {
+            cipher_suites: vec![*suite],
+            ..rustls::crypto::ring::default_provider()
+        };
+        let version = suite.version();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(identity.der.clone()).expect("a certificate");
+        let built = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[version])
+            .map(|builder| builder.with_root_certificates(roots).with_no_client_auth());
+        let config = Arc::new(built.expect("a suite and its version"));
+        let needs_rsa = format!("{suite:?}").contains("_RSA_");
+        if needs_rsa {
+            continue;
+        }
+        // The second resumes the first: no certificate is sent, and it is bound all the same.
+        for resumed in [false, true] {
+            let (mut server, mut client) = handshake(&credentials, &config);
+            assert_eq!(server.facts().map(|facts| facts.resumed), Some(resumed));
+            if version.version == rustls::ProtocolVersion::TLSv1_2 {
+                assert_eq!(server.bindings(), None);
+            } else {
+                let bindings = server.bindings().expect("TLS 1.3");
+                let theirs = client
+                    .export_keying_material([0; 32], b"EXPORTER-Channel-Binding", Some(b""))
+                    .expect("an exporter");
+                assert_eq!(bindings.exporter, theirs, "{suite:?}");
+                assert!(!seen.contains(&theirs), "another channel");
+                seen.push(theirs);
+                assert_eq!(bindings.end_point.as_deref(), Some(certificate.as_ref()));
+            }
+            // Tickets come behind the handshake.
+            let mut buf = vec![0; 1 << 16];
+            let (len, _) = server.fill(b"x", false, &mut buf, 0);
+            client.read_tls(&mut &buf[..len]).expect("memory");
+            client.process_new_packets().expect("a ticket");
+        }
+    }
+    assert_eq!(seen.len(), 6, "three suites, twice each");
 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use process::{
-    Client, ENVELOPE, Key, Server, TestDir, content, key_of, output_of, ringmx, stuffed,
+    Client, ENVELOPE, Key, Process, Server, TestDir, content, key_of, output_of, ringmx, stuffed,
     wait_until, without_trace,
 };
 use ringmx::sys::signal;
@@ -286,7 +286,7 @@ fn mail_reaches_all_shards_and_the_pages_show_their_sums() {
         let (out, errors) = server.stop();
         assert!(
             out.contains(&format!(
-                "\nAccepted {count} messages over {count} connections; 0 "
+                "\nAccepted {count} messages over {count} connections; "
             )),
             "{out}{errors}"
         );
@@ -305,6 +305,292 @@ fn mail_reaches_all_shards_and_the_pages_show_their_sums() {
     }
 }
 
+/// The messages that a consumer on standard output, or `log ls`, has shown as JSON lines, by id.
+fn ids_in(lines: &[u8]) -> Vec<String> {
+    let text = std::str::from_utf8(lines).expect("UTF-8");
+    let id = |line: &str| {
+        let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        value["id"].as_str().expect("an id").to_owned()
+    };
+    text.lines().map(id).collect()
+}
+
+fn number_of(id: &str) -> u64 {
+    let (_, number) = id.split_once('-').expect("SHARD-NUMBER");
+    number.parse().expect("a number")
+}
+
+/// The ids of one shard, in their order.
+fn of_shard(ids: &[String], shard: usize) -> Vec<u64> {
+    let prefix = format!("{shard}-");
+    let own = ids.iter().filter(|id| id.starts_with(&prefix));
+    own.map(|id| number_of(id)).collect()
+}
+
+fn maildir_keys(dir: &str) -> Vec<Key> {
+    let mut keys: Vec<Key> = fs::read_dir(format!("{dir}/new"))
+        .expect("a Maildir")
+        .map(|entry| {
+            let message = fs::read(entry.expect("an entry").path()).expect("a message");
+            // Behind the fields that delivery adds stands the trace field.
+            let text = String::from_utf8_lossy(&message).into_owned();
+            let (_, value) = text.split_once("X-Key: ").expect("a key");
+            let (client, rest) = value.split_once('-').expect("CLIENT-SEQUENCE");
+            let sequence = rest.lines().next().expect("a line");
+            (
+                client.parse().expect("a number"),
+                sequence.trim().parse().expect("a number"),
+            )
+        })
+        .collect();
+    keys.sort_unstable();
+    keys
+}
+
+#[test]
+fn log_lists_all_shards_as_one_with_a_server_and_without() {
+    let dir = TestDir::new();
+    let ring = dir.ring();
+    let server = start(&dir, "3");
+    let mut sent = Sent::default();
+    fill_all_shards(server.address, 3, 9, &mut sent);
+    // One connection after the other: the order in which they were received is that of the keys.
+    let in_order: Vec<String> = sent.acknowledged.values().cloned().collect();
+    let listed = |more: &[&str]| {
+        ids_in(&output_of(
+            &[&["log", "ls", "--json", "--ring", &ring], more].concat(),
+        ))
+    };
+    let check_all = || {
+        assert_eq!(listed(&[]), in_order);
+        assert_eq!(listed(&["--limit", "5"]), in_order[in_order.len() - 5..]);
+        let since = &in_order[7];
+        assert_eq!(listed(&["--since", since]), in_order[7..]);
+        assert_eq!(listed(&["--since", since, "--limit", "4"]), in_order[7..11]);
+        let one = output_of(&["log", "cat", since, "--raw", "--ring", &ring]);
+        assert_eq!(key_of(without_trace(&one)), Some((9, 7)));
+        let info = output_of(&["log", "info", "--json", "--ring", &ring]);
+        let text = String::from_utf8(info).expect("UTF-8");
+        let shards: Vec<u64> = text
+            .lines()
+            .map(|line| {
+                let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
+                value["shard"].as_u64().expect("a number")
+            })
+            .collect();
+        assert_eq!(shards, [0, 1, 2]);
+    };
+    check_all();
+    let bare = ringmx(&["log", "ls", "--since", "1", "--ring", &ring]);
+    assert_eq!(bare.status.code(), Some(2));
+    assert_eq!(
+        String::from_utf8_lossy(&bare.stderr),
+        "ringmx log: --since '1': there are several shards, so an id is SHARD-NUMBER\n"
+    );
+    // Everything from a message on, and what comes while it looks.
+    let expected = in_order.len() - 7 + 20;
+    let limit = expected.to_string();
+    let follow = Process::start(&[
+        "log",
+        "follow",
+        "--json",
+        "--ring",
+        &ring,
+        "--since",
+        &in_order[7],
+        "--limit",
+        &limit,
+    ]);
+    let mut later = Vec::new();
+    for sequence in 0..20 {
+        later.push(deliver(server.address, (10, sequence)));
+    }
+    let (code, out, errors) = follow.wait();
+    assert_eq!(code, Some(0), "{errors}");
+    let mut seen = ids_in(out.as_bytes());
+    for shard in 0..3 {
+        assert!(of_shard(&seen, shard).is_sorted(), "{seen:?}");
+    }
+    seen.sort_unstable();
+    let mut wanted = [&in_order[7..], &later[..]].concat();
+    wanted.sort_unstable();
+    assert_eq!(seen, wanted);
+    server.stop();
+    let all = [&in_order[..], &later[..]].concat();
+    assert_eq!(listed(&[]), all);
+    assert_eq!(listed(&["--since", &in_order[7]]), all[7..]);
+}
+
+#[test]
+fn one_consumer_serves_all_shards_and_a_new_shard_begins_with_it() {
+    let dir = TestDir::new();
+    let ring = dir.ring();
+    let maildir = dir.join("mail");
+    let to = format!("maildir:{maildir}");
+    let server = start(&dir, "2");
+    let mut sent = Sent::default();
+    fill_all_shards(server.address, 2, 1, &mut sent);
+    let unknown = ringmx(&[
+        "consume",
+        "archive",
+        "--to",
+        &to,
+        "--ring",
+        &ring,
+        "--until-empty",
+    ]);
+    assert_eq!(unknown.status.code(), Some(1));
+    let consume = Process::start(&[
+        "consume", "archive", "--to", &to, "--ring", &ring, "--create",
+    ]);
+    let keys = |sent: &Sent| sent.acknowledged.keys().copied().collect::<Vec<Key>>();
+    let arrived = |sent: &Sent| {
+        fs::exists(format!("{maildir}/new")).expect("a directory")
+            && maildir_keys(&maildir) == keys(sent)
+    };
+    wait_until("all mail in the Maildir", || arrived(&sent));
+    // Beside a consumer that runs, under load, and across the death of a worker.
+    for sequence in 0..30 {
+        let key = (2, sequence);
+        sent.acknowledged.insert(key, deliver(server.address, key));
+        if sequence == 10 {
+            signal::kill(children(server.process.pid())[0]).expect("a worker");
+        }
+    }
+    wait_until("what came meanwhile", || arrived(&sent));
+    let rows = || {
+        let listed = output_of(&["consumers", "list", "--json", "--ring", &ring]);
+        let value: serde_json::Value = serde_json::from_slice(&listed).expect("JSON");
+        let rows = value["consumers"].as_array().expect("rows").clone();
+        let row = |row: &serde_json::Value| {
+            (
+                row["name"].as_str().expect("a name").to_owned(),
+                row["shard"].as_u64().expect("a shard"),
+                row["lag_messages"].as_u64().expect("a lag"),
+            )
+        };
+        rows.iter().map(row).collect::<Vec<_>>()
+    };
+    let of = |shards: std::ops::Range<u64>| {
+        shards
+            .map(|shard| ("archive".to_owned(), shard, 0))
+            .collect::<Vec<_>>()
+    };
+    wait_until("acknowledged everywhere", || rows() == of(0..2));
+    consume.terminate();
+    assert_eq!(consume.wait().0, Some(0));
+    server.stop();
+    // Two more workers: their shards hold mail for the consumer from the first message on.
+    let server = start(&dir, "4");
+    assert!(
+        server
+            .first_lines
+            .iter()
+            .any(|line| line.contains("mail is kept until archive acknowledged it")),
+        "{:?}",
+        server.first_lines
+    );
+    assert_eq!(rows(), of(0..4));
+    fill_all_shards(server.address, 4, 3, &mut sent);
+    let page = server.get("/metrics");
+    let lag = |shard: usize| {
+        metric(
+            &page,
+            &format!("ringmx_consumer_lag_messages{{consumer=\"archive\",shard=\"{shard}\"}}"),
+        )
+    };
+    assert!((0..4).all(|shard| lag(shard) > 0));
+    server.stop();
+    // One worker: three shards are emptied without a server, one with it, by the same process.
+    let server = start(&dir, "1");
+    output_of(&[
+        "consume",
+        "archive",
+        "--to",
+        &to,
+        "--ring",
+        &ring,
+        "--until-empty",
+    ]);
+    assert_eq!(maildir_keys(&maildir), keys(&sent));
+    assert_eq!(rows(), of(0..4));
+    // Moving and dropping are for all shards too.
+    let first = sent
+        .acknowledged
+        .first_key_value()
+        .expect("a message")
+        .1
+        .clone();
+    output_of(&["consumers", "seek", "archive", &first, "--ring", &ring]);
+    let behind: u64 = rows().iter().map(|(_, _, lag)| lag).sum();
+    // Numbers that a killed worker never used count as behind.
+    assert!(behind >= sent.acknowledged.len() as u64, "{behind}");
+    output_of(&["consumers", "drop", "archive", "--ring", &ring]);
+    assert_eq!(rows(), []);
+    let again = ringmx(&["consumers", "drop", "archive", "--ring", &ring]);
+    assert_eq!(again.status.code(), Some(1));
+    server.stop();
+}
+
+#[test]
+fn a_consumer_whose_target_fails_for_one_message_goes_on_with_the_other_shards() {
+    let dir = TestDir::new();
+    let ring = dir.ring();
+    let server = start(&dir, "2");
+    let mut sent = Sent::default();
+    fill_all_shards(server.address, 2, 4, &mut sent);
+    let done = dir.join("done");
+    // The first message of shard 0 is not taken until there is a file; what is taken leaves its id.
+    let command = format!(
+        "case $RINGMX_ID in 0-*) test -e {done}/go || exit 75;; esac; cat > /dev/null; touch {done}/$RINGMX_ID"
+    );
+    fs::create_dir(&done).expect("a directory");
+    let to = format!("exec:{command}");
+    let consume = Process::start(&["consume", "hand", "--to", &to, "--ring", &ring, "--create"]);
+    let taken = || {
+        let mut names: Vec<String> = fs::read_dir(&done)
+            .expect("a directory")
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .into_string()
+                    .expect("UTF-8")
+            })
+            .filter(|name| name != "go")
+            .collect();
+        names.sort_unstable();
+        names
+    };
+    let wanted = |prefix: &str| {
+        let ids = sent
+            .acknowledged
+            .values()
+            .filter(|id| id.starts_with(prefix));
+        let mut ids: Vec<String> = ids.cloned().collect();
+        ids.sort_unstable();
+        ids
+    };
+    wait_until("all of shard 1", || taken() == wanted("1-"));
+    fs::write(format!("{done}/go"), "").expect("a file");
+    wait_until("all of both", || taken() == wanted(""));
+    consume.terminate();
+    assert_eq!(consume.wait().0, Some(0));
+    server.stop();
+}
+
+/// Kills one of the workers, and waits until another process takes mail in its place.
+fn kill_worker(server: &Server, which: usize) {
+    let before = children(server.process.pid());
+    let victim = before[which % before.len()];
+    signal::kill(victim).expect("a worker");
+    wait_until("another process in its place", || {
+        let now = children(server.process.pid());
+        now.len() == before.len() && !now.contains(&victim)
+    });
+    wait_until_ready(server);
+}
+
 #[test]
 fn a_killed_worker_is_started_again_and_nothing_acknowledged_is_lost() {
     for workers in [2, 4] {
@@ -313,20 +599,12 @@ fn a_killed_worker_is_started_again_and_nothing_acknowledged_is_lost() {
         let load = Load::start(server.address, 8);
         load.more(50);
         for round in 0..2 {
-            let before = children(server.process.pid());
-            let victim = before[round % before.len()];
-            signal::kill(victim).expect("a worker");
-            wait_until("another process in its place", || {
-                let now = children(server.process.pid());
-                now.len() == workers && !now.contains(&victim)
-            });
-            wait_until_ready(&server);
+            kill_worker(&server, round);
             load.more(50);
         }
         let accepted = "ringmx_messages_total{result=\"accepted\"}";
         let shown = metric(&server.get("/metrics"), accepted);
-        signal::kill(children(server.process.pid())[0]).expect("a worker");
-        wait_until_ready(&server);
+        kill_worker(&server, 0);
         assert!(
             metric(&server.get("/metrics"), accepted) >= shown,
             "a counter went back"
@@ -602,5 +880,234 @@ fn fewer_workers_than_shards_are_said_and_the_rest_stays_readable() {
     fill_all_shards(server.address, 2, 5, &mut sent);
     check(&dir, &sent);
     server.stop();
+    check(&dir, &sent);
+}
+
+/// Starts a server that takes over the one on the same directory.
+fn take_over(dir: &TestDir, more: &[&str]) -> Server {
+    Server::start(
+        dir,
+        &[&["--takeover", "--ring-size", "64MiB"], more].concat(),
+    )
+}
+
+/// Clients that send over new connections until they are told to stop, and for which nothing may go wrong: a
+/// connection that is refused or reset, a command that is refused, a message without its 250.
+struct StrictLoad {
+    stop: Arc<AtomicBool>,
+    delivered: Arc<AtomicU32>,
+    threads: Vec<JoinHandle<Vec<(Key, String)>>>,
+}
+
+impl StrictLoad {
+    fn start(address: SocketAddr, clients: u32) -> StrictLoad {
+        let stop = Arc::new(AtomicBool::new(false));
+        let delivered = Arc::new(AtomicU32::new(0));
+        let threads = (0..clients)
+            .map(|client| {
+                let (stop, delivered) = (Arc::clone(&stop), Arc::clone(&delivered));
+                std::thread::spawn(move || {
+                    let mut sent = Vec::new();
+                    for sequence in 0.. {
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        // Of those whose messages are small: the rings keep all of them.
+                        let key = (4 * client + 1, sequence);
+                        sent.push((key, deliver(address, key)));
+                        delivered.fetch_add(1, Ordering::Relaxed);
+                    }
+                    sent
+                })
+            })
+            .collect();
+        StrictLoad {
+            stop,
+            delivered,
+            threads,
+        }
+    }
+
+    /// Waits for so many more messages than now.
+    fn more(&self, count: u32) {
+        let from = self.delivered.load(Ordering::Relaxed);
+        wait_until("messages under load", || {
+            let failed = self.threads.iter().any(JoinHandle::is_finished);
+            assert!(!failed, "a client has failed");
+            self.delivered.load(Ordering::Relaxed) >= from + count
+        });
+    }
+
+    fn end(self, sent: &mut Sent) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            sent.acknowledged.extend(thread.join().expect("a client"));
+        }
+    }
+}
+
+#[test]
+fn takeover_under_load_refuses_nothing_resets_nothing_and_loses_nothing() {
+    for workers in ["1", "2"] {
+        let dir = TestDir::new();
+        let options = [
+            "--workers",
+            workers,
+            "--http",
+            "127.0.0.1:0",
+            "--ring-size",
+            "64MiB",
+        ];
+        let mut server = Server::start(&dir, &options);
+        let address = server.address;
+        let load = StrictLoad::start(address, 6);
+        load.more(60);
+        let mut shards = std::collections::BTreeSet::new();
+        // There and back again: the third server works on the shards of the first.
+        for round in 0..2 {
+            let mut idle = Client::open(address).expect("a session");
+            let next = take_over(&dir, &["--workers", workers, "--http", "127.0.0.1:0"]);
+            assert_eq!((next.address, next.http), (address, server.http));
+            load.more(60);
+            // The old one tells who is idle, ends when its sessions have, and has nothing to regret.
+            idle.expect("421 4.3.2").expect("a goodbye");
+            drop(idle);
+            let (code, out, errors) = server.process.wait();
+            assert_eq!(code, Some(0), "round {round}: {out}{errors}");
+            assert_eq!(
+                errors.matches(" class=handed_over").count(),
+                if workers == "1" { 1 } else { 3 },
+                "{errors}"
+            );
+            load.more(60);
+            assert!(next.get("/healthz").ends_with("\r\n\r\nok\n"));
+            shards.insert(
+                next.get("/metrics")
+                    .contains("ringmx_ring_bytes{shard=\"0\"}"),
+            );
+            server = next;
+        }
+        assert_eq!(shards.len(), 2, "the pair of shard directories takes turns");
+        let mut sent = Sent::default();
+        load.end(&mut sent);
+        server.stop();
+        check(&dir, &sent);
+        let of_both: std::collections::BTreeSet<&str> =
+            sent.acknowledged.values().map(|id| shard_of(id)).collect();
+        assert!(of_both.len() >= 2, "{of_both:?}");
+        assert!(!fs::exists(dir.join("ring-data/takeover")).expect("a directory"));
+    }
+}
+
+#[test]
+fn takeover_keeps_open_messages_consumers_and_unix_sockets() {
+    let dir = TestDir::new();
+    let ring = dir.ring();
+    let path = dir.join("smtp");
+    let unix = format!("unix:{path}");
+    let listen = ["--listen", "127.0.0.1:0", "--listen", &unix];
+    let old = Server::start(&dir, &[&listen[..], &["--ring-size", "16MiB"]].concat());
+    let mut sent = Sent::default();
+    sent.acknowledged
+        .insert((1, 0), deliver(old.address, (1, 0)));
+    let maildir = dir.join("mail");
+    let to = format!("maildir:{maildir}");
+    let consume = Process::start(&[
+        "consume", "archive", "--to", &to, "--ring", &ring, "--create",
+    ]);
+    wait_until("the first message", || {
+        fs::exists(format!("{maildir}/new")).expect("a directory")
+            && maildir_keys(&maildir) == [(1, 0)]
+    });
+    // A message that is open while the sockets go over ends where it began.
+    let mut open = Client::open(old.address).expect("a session");
+    open.send(ENVELOPE).expect("a session");
+    for code in ["250", "250", "354"] {
+        open.expect(code).expect("a transaction");
+    }
+    let new = take_over(&dir, &listen);
+    assert_eq!(new.address, old.address);
+    assert!(
+        new.first_lines
+            .iter()
+            .any(|line| line.contains("mail is kept until archive acknowledged it")),
+        "{:?}",
+        new.first_lines
+    );
+    let id = deliver(new.address, (1, 1));
+    assert_eq!(shard_of(&id), "1");
+    sent.acknowledged.insert((1, 1), id);
+    open.send(&[&stuffed(&content((1, 2)))[..], b".\r\n"].concat())
+        .expect("a session");
+    let id = id_in(&open.expect("250").expect("its 250"));
+    assert_eq!(shard_of(&id), "0");
+    sent.acknowledged.insert((1, 2), id);
+    open.send(b"QUIT\r\n").expect("a session");
+    assert_eq!(old.process.wait().0, Some(0));
+    let stream = UnixStream::connect(&path).expect("the socket and its file are still there");
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stream), &mut line).expect("a line");
+    assert!(line.starts_with("220 "), "{line}");
+    // The same consumer process has found the new shard, and empties the one that has no server any more.
+    wait_until("all mail", || {
+        maildir_keys(&maildir) == [(1, 0), (1, 1), (1, 2)]
+    });
+    consume.terminate();
+    assert_eq!(consume.wait().0, Some(0));
+    check(&dir, &sent);
+    new.stop();
+    assert!(
+        !fs::exists(&path).expect("a directory"),
+        "the last one removes the file"
+    );
+}
+
+#[test]
+fn takeover_that_cannot_be_is_refused_and_the_old_server_goes_on() {
+    let dir = TestDir::new();
+    let ring = dir.ring();
+    let refused = |more: &[&str]| {
+        let fixed = [
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--http",
+            "off",
+            "--ring",
+            &ring,
+        ];
+        let output = ringmx(&[&fixed[..], more].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), errors)
+    };
+    assert_eq!(
+        refused(&["--takeover"]),
+        (
+            Some(1),
+            format!("ringmx: takeover: no server runs on {ring}; start without --takeover\n")
+        )
+    );
+    let server = start(&dir, "2");
+    let text = "ringmx: takeover: the running server has 2 workers; start with --workers 2\n";
+    assert_eq!(refused(&["--takeover"]), (Some(2), text.to_owned()));
+    // A new server that dies before it is ready leaves nothing changed.
+    fs::create_dir_all(format!("{ring}/shard-2")).expect("a directory");
+    fs::write(format!("{ring}/shard-2/ring"), b"no ring").expect("a file");
+    let (code, errors) = refused(&["--takeover", "--workers", "2"]);
+    assert_eq!(code, Some(74), "{errors}");
+    let mut sent = Sent::default();
+    fill_all_shards(server.address, 2, 6, &mut sent);
+    fs::remove_dir_all(format!("{ring}/shard-2")).expect("a directory");
+    let next = take_over(&dir, &["--workers", "2"]);
+    server.process.wait();
+    // Locks do not keep apart a server that has taken over and one that starts on the same directory.
+    let (code, errors) = refused(&[]);
+    let pid = next.process.pid();
+    let text = format!(
+        "ringmx: a server (process {pid}) runs on {ring} already; --takeover takes its place\n"
+    );
+    assert_eq!((code, errors), (Some(1), text));
+    fill_all_shards(next.address, 2, 7, &mut sent);
+    next.stop();
     check(&dir, &sent);
 }

@@ -40,7 +40,8 @@ class Judge:
         """`key` of one peer by that of another, in each round that has both; peers may be (workload, peer)."""
         one, other = (who if isinstance(who, tuple) else (workload, who) for who in (above, below))
         one, other = self.runs(*one), self.runs(*other)
-        return [one[n][key] / other[n][key] for n in sorted(one) if n in other and one[n].get(key) and other[n].get(key)]
+        return [one[n][key] / other[n][key] for n in sorted(one)
+                if n in other and one[n].get(key) is not None and other[n].get(key)]
 
     def say(self, group, what, values, at_least=None, at_most=None, unit="", note=""):
         """One bar. `values` are its rounds."""

@@ -132,7 +132,7 @@ def text_of(results):
 
 
 STYLE = """:root{color-scheme:light dark;--discard:#7d9cc9;--durable:#2f8f5b;--cache:#b58a3a;--line:#8884;--bad:#c4432b}
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem}
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:86rem;padding:0 1rem}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem;border-top:1px solid var(--line);padding-top:1rem}
 h3{font-size:1rem;margin-bottom:.2rem}
 table{border-collapse:collapse;width:100%;margin:.5rem 0 1rem}

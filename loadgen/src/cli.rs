@@ -1203,6 +1203,7 @@ fn execute(
     plan: &Plan,
 ) -> Result<(Value, verdict::Verdict, bool), Stop> {
     let load = workload(options, plan)?;
+    let load_before = report::load_average();
     let resident_before = sys::resident_max();
     let target = target(options, &prepared.address, prepared.security.clone());
     let stop = Arc::new(AtomicBool::new(false));
@@ -1269,6 +1270,7 @@ fn execute(
         processes: &done.processes,
         processes_asked: options.processes,
         interrupted: done.interrupted,
+        load_before,
         ledger: options
             .ledger
             .as_ref()

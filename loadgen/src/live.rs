@@ -18,6 +18,8 @@ pub struct Display {
     terminal: bool,
     heading: String,
     total: Option<f64>,
+    /// Seconds that are not measured.
+    warmup: f64,
     /// Lines on the screen that the next frame replaces.
     drawn: usize,
     last: Sample,
@@ -59,6 +61,7 @@ impl Display {
             total: plan
                 .duration_ns
                 .map(|ns| (ns + plan.warmup_ns) as f64 / 1e9),
+            warmup: plan.warmup_ns as f64 / 1e9,
             drawn: 0,
             last: Sample::default(),
             rates: Vec::new(),
@@ -118,10 +121,7 @@ impl Display {
         let p50 = time(most(|live| &live.p50_ns));
         let p99 = time(most(|live| &live.p99_ns));
         let max = time(most(|live| &live.max_ns));
-        let clock = match self.total {
-            Some(total) => format!("{at:.0}/{total:.0} s"),
-            None => format!("{at:.0} s"),
-        };
+        let clock = clock(at, self.warmup, self.total);
         let lines = if self.terminal {
             vec![
                 format!("{}  t {clock}", self.heading),
@@ -182,6 +182,18 @@ impl Display {
     }
 }
 
+/// Where a run stands: seconds since its start, of its warm-up, and of both when its duration is known.
+fn clock(at: f64, warmup: f64, total: Option<f64>) -> String {
+    let part = if at < warmup { ", warming up" } else { "" };
+    match total {
+        Some(total) if at > total + 0.5 => {
+            format!("{total:.0}/{total:.0} s, draining {:.0} s", at - total)
+        }
+        Some(total) => format!("{at:.0}/{total:.0} s{part}"),
+        None => format!("{at:.0} s{part}"),
+    }
+}
+
 fn push(values: &mut Vec<f64>, value: f64) {
     if values.len() == 60 {
         values.remove(0);
@@ -204,6 +216,15 @@ fn bars(values: &[f64]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_clock_tells_warm_up_run_and_drain_apart() {
+        assert_eq!(clock(0.4, 1.0, Some(7.0)), "0/7 s, warming up");
+        assert_eq!(clock(5.0, 1.0, Some(7.0)), "5/7 s");
+        assert_eq!(clock(7.2, 1.0, Some(7.0)), "7/7 s");
+        assert_eq!(clock(10.1, 1.0, Some(7.0)), "7/7 s, draining 3 s");
+        assert_eq!(clock(10.1, 0.0, None), "10 s");
+    }
 
     #[test]
     fn bars_scale_to_the_largest_value() {

@@ -61,11 +61,18 @@ pub struct Facts<'a> {
     pub processes_asked: usize,
     /// Ended by a signal.
     pub interrupted: bool,
+    /// The load averages from before the run.
+    pub load_before: String,
     /// Whether a ledger was written.
     pub ledger: Option<String>,
     /// What one thread of this program reached here, if known.
     pub ceiling: Option<Ceiling>,
 }
+
+/// The commit that a release build was made from; empty otherwise.
+const COMMIT: &str = env!("SMTP_LOADGEN_COMMIT");
+/// The compiler that made this program.
+const RUSTC: &str = env!("SMTP_LOADGEN_RUSTC");
 
 /// The percentiles of every latency table.
 pub const QUANTILES: [(f64, &str); 8] = [
@@ -87,7 +94,8 @@ pub fn latency(histogram: &Histogram<u64>) -> Value {
         "min_ns": if n == 0 { 0 } else { histogram.min() },
         "mean_ns": histogram.mean() as u64,
         "sd_ns": histogram.stdev() as u64,
-        "max_ns": if n == 0 { 0 } else { histogram.max() },
+        // What is below the range counts as its lowest value, as in the percentiles.
+        "max_ns": if n == 0 { 0 } else { histogram.value_at_quantile(1.0) },
         "hdr_b64": hdr::encode(histogram),
     });
     for (share, name) in QUANTILES {
@@ -158,7 +166,23 @@ fn tls_version(version: ProtocolVersion) -> String {
     }
 }
 
-fn environment() -> Value {
+/// Settings of the kernel that runs with many connections depend on.
+const SYSCTLS: [&str; 6] = [
+    "net.core.somaxconn",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_max_syn_backlog",
+    "net.ipv4.tcp_tw_reuse",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+
+/// The load averages of now, as /proc/loadavg has them; empty where there is none.
+pub fn load_average() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+fn environment(load_before: &str) -> Value {
     let read = |path: &str| {
         std::fs::read_to_string(path)
             .ok()
@@ -174,7 +198,15 @@ fn environment() -> Value {
         "cpu_model": cpu,
         "cpus": std::thread::available_parallelism().map_or(0, usize::from),
         "congestion_control": read("/proc/sys/net/ipv4/tcp_congestion_control"),
+        "load_average_before": load_before,
         "load_average": read("/proc/loadavg"),
+        "mitigations": read("/proc/cmdline")
+            .split_ascii_whitespace()
+            .find_map(|word| word.strip_prefix("mitigations=").map(str::to_owned)),
+        "sysctls": SYSCTLS.iter().map(|name| {
+            let path = format!("/proc/sys/{}", name.replace('.', "/"));
+            ((*name).to_owned(), Value::from(read(&path).replace('\t', " ")))
+        }).collect::<serde_json::Map<String, Value>>(),
         "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
     })
 }
@@ -216,8 +248,13 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
     let sum = |part: fn(&Process) -> u64| facts.processes.iter().map(part).sum::<u64>();
     let mut value = json!({
         "schema": SCHEMA,
-        "tool": { "name": "smtp-loadgen", "version": env!("CARGO_PKG_VERSION") },
-        "env": environment(),
+        "tool": {
+            "name": "smtp-loadgen",
+            "version": env!("CARGO_PKG_VERSION"),
+            "commit": (!COMMIT.is_empty()).then_some(COMMIT),
+            "rustc": RUSTC,
+        },
+        "env": environment(&facts.load_before),
         "target": {
             "address": facts.target,
             "banner": facts.banner,

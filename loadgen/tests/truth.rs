@@ -323,6 +323,30 @@ fn a_frozen_target_shows_in_the_response_and_not_in_the_service_median() {
 }
 
 #[test]
+fn a_closed_loop_whose_target_falls_silent_is_measured_to_its_end() {
+    // Symptom: the rate was that of the time until the last reply, so that a target that answered for a tenth of the
+    // run and then no more looked ten times as fast as it was.
+    let place = Place::new("silent");
+    let faults = Faults {
+        freeze: Some((Duration::from_millis(100), Duration::from_secs(5))),
+        ..Faults::default()
+    };
+    let sink = Running::start(faults, None).unwrap();
+    let (target, report) = (sink.address.to_string(), place.at("run.json"));
+    let load = ["run", &target, "--sessions", "2", "--duration", "1s"];
+    let rest = ["--drain", "0s", "--json", &report, "--quiet"];
+    program(&[&load[..], &rest].concat());
+    let report = json(&report);
+    assert_eq!(report["window"]["measured_ns"], 1_000_000_000);
+    let accepted = report["totals"]["accepted"].as_f64().unwrap();
+    assert!(accepted > 0.0, "{report:#}");
+    assert_eq!(
+        report["totals"]["accepted_per_s"].as_f64().unwrap(),
+        accepted
+    );
+}
+
+#[test]
 fn a_stall_that_outlasts_the_run_is_in_its_latencies() {
     // Symptom: messages that were in flight when the window closed, and were answered in the drain,
     // were missing from the service time: of a stall at the end nothing was seen. They belong to

@@ -466,9 +466,6 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| refused(text, ADDRESS_ALLOWED))
 }
 
-/// Flags that a later version will have. Using one is an error that says so.
-pub const LATER: &[&str] = &["takeover"];
-
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -1276,6 +1273,14 @@ pub static OPTIONS: &[Opt] = &[
         help: "processes that take mail on the same addresses, each with a ring of its own in DIR/shard-N",
         set: |c, v| c.workers = usize::try_from(first_number(v)).unwrap_or(WORKERS_MAX),
         show: |c| vec![Setting::Number(c.workers as u64)],
+    },
+    Opt {
+        name: "takeover",
+        group: Group::Addresses,
+        kind: Kind::Flag,
+        help: "take the listening sockets of the server that runs on this ring directory, and let it end",
+        set: |c, v| c.takeover = first_flag(v),
+        show: |c| vec![Setting::Flag(c.takeover)],
     },
     Opt {
         name: "spin-us",

@@ -134,6 +134,7 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("pool-wait-max", "1s"),
         ("drain-deadline", "0s"),
         ("workers", "4"),
+        ("takeover", "true"),
         ("spin-us", "50"),
         ("busy-poll", "true"),
         ("log-format", "json"),
@@ -518,8 +519,8 @@ fn a_bad_flag_is_named_with_what_is_allowed() {
             "--evil\\n\\u{1b}: unknown option; `ringmx serve --help` lists all",
         ),
         (
-            &["--takeover", "x"],
-            "--takeover: not available in this version",
+            &["--takeover", "--discard"],
+            "--takeover: discard keeps no directory in which the running server could be found",
         ),
         (&["--pool=8MiB", "--pool=8MiB"], "--pool: given twice"),
         (&["--config=a", "--config=b"], "--config: given twice"),
@@ -576,8 +577,8 @@ fn a_fault_of_the_file_is_named_with_file_line_key_and_what_is_allowed() {
             "r.toml:1: config: is a flag only; a file can't name another",
         ),
         (
-            "# c\n\ntakeover = \"x\"",
-            "r.toml:3: takeover: not available in this version",
+            "takeover = true\n\naccept-any-recipient = true\nlisten = [\"systemd:smtp\"]",
+            "r.toml:1: takeover: sockets that systemd opened stay open over a restart: restart instead",
         ),
         (
             "ring-size = \"1QiB\"",

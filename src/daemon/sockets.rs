@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::{EXIT_FAILURE, EXIT_USAGE, complain};
 use crate::config::Config;
 use crate::config::listen::Place;
+use crate::daemon::takeover::Takeover;
 use crate::daemon::{StartError, reason, start_error};
 use crate::net::listener::{self, ListeningSocket, TcpListener};
 use crate::server::Listener;
@@ -74,6 +76,14 @@ impl Bound {
         self.sockets.get_mut(at).and_then(Option::take)
     }
 
+    /// Further descriptors of its sockets, with the worker of each.
+    pub(super) fn duplicates(&self) -> Vec<(u16, OwnedFd)> {
+        let sockets = self.sockets.iter().zip(0..);
+        sockets
+            .filter_map(|(socket, worker)| Some((worker, socket.as_ref()?.duplicate().ok()?)))
+            .collect()
+    }
+
     /// Closes the socket of a worker, unless they share it.
     pub(super) fn close(&mut self, worker: usize) {
         if self.sockets.len() > 1
@@ -89,15 +99,24 @@ impl Bound {
     }
 }
 
-/// Binds all listeners, in the order of [`Config::listeners`].
+/// Binds all listeners, in the order of [`Config::listeners`], or takes them from the server that is taken over.
 ///
 /// # Errors
 /// The first that can't be had.
-pub(super) fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
+pub(super) fn bind_all(
+    config: &Config,
+    mut takeover: Option<&mut Takeover>,
+) -> Result<Vec<Bound>, StartError> {
     let mut inherited = Inherited::from_environment();
     let mut bound = Vec::new();
     for (_, place, listener) in config.listeners() {
+        let taken = match (&mut takeover, &place) {
+            (Some(takeover), Place::Ip(address)) => takeover.take_ip(*address),
+            (Some(takeover), Place::Unix(path)) => takeover.take_unix(path),
+            _ => Vec::new(),
+        };
         let sockets = match &place {
+            _ if !taken.is_empty() => Ok(taken),
             Place::Ip(address) if config.workers > 1 => {
                 listener::bind_group(*address, config.workers)
                     .map(|sockets| sockets.into_iter().map(ListeningSocket::Tcp).collect())
@@ -144,11 +163,15 @@ pub(super) fn bind_all(config: &Config) -> Result<Vec<Bound>, StartError> {
 ///
 /// # Errors
 /// An address that was asked for can't be had; the default one is a warning.
-pub(super) fn bind_http(config: &Config) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
+pub(super) fn bind_http(
+    config: &Config,
+    takeover: Option<&mut Takeover>,
+) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
     let Some(address) = config.http else {
         return Ok(None);
     };
-    match listener::bind(address) {
+    let taken = takeover.and_then(|takeover| takeover.take_http(address));
+    match taken.map_or_else(|| listener::bind(address), Ok) {
         Ok(socket) => {
             let actual = socket.local_addr().unwrap_or(address);
             Ok(Some((socket, actual)))

@@ -10,10 +10,11 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use super::{
-    Place, StartError, Up, about, come_up, install_signals, leftover_shards, log_started,
-    print_end, print_start, raise_descriptor_limit, sockets, start_error, take_mail, tls,
+    Place, StartError, Up, about, come_up, finish_takeover, head, install_signals, leftover_shards,
+    log_started, print_end, raise_descriptor_limit, ready_state, sockets, start_error, start_lines,
+    take_mail, takeover, tls,
 };
-use crate::cli::{EXIT_CUT, EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, complain};
+use crate::cli::{EXIT_CUT, EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, complain, print};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::link::Report;
@@ -62,16 +63,26 @@ pub(super) fn run(config: Config, clock: Clock) -> Result<i32, StartError> {
                 Err(error) => supervisor.not_started(index, &error),
             },
             Due::AllReady => {
-                print_start(
+                let lines = start_lines(
                     &up.config,
                     &up.bound,
                     supervisor.http_address(),
                     &supervisor.ready(),
                     up.security.as_ref(),
-                    &leftover_shards(&up.config, 0),
+                    &leftover_shards(&up.config, up.first_shard),
                 );
+                let took_over = up.takeover.is_some();
+                finish_takeover(up.takeover.take());
+                if !up.config.discard {
+                    offer_handover(&up, &mut supervisor)?;
+                }
+                print(&lines);
                 log_started(&about, supervisor.logger(), &clock);
-                sockets::notify("READY=1");
+                sockets::notify(&ready_state(took_over));
+            }
+            Due::Give => {
+                let sockets = up.bound.iter().flat_map(|bound| bound.duplicates());
+                supervisor.give(sockets.collect());
             }
             Due::Stopping => up.bound.iter_mut().for_each(|bound| bound.close_all()),
             Due::GivenUp(index) => up.bound.iter_mut().for_each(|bound| bound.close(index)),
@@ -80,10 +91,11 @@ pub(super) fn run(config: Config, clock: Clock) -> Result<i32, StartError> {
                 return Err(start_error(code, format!("worker {index}: {text}")));
             }
             Due::Ended => {
-                for bound in &mut up.bound {
-                    if let Some(file) = bound.file.take() {
+                if !supervisor.is_handed_over() {
+                    for file in up.bound.iter_mut().filter_map(|bound| bound.file.take()) {
                         file.remove();
                     }
+                    takeover::remove(&up.config);
                 }
                 let mut lines = Vec::new();
                 match supervisor.unasked_ends() {
@@ -100,6 +112,13 @@ pub(super) fn run(config: Config, clock: Clock) -> Result<i32, StartError> {
     }
 }
 
+fn offer_handover(up: &Up, supervisor: &mut Supervisor) -> Result<(), StartError> {
+    let listener = takeover::bind(&up.config.ring)?;
+    supervisor
+        .offer_handover(listener, head(&up.config, up.first_shard))
+        .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))
+}
+
 /// Forks, with a link between both.
 fn start() -> io::Result<(Forked, UnixStream)> {
     let (parents, workers) = UnixStream::pair()?;
@@ -110,7 +129,9 @@ fn start() -> io::Result<(Forked, UnixStream)> {
 }
 
 /// A worker from its first to its last moment; returns its exit code.
-fn work(up: Up, index: usize, link: UnixStream) -> i32 {
+fn work(mut up: Up, index: usize, link: UnixStream) -> i32 {
+    // The parent speaks with the server that is taken over.
+    up.takeover = None;
     let own = match link.try_clone() {
         Ok(own) => own,
         Err(_) => return EXIT_FAILURE,
@@ -118,7 +139,7 @@ fn work(up: Up, index: usize, link: UnixStream) -> i32 {
     let result = start_logger(&up, index).and_then(|logger| {
         let place = Place {
             worker: Some((index, link)),
-            shard: index as u16,
+            shard: up.first_shard + index as u16,
         };
         take_mail(up, place, logger)
     });

@@ -300,7 +300,7 @@ pub fn status_document(status: &Status<'_>) -> String {
 
 /// Appends the response to `request` to `out`.
 ///
-/// **Bounds**: at most [`RESPONSE_BYTES_MAX`] octets with 32 consumers.
+/// **Bounds**: at most [`RESPONSE_BYTES_MAX`] octets for each ring with 32 consumers.
 pub fn respond(request: &Request, status: &Status<'_>, out: &mut Vec<u8>) {
     let (code, reason) = match request.route {
         Route::Home | Route::Status | Route::Metrics => (200, "OK"),

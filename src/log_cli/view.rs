@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::clock::{self, Clock};
-use crate::ctl::{Client, ClientError, Progress};
-use crate::limits::RECORD_HEADER_BYTES;
+use crate::ctl::{Client, ClientError, Progress, Refusal};
+use crate::limits::{RECORD_HEADER_BYTES, SHARDS_MAX};
 use crate::ringlog::consumer::{Step, Walk};
-use crate::ringlog::format::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, SuperblockError};
+use crate::ringlog::format::{
+    ConsumerName, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, SuperblockError,
+};
 use crate::ringlog::reader::{PIECE_BYTES, Reader, Source, Window};
 use crate::ringlog::writer::CHECKPOINT_BYTES;
 use crate::sys::bus_error;
@@ -36,6 +38,8 @@ pub struct Failure {
     /// One sentence, lower case, without a full stop. Empty when there is nothing to say (closed
     /// output).
     pub text: String,
+    /// A shard does not know the consumer that it was asked about.
+    pub unknown_consumer: bool,
 }
 
 impl Failure {
@@ -44,6 +48,7 @@ impl Failure {
         Failure {
             code,
             text: text.into(),
+            unknown_consumer: false,
         }
     }
 
@@ -52,6 +57,7 @@ impl Failure {
         Failure {
             code: EXIT_OTHER,
             text: text.into(),
+            unknown_consumer: false,
         }
     }
 
@@ -60,6 +66,7 @@ impl Failure {
         Failure {
             code: EXIT_USAGE,
             text: text.into(),
+            unknown_consumer: false,
         }
     }
 
@@ -68,6 +75,7 @@ impl Failure {
         Failure {
             code: EXIT_STORAGE,
             text: text.into(),
+            unknown_consumer: false,
         }
     }
 
@@ -77,6 +85,7 @@ impl Failure {
             io::ErrorKind::BrokenPipe => Failure {
                 code: 0,
                 text: String::new(),
+                unknown_consumer: false,
             },
             _ => Failure::other(format!("writing the output: {error}")),
         }
@@ -93,7 +102,10 @@ impl std::error::Error for Failure {}
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Failure {
-        Failure::other(error.to_string())
+        Failure {
+            unknown_consumer: matches!(error, ClientError::Refused(Refusal::NoSuchConsumer)),
+            ..Failure::other(error.to_string())
+        }
     }
 }
 
@@ -183,7 +195,11 @@ pub fn shards(dir: &Path) -> Result<Vec<ShardDir>, Failure> {
         let entry = entry.map_err(|error| missing(&error))?;
         let name = entry.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("shard-"));
-        if let Some(shard) = number.and_then(|number| number.parse().ok()) {
+        if let Some(shard) = number.and_then(|number| number.parse().ok())
+            && shard < SHARDS_MAX as u32
+            // A worker that is just starting has made the directory and not yet the ring.
+            && (entry.path().join("ring").exists() || entry.path().join("ctl").exists())
+        {
             found.push(ShardDir {
                 shard,
                 path: entry.path(),
@@ -247,6 +263,25 @@ pub fn read_superblock(file: &File, name: &Path) -> Result<Superblock, Failure> 
             name.display()
         ))),
     }
+}
+
+/// The consumers that are registered in a shard: its server knows best, if one runs. None where there is no ring yet.
+///
+/// # Errors
+/// The ring can't be read, or its server went while it was asked.
+pub fn registered(dir: &ShardDir) -> Result<Vec<ConsumerName>, Failure> {
+    if let Ok(mut client) = Client::connect(&dir.path.join("ctl")) {
+        let listed = client.list()?;
+        let names = listed.iter().map(|row| ConsumerName::new(&row.name));
+        return Ok(names.flatten().collect());
+    }
+    let path = dir.path.join("ring");
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let superblock = read_superblock(&open_ring(&path)?, &path)?;
+    let consumers = superblock.consumers.iter().flatten();
+    Ok(consumers.map(|consumer| consumer.name).collect())
 }
 
 /// Opens the ring file of a shard for reading only.

@@ -65,6 +65,17 @@ impl ListeningSocket {
         }
     }
 
+    /// Another descriptor of the same socket.
+    ///
+    /// # Errors
+    /// Those of dup(2).
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        match self {
+            ListeningSocket::Tcp(socket) => socket.as_fd().try_clone_to_owned(),
+            ListeningSocket::Unix(socket) => socket.as_fd().try_clone_to_owned(),
+        }
+    }
+
     /// What mio registers.
     pub fn source(&mut self) -> &mut dyn Source {
         match self {

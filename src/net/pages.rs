@@ -71,6 +71,11 @@ impl Pages {
         self.listener.as_ref()
     }
 
+    /// Takes no more connections; those that are there go on.
+    pub(super) fn stop_listening(&mut self) {
+        self.listener = None;
+    }
+
     /// The kernel may hold connections.
     pub(super) fn set_ready(&mut self) {
         self.ready = true;

@@ -17,6 +17,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Waker};
 
 use super::desk::{CTL_SESSIONS_MAX, Desk};
+use super::handover::{Asked, Handover, Head, Kind};
 use super::listener::{ListeningSocket, Socket};
 use super::pages::{Answered, Pages};
 use super::stream::MioStream;
@@ -24,7 +25,7 @@ use crate::clock::{Clock, Instant, nanos};
 use crate::conn::Token;
 use crate::ctl;
 use crate::http;
-use crate::limits::FILES_LOOK_MS;
+use crate::limits::{FILES_LOOK_MS, HANDOVER_GRACE, HANDOVER_IDLE};
 use crate::link;
 use crate::logger::{Class, Value};
 use crate::policy::rules::Rules;
@@ -61,6 +62,8 @@ const KIND_CTL: usize = 5 << KIND_SHIFT;
 const KIND_WAKER: usize = 6 << KIND_SHIFT;
 const KIND_SIGNALS: usize = 7 << KIND_SHIFT;
 const KIND_LINK: usize = 8 << KIND_SHIFT;
+const KIND_HANDOVER: usize = 9 << KIND_SHIFT;
+const KIND_HANDOVER_PEER: usize = 10 << KIND_SHIFT;
 const KIND_MASK: usize = 15 << KIND_SHIFT;
 
 /// The token under which a session's events come.
@@ -168,6 +171,9 @@ pub struct Reactor<B: Backing, C: Committer> {
     signals: Signals,
     /// The parent, where this is one of several workers.
     link: Option<Parent>,
+    /// Where another process may ask for the listening sockets.
+    handover: Option<Handover>,
+    handed_over_at: Option<Instant>,
     accept_paused_until: Option<Instant>,
     pause_logged_at: Option<Instant>,
     stop_since: Option<Instant>,
@@ -305,6 +311,8 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             rules,
             signals,
             link,
+            handover: None,
+            handed_over_at: None,
             accept_paused_until: None,
             pause_logged_at: None,
             stop_since: None,
@@ -324,11 +332,12 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         let spin_ns = nanos(self.options.spin);
         let mut spin_until = Instant(0);
         loop {
-            let mut timeout = self.timeout();
             let may_spin = self.options.busy_poll || self.clock.now() < spin_until;
-            if may_spin {
-                timeout = Duration::ZERO;
-            }
+            // A spinning loop asks the kernel and the clock, and nobody else.
+            let timeout = match may_spin {
+                true => Duration::ZERO,
+                false => self.timeout(),
+            };
             match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => other?,
@@ -436,6 +445,8 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
                 KIND_CTL => self.ctl_event(key, now),
                 KIND_SIGNALS => self.take_signals(now),
                 KIND_LINK => self.link_event(now),
+                KIND_HANDOVER => self.handover_event(true, now),
+                KIND_HANDOVER_PEER => self.handover_event(false, now),
                 // The waker: finished syncs are looked at once a turn anyway.
                 _ => {}
             }
@@ -564,6 +575,69 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         }
     }
 
+    // Handing over.
+
+    /// Lets another process ask for the listening sockets.
+    ///
+    /// # Errors
+    /// Whatever the registration says.
+    pub fn offer_handover(
+        &mut self,
+        listener: std::os::unix::net::UnixListener,
+        head: Head,
+    ) -> io::Result<()> {
+        let registry = &self.registry;
+        let handover = Handover::new(listener, head, registry, KIND_HANDOVER, KIND_HANDOVER_PEER)?;
+        self.handover = Some(handover);
+        Ok(())
+    }
+
+    /// Whether another process has taken the listening sockets over, and the files that belong to them.
+    pub fn is_handed_over(&self) -> bool {
+        self.handed_over_at.is_some()
+    }
+
+    fn handover_event(&mut self, listening: bool, now: Instant) {
+        let Some(handover) = &mut self.handover else {
+            return;
+        };
+        let mut asked = match listening {
+            true => handover.accept(&self.registry),
+            false => handover.event(),
+        };
+        if asked == Asked::Sockets {
+            let mail = self.listeners.iter().map(|listening| {
+                let socket = listening.socket.duplicate();
+                socket.map(|socket| (Kind::Mail(0), socket))
+            });
+            let http = self.pages.listener().map(|socket| {
+                let socket = socket.as_fd().try_clone_to_owned();
+                socket.map(|socket| (Kind::Http, socket))
+            });
+            // One that can't be had is bound by the other process, or is why it gives up.
+            asked = handover.give(mail.chain(http).flatten().collect());
+        }
+        if asked == Asked::Go {
+            handover.released();
+            self.hand_over(now);
+        }
+    }
+
+    /// Takes no more connections: another process does. Sessions go on for a while, then they are drained.
+    fn hand_over(&mut self, now: Instant) {
+        if self.stop_since.is_some() || self.handed_over_at.is_some() {
+            return;
+        }
+        self.handed_over_at = Some(now);
+        self.listeners.clear();
+        self.pages.stop_listening();
+        // The other process binds its own in its place.
+        self.handover = None;
+        let fields = [("sessions", Value::Number(self.server.connections() as u64))];
+        let logger = &mut self.server.shared.logger;
+        logger.line(Class::HandedOver, &fields, now);
+    }
+
     // The parent.
 
     /// Sends a report to the parent, if there is one.
@@ -601,6 +675,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         for order in orders {
             match order {
                 link::Order::Drain => self.stop(now),
+                link::Order::HandOver => self.hand_over(now),
                 link::Order::Reload => self.reload(),
                 link::Order::Tell { newest } => self.tell_parent(newest, now),
             }
@@ -640,6 +715,9 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             self.server.cut_all();
             return Some(Outcome::StorageFailed);
         }
+        if self.stop_since.is_none() && self.handed_over_at.is_some() && self.server.is_drained() {
+            return Some(Outcome::Drained);
+        }
         let since = self.stop_since?;
         if self.server.shared.is_failed() {
             self.server.cut_all();
@@ -660,6 +738,12 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         }
         self.idle_at = now;
         self.server.idle_tick();
+        if let Some(at) = self.handed_over_at {
+            match now.since_ns(at) >= nanos(HANDOVER_GRACE) {
+                true => self.stop(now),
+                false => self.server.let_quiet_go(HANDOVER_IDLE),
+            }
+        }
         self.take_rules(now);
         self.pages.expire(now);
         if now.since_ns(self.gave_back_at) >= GIVE_BACK_NS {

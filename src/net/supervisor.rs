@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
@@ -15,10 +16,12 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use super::desk::Desk;
+use super::handover::{Asked, Handover, Head, Kind};
 use super::pages::{Answered, Pages};
 use crate::clock::{Clock, Instant, nanos};
 use crate::limits::{
-    WORKER_ANSWER_WAIT, WORKER_ENDS_MAX, WORKER_RESTART_MIN, WORKER_WINDOW, WORKERS_MAX,
+    HANDOVER_GRACE, WORKER_ANSWER_WAIT, WORKER_ENDS_MAX, WORKER_RESTART_MIN, WORKER_WINDOW,
+    WORKERS_MAX,
 };
 use crate::link::{self, Done, Order, Ready, Report};
 use crate::logger::{Class, Logger, Value};
@@ -30,6 +33,8 @@ use crate::sys::signal::{Request, Signals};
 
 const SIGNALS: usize = 0;
 const HTTP_LISTENER: usize = 1;
+const HANDOVER: usize = 2;
+const HANDOVER_PEER: usize = 3;
 const KIND_SHIFT: usize = 60;
 const KIND_HTTP: usize = 1 << KIND_SHIFT;
 const KIND_LINK: usize = 2 << KIND_SHIFT;
@@ -58,6 +63,8 @@ pub enum Due {
     AllReady,
     /// A worker could not start the first time, and all have ended: [`Supervisor::failure`] says why.
     Failed,
+    /// Another process asks for the listening sockets: answer by [`Supervisor::give`].
+    Give,
     /// The stop has begun: the listening sockets have to be closed.
     Stopping,
     /// This worker is given up: its listening sockets have to be closed, so that nobody waits in them.
@@ -127,6 +134,11 @@ pub struct Supervisor {
     failure: Option<(usize, i32, String)>,
     dues: VecDeque<Due>,
     accept_paused_until: Option<Instant>,
+    /// Where another process may ask for the listening sockets.
+    handover: Option<Handover>,
+    handed_over: bool,
+    /// A stop was not asked for since the hand-over.
+    may_hurry: bool,
     idle_at: Instant,
 }
 
@@ -188,6 +200,9 @@ impl Supervisor {
             failure: None,
             dues: VecDeque::new(),
             accept_paused_until: None,
+            handover: None,
+            handed_over: false,
+            may_hurry: false,
             idle_at: now,
         })
     }
@@ -349,6 +364,8 @@ impl Supervisor {
                 KIND_HTTP => self.http_event(key, now),
                 KIND_LINK => links.push(key),
                 _ if bits == HTTP_LISTENER => self.pages.set_ready(),
+                _ if bits == HANDOVER => self.handover_event(true, now),
+                _ if bits == HANDOVER_PEER => self.handover_event(false, now),
                 _ => {}
             }
         }
@@ -380,6 +397,10 @@ impl Supervisor {
         while let Some(request) = self.signals.next_request() {
             match request {
                 // The workers die with this process.
+                // A hand-over lets sessions go on for a while; this ends that.
+                Request::Stop if std::mem::take(&mut self.may_hurry) => {
+                    self.order_all(Order::Drain, now);
+                }
                 Request::Stop if self.stop_since.is_some() => crate::sys::signal::exit_now(3),
                 Request::Stop => self.stop(now),
                 Request::Reload => self.order_all(Order::Reload, now),
@@ -388,10 +409,13 @@ impl Supervisor {
     }
 
     /// Has all workers drain.
-    pub fn stop(&mut self, now: Instant) {
-        if self.stop_since.is_some() {
-            return;
+    fn stop(&mut self, now: Instant) {
+        if self.stop_since.is_none() {
+            self.stop_with(Order::Drain, now);
         }
+    }
+
+    fn stop_with(&mut self, order: Order, now: Instant) {
         self.stop_since = Some(now);
         self.dues.push_back(Due::Stopping);
         for worker in &mut self.workers {
@@ -399,7 +423,83 @@ impl Supervisor {
                 worker.state = State::Over;
             }
         }
-        self.order_all(Order::Drain, now);
+        self.order_all(order, now);
+    }
+
+    // Handing over.
+
+    /// Lets another process ask for the listening sockets.
+    ///
+    /// # Errors
+    /// Whatever the registration says.
+    pub fn offer_handover(
+        &mut self,
+        listener: std::os::unix::net::UnixListener,
+        head: Head,
+    ) -> io::Result<()> {
+        let registry = self.poll.registry();
+        let handover = Handover::new(listener, head, registry, HANDOVER, HANDOVER_PEER)?;
+        self.handover = Some(handover);
+        Ok(())
+    }
+
+    /// Sends the sockets for mail to the process that asked, and that of the pages.
+    pub fn give(&mut self, mail: Vec<(u16, OwnedFd)>) {
+        let mut sockets: Vec<(Kind, OwnedFd)> = mail
+            .into_iter()
+            .map(|(worker, socket)| (Kind::Mail(worker), socket))
+            .collect();
+        let http = self
+            .pages
+            .listener()
+            .map(|socket| socket.as_fd().try_clone_to_owned());
+        if let Some(Ok(socket)) = http {
+            sockets.push((Kind::Http, socket));
+        }
+        let asked = self
+            .handover
+            .as_mut()
+            .map(|handover| handover.give(sockets));
+        if asked == Some(Asked::Go) {
+            self.hand_over(self.clock.now());
+        }
+    }
+
+    /// Whether another process has taken the listening sockets over, and the files that belong to them.
+    pub fn is_handed_over(&self) -> bool {
+        self.handed_over
+    }
+
+    fn handover_event(&mut self, listening: bool, now: Instant) {
+        let Some(handover) = &mut self.handover else {
+            return;
+        };
+        let asked = match listening {
+            true => handover.accept(self.poll.registry()),
+            false => handover.event(),
+        };
+        match asked {
+            Asked::Nothing => {}
+            Asked::Sockets => self.dues.push_back(Due::Give),
+            Asked::Go => self.hand_over(now),
+        }
+    }
+
+    fn hand_over(&mut self, now: Instant) {
+        if let Some(handover) = &mut self.handover {
+            handover.released();
+        }
+        self.handover = None;
+        if self.stop_since.is_some() {
+            return;
+        }
+        self.handed_over = true;
+        self.may_hurry = true;
+        self.pages.stop_listening();
+        self.logger.line(Class::HandedOver, &[], now);
+        // Workers drain by themselves when the time of grace is over.
+        self.drain_deadline = self.drain_deadline.saturating_add(HANDOVER_GRACE);
+        self.stop_with(Order::HandOver, now);
     }
 
     fn order_all(&mut self, order: Order, now: Instant) {

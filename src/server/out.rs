@@ -303,8 +303,12 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             .fold(Offered::NONE, Offered::with)
     }
 
-    fn channel_binding(&mut self, _binding: Binding) -> Option<BindingData> {
-        None
+    fn channel_binding(&mut self, binding: Binding) -> Option<BindingData> {
+        let bindings = self.io.tls.as_ref().and_then(|tls| tls.bindings())?;
+        BindingData::new(match binding {
+            Binding::Exporter => &bindings.exporter,
+            Binding::ServerEndPoint => bindings.end_point.as_deref()?,
+        })
     }
 
     fn nonce(&mut self) -> Vec<u8> {
@@ -324,6 +328,10 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             self.io.push_reply(&mut self.shared.pool, DISCARDED);
         }
         self.queue_to_flush();
+    }
+
+    fn stores(&self) -> bool {
+        self.shared.storage.is_some()
     }
 
     fn begin_message(&mut self) -> bool {

@@ -17,6 +17,7 @@ use crate::metrics::{CloseCause, Metrics};
 use crate::ringlog::backing::Backing;
 use crate::smtp::session::Context;
 use crate::smtp::sink::Blocked;
+use crate::sys::crc;
 use zeroize::Zeroize;
 
 /// Reads once and keeps the sticky readiness true. `None`: nothing came.
@@ -196,7 +197,7 @@ pub(super) fn read_in_place<S: Stream, B: Backing, C: Committer>(
             let rest = len - decoded.consumed;
             scratch[..rest].copy_from_slice(&buf[decoded.consumed..len]);
             if let Some(message) = shared.messages.get_mut(key.place()) {
-                message.direct_take(&mut shared.pool, decoded.kept);
+                message.direct_take(&mut shared.pool, decoded.kept, crc::append);
             }
             (Some(decoded), rest)
         }

@@ -399,7 +399,7 @@ pub struct Session {
 /// What a session keeps of the message under way. Most sessions have none at most times, so that it stands in memory of
 /// its own, which [`Session::lend`] and [`Session::reclaim`] hand from session to session.
 #[derive(Debug)]
-pub struct Work {
+struct Work {
     transaction: Transaction,
     content: Content,
     chunk: Chunk,
@@ -421,6 +421,18 @@ impl Work {
             reply: None,
         },
     };
+}
+
+/// Memory for messages under way that no session needs now.
+#[derive(Debug)]
+#[expect(clippy::vec_box, reason = "the memory itself goes from hand to hand")]
+pub struct SpareWork(Vec<Box<Work>>);
+
+impl SpareWork {
+    /// None yet, with room to keep what so many sessions give back.
+    pub fn with_capacity(sessions: usize) -> SpareWork {
+        SpareWork(Vec::with_capacity(sessions))
+    }
 }
 
 /// [`Work`], or nothing to be seen. Only a change takes memory: what was lent, or else memory of its own.
@@ -682,14 +694,14 @@ impl Session {
 
     /// Lends memory that another session has given back, for the message that the next input may begin. A session to
     /// which nothing is lent takes memory of its own.
-    pub fn lend(&mut self, spare: &mut Vec<Box<Work>>) {
+    pub fn lend(&mut self, spare: &mut SpareWork) {
         if self.work.0.is_none() {
-            self.work.0 = spare.pop();
+            self.work.0 = spare.0.pop();
         }
     }
 
     /// Takes that memory back where no message is under way, nor replies to its end are owed.
-    pub fn reclaim(&mut self, spare: &mut Vec<Box<Work>>) {
+    pub fn reclaim(&mut self, spare: &mut SpareWork) {
         let Some(work) = &mut self.work.0 else {
             return;
         };
@@ -698,7 +710,7 @@ impl Session {
             && !matches!(self.state, State::Chunk | State::Commit | State::Answers);
         if is_at_rest {
             **work = Work::NONE;
-            spare.extend(self.work.0.take());
+            spare.0.extend(self.work.0.take());
         }
     }
 
@@ -1533,21 +1545,22 @@ impl Session {
         if !out.begin_message() {
             return Outcome::Reply(Reply::NoSpace);
         }
-        let complete = out.envelope_field(Field::Helo, &[self.helo.as_bytes()])
-            && self
-                .user()
-                .is_none_or(|user| out.envelope_field(Field::User, &[user.as_bytes()]))
-            && self.store_proxied(out)
-            && out.envelope_field(Field::ReversePath, &[path.mailbox])
-            && (parameters.is_empty()
-                || out.envelope_field(
-                    Field::MailParameters,
-                    &[Normalized::of(parameters, &mut None)],
-                ))
-            && times.store(out)
-            && priority.is_none_or(|priority| {
-                out.envelope_field(Field::Priority, &[&priority.to_le_bytes()])
-            });
+        let complete = !out.stores()
+            || (out.envelope_field(Field::Helo, &[self.helo.as_bytes()])
+                && self
+                    .user()
+                    .is_none_or(|user| out.envelope_field(Field::User, &[user.as_bytes()]))
+                && self.store_proxied(out)
+                && out.envelope_field(Field::ReversePath, &[path.mailbox])
+                && (parameters.is_empty()
+                    || out.envelope_field(
+                        Field::MailParameters,
+                        &[Normalized::of(parameters, &mut None)],
+                    ))
+                && times.store(out)
+                && priority.is_none_or(|priority| {
+                    out.envelope_field(Field::Priority, &[&priority.to_le_bytes()])
+                }));
         if !complete {
             out.abort_message();
             return Outcome::Reply(Reply::NoSpace);
@@ -1607,7 +1620,8 @@ impl Session {
         }
         // Most recipients come without parameters: nothing is copied for them.
         let mut room = None;
-        let normalized = (!parameters.is_empty()).then(|| Normalized::of(parameters, &mut room));
+        let is_kept = out.stores() && !parameters.is_empty();
+        let normalized = is_kept.then(|| Normalized::of(parameters, &mut room));
         let mut needed = FIELD_HEADER_BYTES + path.mailbox.len();
         if let Some(normalized) = normalized {
             needed += FIELD_HEADER_BYTES + normalized.len();
@@ -1726,6 +1740,10 @@ impl Session {
         (now, wall_ns): (Instant, u64),
         out: &mut impl Sink,
     ) -> bool {
+        self.work.transaction.data_started = now;
+        if !out.stores() {
+            return out.begin_body(&[], 0);
+        }
         let protocol = Protocol::new(ProtocolFacts {
             esmtp: self.esmtp,
             lmtp: ctx.lmtp,
@@ -1748,7 +1766,6 @@ impl Session {
             tls_cipher: self.tls.copied(),
             wall_ns,
         });
-        self.work.transaction.data_started = now;
         out.begin_body(trace.bytes(), trace.id_at())
     }
 

@@ -281,6 +281,10 @@ pub trait Sink {
     }
     /// Asks; `None` means that the answer comes later through `Session::answer`.
     fn ask(&mut self, question: Question<'_>) -> Option<Verdict>;
+    /// Whether anything is kept of the messages: without, no envelope field and no trace field is made.
+    fn stores(&self) -> bool {
+        true
+    }
     /// MAIL is about to be accepted: opens a message. False when there is no chunk for it.
     fn begin_message(&mut self) -> bool;
     /// Octets of envelope, field headers included, that the envelope may still grow by.

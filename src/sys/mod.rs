@@ -3,6 +3,7 @@
 
 pub mod bus_error;
 pub mod counting;
+pub mod crc;
 pub mod descriptors;
 pub mod fd_passing;
 pub mod file;

@@ -20,6 +20,30 @@ pub fn peek(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 
+/// Number of the user whose process is at the other end of a UNIX socket.
+///
+/// # Errors
+/// Those of getsockopt(2): it is no UNIX socket.
+pub fn peer_user(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: an all-zero ucred is a valid value to be overwritten.
+    let mut found: libc::ucred = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `found`, which has them.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast(),
+            &raw mut len,
+        )
+    };
+    match done {
+        0 => Ok(found.uid),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Takes a descriptor that this process was started with, and closes it to the programs that it starts.
 ///
 /// Each number may be taken once. Standard input, output and error are refused.
@@ -61,6 +85,15 @@ mod tests {
         assert_eq!(near.read(&mut buf).expect("bytes"), 3);
         drop(far);
         assert_eq!(peek(near.as_fd(), &mut buf).expect("the end"), 0);
+    }
+
+    #[test]
+    fn the_other_end_of_a_pair_is_this_user() {
+        let (near, _far) = UnixStream::pair().expect("a pair of sockets");
+        let own = crate::sys::privileges::effective_user();
+        assert_eq!(peer_user(near.as_fd()).expect("credentials"), own);
+        let (pipe, _) = std::io::pipe().expect("a pipe");
+        assert!(peer_user(pipe.as_fd()).is_err());
     }
 
     #[test]

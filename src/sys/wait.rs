@@ -63,6 +63,35 @@ pub fn readable(descriptors: &[BorrowedFd<'_>], wait: Option<Duration>) -> io::R
     Ok(Ready(ready))
 }
 
+/// Waits until one of any number of descriptors can be read, a signal handler ran, or `wait` is over (`None`: for
+/// ever).
+///
+/// # Errors
+/// Those of poll(2), except `Interrupted`.
+pub fn any_readable(descriptors: &[BorrowedFd<'_>], wait: Option<Duration>) -> io::Result<()> {
+    let mut polled: Vec<libc::pollfd> = descriptors
+        .iter()
+        .map(|descriptor| libc::pollfd {
+            fd: descriptor.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        })
+        .collect();
+    // Rounded up, so that a wait is never shorter than asked.
+    let wait_ms = wait.map_or(-1, |wait| {
+        i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
+    });
+    // SAFETY: `polled` is an array of initialised entries, passed with its length.
+    let count = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as _, wait_ms) };
+    if count < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 /// Whether a write of at most PIPE_BUF (4,096) bytes to `descriptor` would not have to wait now, as far as this process
 /// can know: others may write to the same pipe.
 pub fn is_writable(descriptor: BorrowedFd<'_>) -> bool {

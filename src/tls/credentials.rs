@@ -19,11 +19,12 @@ use rustls::server::{
 };
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CipherSuite, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
-    SignatureAlgorithm, SignatureScheme, SupportedCipherSuite,
+    CipherSuite, DigitallySignedStruct, DistinguishedName, Error, KeyLog, RootCertStore,
+    ServerConfig, SignatureAlgorithm, SignatureScheme, SupportedCipherSuite,
 };
 
 use super::ClientCertificate;
+use super::binding::{self, ChannelBindings, EXPORTER_BYTES, EXPORTER_SECRET};
 use crate::choice::choices;
 use crate::limits::{TLS_CERTIFICATES_MAX, TLS_CHAIN_BYTES_MAX, TLS_FILE_BYTES_MAX};
 use crate::sys::file::Stamps;
@@ -221,6 +222,7 @@ impl Credentials {
         let choice = Arc::new(Choice::new(&self.table));
         let mut config = self.config.clone();
         config.cert_resolver = Arc::clone(&choice) as Arc<dyn ResolvesServerCert>;
+        config.key_log = Arc::clone(&choice) as Arc<dyn KeyLog>;
         (Arc::new(config), choice)
     }
 
@@ -330,6 +332,8 @@ pub(super) fn registered_name(suite: Option<SupportedCipherSuite>) -> &'static &
 #[derive(Debug, Default)]
 struct Table {
     keys: Vec<Arc<CertifiedKey>>,
+    /// What the certificate of each key binds a channel by.
+    end_points: Vec<Option<Arc<[u8]>>>,
     names: Vec<String>,
     /// Indexes into `keys`, by a name in lower case.
     exact: HashMap<String, Vec<usize>>,
@@ -352,18 +356,20 @@ impl Table {
                 self.names.push(name);
             }
         }
+        let end_entity = certified.end_entity_cert().ok();
+        self.end_points
+            .push(end_entity.and_then(|certificate| binding::end_point(certificate)));
         self.keys.push(Arc::new(certified));
         Ok(())
     }
 
-    /// The first key for this name that the client can check, or else the first it can check at all: a client that
-    /// takes any certificate is better served with the wrong one than with none.
-    fn choose(
-        &self,
-        name: Option<&str>,
-        schemes: &[SignatureScheme],
-    ) -> Option<&Arc<CertifiedKey>> {
-        let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
+    /// The index of the first key for this name that the client can check, or else the first it can check at all: a
+    /// client that takes any certificate is better served with the wrong one than with none.
+    fn choose(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<usize> {
+        let fits = |index: &usize| {
+            let key = self.keys.get(*index);
+            key.is_some_and(|key| key.key.choose_scheme(schemes).is_some())
+        };
         let named = name.map(str::to_ascii_lowercase).and_then(|name| {
             let exact = self.exact.get(&name);
             let wildcard = name
@@ -373,10 +379,10 @@ impl Table {
                 .into_iter()
                 .chain(wildcard)
                 .flatten()
-                .filter_map(|&index| self.keys.get(index))
+                .copied()
                 .find(fits)
         });
-        named.or_else(|| self.keys.iter().find(fits))
+        named.or_else(|| (0..self.keys.len()).find(fits))
     }
 }
 
@@ -394,11 +400,22 @@ impl ChainNames for CertifiedKey {
     }
 }
 
-/// Chooses the certificate of one connection and remembers the name it was chosen for.
-#[derive(Debug)]
+/// Chooses the certificate of one connection and remembers the name it was chosen for; hears the secret of the
+/// exporter.
 pub(super) struct Choice {
     table: Arc<Table>,
     asked: OnceLock<Box<str>>,
+    chosen: OnceLock<usize>,
+    /// `tls-exporter` of the channel, as soon as there is one.
+    exporter: OnceLock<[u8; EXPORTER_BYTES]>,
+}
+
+impl fmt::Debug for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Choice")
+            .field("asked", &self.asked)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Choice {
@@ -406,7 +423,19 @@ impl Choice {
         Choice {
             table: Arc::clone(table),
             asked: OnceLock::new(),
+            chosen: OnceLock::new(),
+            exporter: OnceLock::new(),
         }
+    }
+
+    /// What the channel is bound by; `None` under TLS 1.2, and before the handshake has got that far.
+    pub(super) fn bindings(&self) -> Option<ChannelBindings> {
+        let chosen = self.chosen.get().copied();
+        let end_point = chosen.and_then(|index| self.table.end_points.get(index));
+        Some(ChannelBindings {
+            exporter: *self.exporter.get()?,
+            end_point: end_point.cloned().flatten(),
+        })
     }
 
     /// The name the client asked for, in lower case.
@@ -420,9 +449,26 @@ impl ResolvesServerCert for Choice {
         if let Some(name) = hello.server_name() {
             let _ = self.asked.set(name.to_ascii_lowercase().into());
         }
-        self.table
-            .choose(hello.server_name(), hello.signature_schemes())
-            .cloned()
+        let chosen = self
+            .table
+            .choose(hello.server_name(), hello.signature_schemes())?;
+        let _ = self.chosen.set(chosen);
+        self.table.keys.get(chosen).cloned()
+    }
+}
+
+impl KeyLog for Choice {
+    fn will_log(&self, label: &str) -> bool {
+        label == EXPORTER_SECRET
+    }
+
+    /// Takes the one secret from which nothing of the traffic can be decrypted, and keeps what is derived from it.
+    fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
+        if label == EXPORTER_SECRET
+            && let Some(exporter) = binding::exporter(secret)
+        {
+            let _ = self.exporter.set(exporter);
+        }
     }
 }
 

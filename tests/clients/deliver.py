@@ -4,6 +4,8 @@
     deliver.py RINGMX CLIENT            swaks, smtplib, curl, msmtp, smtp-source or ringmx-send
     deliver.py RINGMX tls CLIENT        swaks, smtplib, curl, msmtp or openssl, over STARTTLS and over
                                         TLS from the first octet, the certificate checked
+    deliver.py RINGMX scram             SCRAM-SHA-256 and -PLUS (RFC 5802, RFC 7677), written here
+    deliver.py RINGMX renegotiation     openssl wishes to renegotiate TLS 1.2, and is refused
     deliver.py RINGMX submission CLIENT swaks, smtplib, curl, msmtp, nodemailer, go or lettre as a user, over
                                         STARTTLS and over TLS from the first octet, the certificate checked
     deliver.py RINGMX messages DIR      the messages of DIR, see samples/fetch
@@ -13,7 +15,10 @@ a ring in a temporary directory. Exit code 0: everything came back as it was sen
 not installed; anything else is a failure.
 """
 
+import base64
 import glob
+import hashlib
+import hmac
 import json
 import mailbox
 import os
@@ -340,6 +345,32 @@ TLS_CLIENTS = {
 }
 
 
+def renegotiation(program):
+    """RFC 5746, CVE-2011-1473: a session under TLS 1.2 has one handshake. s_client asks for another where a line begins
+    with R; the server answers with the alert no_renegotiation, which s_client takes for the end."""
+    path = tool("openssl")
+    with Server(program, "--listen-tls", "127.0.0.1:0", "--tls-self-signed") as server:
+        command = [path, "s_client", "-tls1_2", "-CAfile", server.certificate, "-verify_return_error"]
+        command += ["-connect", f"localhost:{server.tls_port}"]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            heard = b""
+            while b"220 " not in heard:
+                ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+                more = os.read(process.stdout.fileno(), 65536) if ready else b""
+                assert more, heard
+                heard += more
+            rest, _ = process.communicate(b"R\n", PATIENCE)
+        assert b"RENEGOTIATING" in rest and b"no renegotiation" in rest, rest
+        assert process.returncode != 0
+        context = ssl.create_default_context(cafile=server.certificate)
+        with smtplib.SMTP_SSL("localhost", server.tls_port, timeout=PATIENCE, context=context) as client:
+            assert client.sendmail(SENDER, RECIPIENT, crlf(PLAIN_LINES)) == {}
+        assert server.stored() == [crlf(PLAIN_LINES)]
+    print("openssl: renegotiation was refused, and others were served")
+
+
 USER, PASSWORD = "jim@example.org", "correct horse, battery & st\u00e4ple"
 WRONG = PASSWORD + "!"
 # CRLF in front of each line, no octets over 127 and none but whole lines: what every client sends alike.
@@ -386,6 +417,94 @@ def submit(program, client):
                 assert re.search(rb"(?mi)^Subject: as a user\r?$", header), (name, rest)
                 assert body.rstrip() == b".\r\n..two\r\nlast line", (name, rest)
     print(f"{client}: {', '.join(ways)} stored a message of the user, and nothing for anybody else")
+
+
+class Scram:
+    """A client of RFC 5802 and RFC 7677, from their text."""
+
+    def __init__(self, flag, binding=b""):
+        self.header = flag.encode() + b",,"
+        self.binding = binding
+        self.nonce = base64.b64encode(os.urandom(18))
+
+    def first(self):
+        name = USER.replace("=", "=3D").replace(",", "=2C").encode()
+        self.first_bare = b"n=" + name + b",r=" + self.nonce
+        return self.header + self.first_bare
+
+    def final(self, server_first, password):
+        fields = dict(field.split(b"=", 1) for field in server_first.split(b","))
+        assert fields[b"r"].startswith(self.nonce) and fields[b"r"] != self.nonce, fields
+        salt, rounds = base64.b64decode(fields[b"s"]), int(fields[b"i"])
+        salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, rounds)
+        client_key = hmac.digest(salted, b"Client Key", "sha256")
+        bound = base64.b64encode(self.header + self.binding)
+        without_proof = b"c=" + bound + b",r=" + fields[b"r"]
+        message = self.first_bare + b"," + server_first + b"," + without_proof
+        signature = hmac.digest(hashlib.sha256(client_key).digest(), message, "sha256")
+        proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
+        server_key = hmac.digest(salted, b"Server Key", "sha256")
+        self.expected = b"v=" + base64.b64encode(hmac.digest(server_key, message, "sha256"))
+        return without_proof + b",p=" + base64.b64encode(proof)
+
+
+def authenticate(client, mechanism, scram, password):
+    """Plays the exchange; the last reply, with the server's signature checked."""
+
+    def say(octets):
+        code, text = client.docmd(base64.b64encode(octets).decode() or "=")
+        return code, base64.b64decode(text) if code == 334 else text
+
+    code, text = client.docmd("AUTH", mechanism + " " + base64.b64encode(scram.first()).decode())
+    if code != 334:
+        return code
+    code, text = say(scram.final(base64.b64decode(text), password))
+    if code != 334:
+        return code
+    assert text == scram.expected, "the server does not know the password"
+    return client.docmd("")[0]
+
+
+def scram(program):
+    with tempfile.TemporaryDirectory(prefix="ringmx-scram-") as scratch:
+        users = os.path.join(scratch, "users")
+        add = [program, "users", "add", "--file", users, USER, "--iterations", "4096"]
+        run(add, PASSWORD.encode() + b"\n")
+        options = ["--users", users, "--tls-self-signed"]
+        with Server(program, *options, listen="127.0.0.1:0,role=submission,tls=implicit") as server:
+            context = ssl.create_default_context(cafile=server.certificate)
+            end_point = hashlib.sha256(ssl.PEM_cert_to_DER_cert(read(server.certificate).decode())).digest()
+            plain, plus = "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"
+            bound = "p=tls-server-end-point"
+            for mechanism, scram, password, code in (
+                (plus, Scram(bound, end_point), PASSWORD, 235),
+                (plus, Scram(bound, end_point), WRONG, 535),
+                # Somebody between has a certificate of his own.
+                (plus, Scram(bound, hashlib.sha256(b"another").digest()), PASSWORD, 535),
+                # By what this channel has not, or by nothing.
+                (plus, Scram("p=tls-unique", end_point), PASSWORD, 535),
+                (plus, Scram("n"), PASSWORD, 501),
+                # Who can't bind may do without; who could, and was told that the server can't, was lied to.
+                (plain, Scram("n"), PASSWORD, 235),
+                (plain, Scram("y"), PASSWORD, 535),
+                (plain, Scram(bound, end_point), PASSWORD, 501),
+            ):
+                with smtplib.SMTP_SSL("localhost", server.port, timeout=PATIENCE, context=context) as client:
+                    client.ehlo("localhost")
+                    assert client.esmtp_features["auth"].split() == [plus, plain, "PLAIN", "LOGIN"]
+                    got = authenticate(client, mechanism, scram, password)
+                    assert got == code, (mechanism, scram.header, got, code)
+                    if code == 235:
+                        assert client.sendmail(SENDER, RECIPIENT, crlf(PLAIN_LINES)) == {}
+            assert [entry["user"] for entry in server.listed()] == [USER] * 2
+            # TLS 1.2 has no binding here, so that a client may say that it would have bound.
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+            with smtplib.SMTP_SSL("localhost", server.port, timeout=PATIENCE, context=context) as client:
+                client.ehlo("localhost")
+                assert client.esmtp_features["auth"].split() == [plain, "PLAIN", "LOGIN"]
+                assert authenticate(client, plus, Scram(bound, end_point), PASSWORD) == 504
+                assert authenticate(client, plain, Scram("y"), PASSWORD) == 235
+    print("SCRAM-SHA-256 and -PLUS: who is bound to this channel is let in, nobody who is bound to another")
 
 
 def succeeds(command, right, stdin=b"", environment=None):
@@ -682,6 +801,10 @@ def main(arguments):
         messages(program, *rest)
     elif what == "tls":
         deliver_over_tls(program, *rest)
+    elif what == "scram":
+        scram(program)
+    elif what == "renegotiation":
+        renegotiation(program)
     elif what == "submission":
         submit(program, *rest)
     else:

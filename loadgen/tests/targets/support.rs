@@ -166,11 +166,19 @@ pub fn holds(ledger: &str, store: &[&str], messages: u64) {
     assert!(text.starts_with(&clean), "{text}");
 }
 
+/// Puts a file in the place of another in one step.
+pub fn replace(path: &str, text: &str) {
+    let beside = format!("{path}.new");
+    fs::write(&beside, text).unwrap();
+    fs::rename(&beside, path).unwrap();
+}
+
 /// Files of a certificate authority and of a server that it vouches for.
 pub struct Authority {
     pub ca: String,
     pub certificate: String,
     pub key: String,
+    issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
@@ -184,16 +192,25 @@ impl Authority {
             .push(DnType::CommonName, "authority of the tests");
         let key = KeyPair::generate().unwrap();
         let ca = params.self_signed(&key).unwrap();
-        let issuer = Issuer::new(params, key);
+        let made = Self {
+            ca: place.write("tls/ca.pem", &ca.pem()),
+            certificate: place.at("tls/server.pem"),
+            key: place.at("tls/server.key"),
+            issuer: Issuer::new(params, key),
+        };
+        made.renew(&made.certificate, &made.key);
+        made
+    }
+
+    /// Vouches for another key of the server; puts certificate and key in the place of these files, one
+    /// after the other.
+    pub fn renew(&self, certificate: &str, key: &str) {
         let server_key = KeyPair::generate().unwrap();
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
         let server = CertificateParams::new(names).unwrap();
-        let server = server.signed_by(&server_key, &issuer).unwrap();
-        Self {
-            ca: place.write("tls/ca.pem", &ca.pem()),
-            certificate: place.write("tls/server.pem", &server.pem()),
-            key: place.write("tls/server.key", &server_key.serialize_pem()),
-        }
+        let server = server.signed_by(&server_key, &self.issuer).unwrap();
+        replace(certificate, &server.pem());
+        replace(key, &server_key.serialize_pem());
     }
 }
 
