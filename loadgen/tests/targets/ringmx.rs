@@ -131,7 +131,7 @@ fn ringmx_loses_and_refuses_nothing_while_certificates_and_recipients_are_read_a
                     &recipients,
                     &format!("@test.example\nmore{count}@x.example\n{bad}"),
                 );
-                if count % 2 == 0 {
+                if count.is_multiple_of(2) {
                     hang_up();
                 }
                 std::thread::park_timeout(Duration::from_millis(50));
