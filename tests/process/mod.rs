@@ -14,6 +14,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ringmx::log_cli::view::{ShardDir, View};
+use ringmx::ringlog::consumer::{Step, Walk};
 use ringmx::sys::signal;
 
 /// Longest wait for a single step. The machine may be busy with other tests.
@@ -440,8 +442,34 @@ pub fn output_of(arguments: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// Every stored message without its trace field, by number, as `ringmx log export` writes them.
+/// Every stored message without its trace field, by number, as `ringmx log` reads them.
 pub fn stored(dir: &TestDir) -> BTreeMap<u64, Vec<u8>> {
+    let shard = ShardDir {
+        shard: 0,
+        path: Path::new(&dir.ring()).join("shard-0"),
+    };
+    let mut view = View::open(&shard).unwrap_or_else(|failure| panic!("{}", failure.text));
+    let mut walk = Walk::new(view.window.tail);
+    let mut found = BTreeMap::new();
+    loop {
+        match view
+            .step(&mut walk)
+            .unwrap_or_else(|failure| panic!("{}", failure.text))
+        {
+            Step::End => return found,
+            Step::Other => {}
+            Step::Message(message) => {
+                let octets = without_trace(message.body()).to_vec();
+                let before = found.insert(message.number, octets);
+                assert_eq!(before, None, "two messages of number {}", message.number);
+            }
+            damage => panic!("{damage:?}"),
+        }
+    }
+}
+
+/// As [`stored`], from the files that `ringmx log export` writes.
+pub fn exported(dir: &TestDir) -> BTreeMap<u64, Vec<u8>> {
     let eml = TestDir::new();
     let target = eml.join("eml");
     output_of(&["log", "export", "--eml", &target, "--ring", &dir.ring()]);
