@@ -184,7 +184,7 @@ def idle(j):
         group,
         "memory of each of 19,000 by that of each of 10,000",
         [per[19000] / per[10000]] if len(per) == 2 and per[10000] else [],
-        at_most=1.05,
+        at_most=1.1,
     )
     pairs = facts.get("pairs", [])
     j.say(

@@ -412,6 +412,8 @@ class OpenSmtpd(Peer):
     # Debian 12's does no handshake with Debian 12's OpenSSL, and has no CHUNKING. Its queue files are renamed into
     # place without a sync of any kind (strace), so that its 250 outlives the process and not the power.
     name, promise, lacks = "OpenSMTPD, delivery paused", CACHE, ("tls", "bdat")
+    # Its listen queue has room for a handful; what does not fit tries again after a second.
+    options = ("--connect-burst", "4")
 
     def __init__(self, _tools):
         self.root = unpacked("opensmtpd", "opensmtpd")
