@@ -155,7 +155,15 @@ impl Life<'_> {
         keys.map(|key| content(*key).len()).sum()
     }
 
+    /// Starts the consumer unless it runs.
     fn start_consumer(&mut self) {
+        if self.consumer.as_mut().is_some_and(Process::ended) {
+            // It outlives servers, but not one that is killed while it asks to be let in.
+            let ended = self.consumer.take().map(Process::wait);
+            let (code, _, errors) = ended.expect("there was one");
+            let refused = errors.starts_with("ringmx consume: control socket: ");
+            assert!(code == Some(1) && refused, "{code:?} {errors}");
+        }
         if self.variant.place == Place::Consumed && self.consumer.is_none() {
             let target = format!("maildir:{}", self.dir.join("mail"));
             let ring = self.dir.ring();
@@ -202,6 +210,7 @@ impl Life<'_> {
             return;
         }
         wait_until("the consumer has everything", || {
+            self.start_consumer();
             self.collect(when);
             self.known
                 .numbers

@@ -1008,7 +1008,7 @@ fn space_that_only_an_unsynced_superblock_frees_is_not_written_by_recovery() {
     let (mut log, _) = Log::open(disk.clone(), &options).unwrap();
     let name = ConsumerName::new("holder").unwrap();
     log.register(name, StartAt::Oldest).unwrap();
-    let turns = (1..)
+    let turns = (1..100)
         .take_while(|turn| append_page(&mut log, *turn))
         .count();
     assert_eq!(turns, 14);
@@ -1042,7 +1042,7 @@ fn space_that_recovery_frees_itself_is_not_written_before_a_superblock_says_so()
     disk.0.borrow_mut().reads_medium = true;
     let options = page_options();
     let (mut log, _) = Log::open(disk.clone(), &options).unwrap();
-    let mut turns = 1..;
+    let mut turns = 1..200;
     assert!(
         turns
             .by_ref()
