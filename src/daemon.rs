@@ -65,8 +65,9 @@ use self::first_steps::first_steps;
 use self::sockets::Bound;
 use self::takeover::Takeover;
 
-/// Bytes of one session's entry in the slab and in the timer wheel, a HELO name of its own included.
-const SESSION_BYTES: u64 = 768;
+/// Bytes of one session at most: its entries in the slab, in the timer wheel and in the table of messages, what it keeps
+/// of a message under way, and the longest names of HELO and of a user, each with what the allocator adds.
+const SESSION_BYTES: u64 = 1_280;
 /// Bytes of TLS for one open session: the state of rustls, what is known of the client.
 const TLS_SESSION_BYTES: u64 = 8 * KIB;
 /// Bytes of a handshake under way, beside those of the session: what came and was not used, our answer to it.
