@@ -299,8 +299,8 @@ fn kill_again_and_again(variant: &Variant) {
             if round % 3 == 2 {
                 drop(life.consumer.take());
             }
-            // Every other time nothing recovers the ring before it is looked at: readers alone have to get it right, and
-            // the next start has what the kill left, with mail coming in at once.
+            // Every other time nothing recovers the ring before it is looked at: readers alone have to get it right,
+            // and the next start has what the kill left, with mail coming in at once.
             if round % 2 == 0 {
                 life.collect(&when);
                 life.check(&when);

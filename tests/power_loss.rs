@@ -81,8 +81,8 @@ fn record(kind: Kind, survive: &str) -> Recorded {
     }
 }
 
-/// Mounts a disk and starts the server: the journal of the file system and the ring are recovered. What is recorded ends
-/// when the server takes mail.
+/// Mounts a disk and starts the server: the journal of the file system and the ring are recovered. What is recorded
+/// ends when the server takes mail.
 fn record_recovery(kind: Kind, before: Blocks) -> Recorded {
     let dir = TestDir::new();
     let disk = Disk::serve(Path::new(&dir.join("disk")), before.clone(), kind.bytes());
