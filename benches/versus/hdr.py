@@ -13,11 +13,11 @@ def counts(text):
     cookie, length = struct.unpack(">II", data[:8])
     if cookie & ~0xF0 != V2_COMPRESSED & ~0xF0:
         raise ValueError("not a compressed V2 histogram")
-    data = zlib.decompress(data[8:8 + length])
+    data = zlib.decompress(data[8 : 8 + length])
     cookie, length, _, digits, low = struct.unpack(">IIiiQ", data[:24])
     if cookie & ~0xF0 != V2 & ~0xF0:
         raise ValueError("not a V2 histogram")
-    body = data[40:40 + length]
+    body = data[40 : 40 + length]
     # Slots of the same width up to `half * 2`, then `half` slots for each doubling.
     half = 1 << ((2 * 10**digits - 1).bit_length() - 1)
     unit = low.bit_length() - 1

@@ -97,8 +97,9 @@ class Group:
             pin()
 
         with open(log, "ab") as out:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=prepare,
-                                       **more)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=prepare, **more
+            )
         self.root = self.root or process
         return process
 
@@ -253,8 +254,10 @@ class Disk:
                 number = os.stat(folder).st_dev
                 name = os.path.basename(os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"))
             # A journal has a directory there, and a thread of its own.
-            journal = any(entry.startswith(name + "-") for entry in
-                          (os.listdir("/proc/fs/jbd2") if os.path.isdir("/proc/fs/jbd2") else []))
+            journal = any(
+                entry.startswith(name + "-")
+                for entry in (os.listdir("/proc/fs/jbd2") if os.path.isdir("/proc/fs/jbd2") else [])
+            )
             return "ext4 with a journal" if journal else "ext4 without a journal"
         return kind
 
@@ -263,7 +266,9 @@ class Disk:
             return
         if self.loop:
             subprocess.run([share.tool("umount") or "/bin/umount", self.folder], capture_output=True, check=False)
-            subprocess.run([share.tool("losetup") or "/sbin/losetup", "-d", self.loop], capture_output=True, check=False)
+            subprocess.run(
+                [share.tool("losetup") or "/sbin/losetup", "-d", self.loop], capture_output=True, check=False
+            )
         for path in (self.image,):
             if os.path.exists(path):
                 os.unlink(path)
@@ -296,8 +301,13 @@ def sync_times(folder, size, seconds):
     """How long fdatasync takes behind a write of `size` octets over ones that are there: count, p50, p99 in ns."""
     path = os.path.join(folder, "probe")
     try:
-        done = subprocess.run([sys.executable, "-c", PROBE, path, str(size), str(seconds)], capture_output=True,
-                              text=True, check=True, preexec_fn=share.pinned(share.SERVER_CPU))
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE, path, str(size), str(seconds)],
+            capture_output=True,
+            text=True,
+            check=True,
+            preexec_fn=share.pinned(share.SERVER_CPU),
+        )
     finally:
         if os.path.exists(path):
             os.unlink(path)

@@ -4,8 +4,11 @@ import html
 import math
 
 ORDER = {"discards": 0, "page cache": 1, "stable storage": 2}
-TITLES = {"discards": "Discards: a 250 promises nothing", "page cache": "Page cache: outlives the process, not the power",
-          "stable storage": "Stable storage: outlives a loss of power"}
+TITLES = {
+    "discards": "Discards: a 250 promises nothing",
+    "page cache": "Page cache: outlives the process, not the power",
+    "stable storage": "Stable storage: outlives a loss of power",
+}
 CLASSES = {"discards": "discard", "page cache": "cache", "stable storage": "durable"}
 GENERATOR_BUSY = 0.90
 
@@ -71,21 +74,30 @@ def driver(row):
 
 
 def workload_text(workload):
-    lines = [f"{workload['name']}: smtp-loadgen run {' '.join(workload['options'])}" if workload["options"]
-             else workload["name"]]
+    lines = [
+        (
+            f"{workload['name']}: smtp-loadgen run {' '.join(workload['options'])}"
+            if workload["options"]
+            else workload["name"]
+        )
+    ]
     if workload["rows"]:
-        lines.append(f"  {'promise':<15}{'':>3}{'receiver':<40}{'msg/s':>9}{'MB/s':>8}{'CPU us (loop+sync)':>21}"
-                     f"{'p50':>9}{'p99':>9}{'p99.9':>9}{'memory':>10}{'failed':>7}  rounds")
+        lines.append(
+            f"  {'promise':<15}{'':>3}{'receiver':<40}{'msg/s':>9}{'MB/s':>8}{'CPU us (loop+sync)':>21}"
+            f"{'p50':>9}{'p99':>9}{'p99.9':>9}{'memory':>10}{'failed':>7}  rounds"
+        )
     for row in workload["rows"]:
         begin = f"  {row['promise']:<15}{row.get('rank') or '':>2} {(row['name'] + driver(row))[:39]:<40}"
         if row.get("rate") is None:
             lines.append(f"{begin}not measured: {row['fault'] or 'no round'}")
             continue
         speed = row.get("bytes_per_s")
-        lines.append(f"{begin}{row['rate']:>9,.0f}{number(speed and speed / 1e6, '.1f'):>8}{cpu(row):>21}"
-                     f"{ns(row['p50_ns']):>9}{ns(row['p99_ns']):>9}{ns(row['p999_ns']):>9}"
-                     f"{row['pss_bytes'] / 1e6:>7.1f} MB{row['failures']:>7}  {row['kept']}/{row['rounds']} {marks(row)}"
-                     + (f"  {row['fault']}" if row["fault"] else ""))
+        lines.append(
+            f"{begin}{row['rate']:>9,.0f}{number(speed and speed / 1e6, '.1f'):>8}{cpu(row):>21}"
+            f"{ns(row['p50_ns']):>9}{ns(row['p99_ns']):>9}{ns(row['p999_ns']):>9}"
+            f"{row['pss_bytes'] / 1e6:>7.1f} MB{row['failures']:>7}  {row['kept']}/{row['rounds']} {marks(row)}"
+            + (f"  {row['fault']}" if row["fault"] else "")
+        )
     if workload.get("note"):
         lines.append("  " + workload["note"])
     return "\n".join(lines) + "\n"
@@ -95,7 +107,9 @@ def figure(row):
     if row["figure"] is None:
         return "-"
     form = ".3g" if row["figure"] < 10 else ",.1f"
-    return f"{row['figure']:{form}}{' ' + row['unit'] if row['unit'] else ''} [{row['low']:{form}}-{row['high']:{form}}]"
+    return (
+        f"{row['figure']:{form}}{' ' + row['unit'] if row['unit'] else ''} [{row['low']:{form}}-{row['high']:{form}}]"
+    )
 
 
 def verdict(row):
@@ -111,14 +125,18 @@ def remark(row):
 
 
 def bars_text(bars):
-    lines, group = [f"Bars: {sum(1 for b in bars if b['met'])} met, {sum(1 for b in bars if b['met'] is False)} not met, "
-                    f"{sum(1 for b in bars if b['met'] is None)} not measured. Median and 95 % interval"], None
+    lines, group = [
+        f"Bars: {sum(1 for b in bars if b['met'])} met, {sum(1 for b in bars if b['met'] is False)} not met, "
+        f"{sum(1 for b in bars if b['met'] is None)} not measured. Median and 95 % interval"
+    ], None
     for row in bars:
         if row["group"] != group:
             group = row["group"]
             lines.append(f"  {group}")
-        lines.append(f"    {row['what'][:86]:<88}{limit(row):>14}  {figure(row):<26}{row['rounds']:>3} rounds  "
-                     f"{verdict(row)}{'  ' + remark(row) if remark(row) else ''}")
+        lines.append(
+            f"    {row['what'][:86]:<88}{limit(row):>14}  {figure(row):<26}{row['rounds']:>3} rounds  "
+            f"{verdict(row)}{'  ' + remark(row) if remark(row) else ''}"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -126,8 +144,10 @@ def text_of(results):
     parts = [results["title"] + "\n", bars_text(results["bars"])]
     parts += [workload_text(workload) for workload in results["workloads"]]
     parts += [f"{peer}: not tried: {why}" for peer, why in results["missing"].items()]
-    parts.append("g: the generator used more than 90 % of its core, so that the CPU figure says more than the rate. "
-                 "!: others took more than 12 % of the server's core.")
+    parts.append(
+        "g: the generator used more than 90 % of its core, so that the CPU figure says more than the rate. "
+        "!: others took more than 12 % of the server's core."
+    )
     return "\n".join(parts) + "\n"
 
 
@@ -166,8 +186,10 @@ def frame(names, x, decades, form, body, what):
     height = STEP * len(names) + 26
     out = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{html.escape(what)}">']
     for at in decades:
-        out.append(f'<line x1="{x(at):.0f}" x2="{x(at):.0f}" y1="0" y2="{height - 20}" stroke="var(--line)"/>'
-                   f'<text x="{x(at):.0f}" y="{height - 6}" text-anchor="middle">{form(at)}</text>')
+        out.append(
+            f'<line x1="{x(at):.0f}" x2="{x(at):.0f}" y1="0" y2="{height - 20}" stroke="var(--line)"/>'
+            f'<text x="{x(at):.0f}" y="{height - 6}" text-anchor="middle">{form(at)}</text>'
+        )
     for at, name in enumerate(names):
         out.append(f'<text x="{LEFT - 8}" y="{at * STEP + 15}" text-anchor="end">{html.escape(name)}</text>')
     return "".join(out) + body + "</svg>"
@@ -183,8 +205,10 @@ def bars_svg(rows, key, form, what):
     body = []
     for at, row in enumerate(known):
         long = max(x(row[key]) - LEFT, 2)
-        body.append(f'<rect class="{CLASSES[row["promise"]]}" x="{LEFT}" y="{at * STEP + 4}" width="{long:.0f}" '
-                    f'height="{STEP - 8}"/><text x="{LEFT + long + 6:.0f}" y="{at * STEP + 15}">{form(row[key])}</text>')
+        body.append(
+            f'<rect class="{CLASSES[row["promise"]]}" x="{LEFT}" y="{at * STEP + 4}" width="{long:.0f}" '
+            f'height="{STEP - 8}"/><text x="{LEFT + long + 6:.0f}" y="{at * STEP + 15}">{form(row[key])}</text>'
+        )
         if key == "rate" and row.get("spread") and row["spread"][0]:
             low, high = (x(value) for value in row["spread"])
             body.append(f'<path d="M{low:.0f} {at * STEP + 11}H{high:.0f}" stroke="currentColor" stroke-width="1.5"/>')
@@ -203,24 +227,34 @@ def latency_svg(rows):
         y = at * STEP + 11
         last = row.get("p999_ns") or row.get("p99_ns") or row["p50_ns"]
         kind = CLASSES[row["promise"]]
-        body.append(f'<line x1="{x(row["p50_ns"]):.0f}" x2="{x(last):.0f}" y1="{y}" y2="{y}" stroke="var(--{kind})" '
-                    'stroke-width="3"/>')
+        body.append(
+            f'<line x1="{x(row["p50_ns"]):.0f}" x2="{x(last):.0f}" y1="{y}" y2="{y}" stroke="var(--{kind})" '
+            'stroke-width="3"/>'
+        )
         for key, radius in (("p50_ns", 5), ("p99_ns", 4), ("p999_ns", 2.5)):
             if row.get(key):
-                body.append(f'<circle class="{kind}" cx="{x(row[key]):.0f}" cy="{y}" r="{radius}"><title>'
-                            f'{key[:-3]} {ns(row[key])}</title></circle>')
+                body.append(
+                    f'<circle class="{kind}" cx="{x(row[key]):.0f}" cy="{y}" r="{radius}"><title>'
+                    f"{key[:-3]} {ns(row[key])}</title></circle>"
+                )
     return frame([row["name"] for row in known], x, decades, ns, "".join(body), "time from the end of data to 250")
 
 
 def overview_svg(workloads):
     """Messages/s of the five that every bar is about, workload by workload."""
-    chosen = [("null", "null server", "discard", 3), ("ringmx-discard", "ringmx --discard", "discard", 6),
-              ("smtp-sink", "smtp-sink", "cache", 4), ("null-durable", "null server, durable", "durable", 3),
-              ("ringmx", "ringmx, durable", "durable", 6), ("postfix-hold", "Postfix, HOLD", "cache", 6)]
+    chosen = [
+        ("null", "null server", "discard", 3),
+        ("ringmx-discard", "ringmx --discard", "discard", 6),
+        ("smtp-sink", "smtp-sink", "cache", 4),
+        ("null-durable", "null server, durable", "durable", 3),
+        ("ringmx", "ringmx, durable", "durable", 6),
+        ("postfix-hold", "Postfix, HOLD", "cache", 6),
+    ]
     lines, values = [], []
     for workload in workloads:
-        found = {row["peer"]: row["rate"] for row in workload["rows"]
-                 if row.get("rate") and row["driver"] == "smtp-loadgen"}
+        found = {
+            row["peer"]: row["rate"] for row in workload["rows"] if row.get("rate") and row["driver"] == "smtp-loadgen"
+        }
         points = [(name, kind, size, found[peer]) for peer, name, kind, size in chosen if peer in found]
         if points:
             lines.append((workload["name"], points))
@@ -232,15 +266,20 @@ def overview_svg(workloads):
     for at, (_, points) in enumerate(lines):
         y = at * STEP + 11
         for name, kind, size, rate in points:
-            shape = (f'<circle class="{kind}" cx="{x(rate):.1f}" cy="{y}" r="{size}"' if name != "Postfix, HOLD" else
-                     f'<rect fill="var(--bad)" x="{x(rate) - 4:.1f}" y="{y - 4}" width="8" height="8"')
-            body.append(f'{shape}><title>{html.escape(name)}: {rate:,.0f}</title></{shape[1:].split()[0]}>')
+            shape = (
+                f'<circle class="{kind}" cx="{x(rate):.1f}" cy="{y}" r="{size}"'
+                if name != "Postfix, HOLD"
+                else f'<rect fill="var(--bad)" x="{x(rate) - 4:.1f}" y="{y - 4}" width="8" height="8"'
+            )
+            body.append(f"{shape}><title>{html.escape(name)}: {rate:,.0f}</title></{shape[1:].split()[0]}>")
     return frame([name for name, _ in lines], x, decades, lambda v: f"{v:,.0f}", "".join(body), "messages a second")
 
 
 def bars_html(bars):
-    parts, group = ['<div class="scroll"><table><tr><th>what</th><th>bar</th><th>median</th><th>95 % interval</th>'
-                    "<th>rounds</th><th>verdict</th></tr>"], None
+    parts, group = [
+        '<div class="scroll"><table><tr><th>what</th><th>bar</th><th>median</th><th>95 % interval</th>'
+        "<th>rounds</th><th>verdict</th></tr>"
+    ], None
     for row in bars:
         if row["group"] != group:
             group = row["group"]
@@ -248,30 +287,40 @@ def bars_html(bars):
         value = figure(row).partition(" [")
         kind = {True: "met", False: "no", None: ""}[row["met"]]
         more = f" <small>{html.escape(remark(row))}</small>" if remark(row) else ""
-        parts.append(f'<tr><td>{html.escape(row["what"])}{more}</td><td>{limit(row)}</td><td>{value[0]}</td>'
-                     f'<td>{value[2].rstrip("]")}</td><td>{row["rounds"]}</td><td class="{kind}">{verdict(row)}</td></tr>')
+        parts.append(
+            f'<tr><td>{html.escape(row["what"])}{more}</td><td>{limit(row)}</td><td>{value[0]}</td>'
+            f'<td>{value[2].rstrip("]")}</td><td>{row["rounds"]}</td><td class="{kind}">{verdict(row)}</td></tr>'
+        )
     return "".join(parts) + "</table></div>"
 
 
 def rows_html(rows):
-    parts = ['<div class="scroll"><table><tr><th>receiver</th><th class="l">version</th><th>rank</th><th>msg/s</th>'
-             "<th>MB/s</th><th>CPU us a message</th><th>p50</th><th>p99</th><th>p99.9</th><th>memory</th><th>failed</th>"
-             "<th>rounds</th><th></th></tr>"]
+    parts = [
+        '<div class="scroll"><table><tr><th>receiver</th><th class="l">version</th><th>rank</th><th>msg/s</th>'
+        "<th>MB/s</th><th>CPU us a message</th><th>p50</th><th>p99</th><th>p99.9</th><th>memory</th><th>failed</th>"
+        "<th>rounds</th><th></th></tr>"
+    ]
     promise = None
     for row in rows:
         if row["promise"] != promise:
             promise = row["promise"]
-            parts.append(f'<tr><th colspan="13"><span class="key" style="background:var(--{CLASSES[promise]})"></span>'
-                         f"{TITLES[promise]}</th></tr>")
+            parts.append(
+                f'<tr><th colspan="13"><span class="key" style="background:var(--{CLASSES[promise]})"></span>'
+                f"{TITLES[promise]}</th></tr>"
+            )
         begin = f'<tr><td>{html.escape(row["name"] + driver(row))}</td><td class="l">{html.escape(row["version"])}</td>'
         if row.get("rate") is None:
-            parts.append(f'{begin}<td colspan="11" class="w">not measured: {html.escape(row["fault"] or "no round")}</td></tr>')
+            parts.append(
+                f'{begin}<td colspan="11" class="w">not measured: {html.escape(row["fault"] or "no round")}</td></tr>'
+            )
             continue
         speed = row.get("bytes_per_s")
-        parts.append(f"{begin}<td>{row.get('rank', '')}</td><td>{row['rate']:,.0f}</td>"
-                     f"<td>{number(speed and speed / 1e6, '.1f')}</td><td>{cpu(row)}</td><td>{ns(row['p50_ns'])}</td>"
-                     f"<td>{ns(row['p99_ns'])}</td><td>{ns(row['p999_ns'])}</td><td>{row['pss_bytes'] / 1e6:.1f} MB</td>"
-                     f"<td>{row['failures']}</td><td>{row['kept']}/{row['rounds']}</td><td>{marks(row)}</td></tr>")
+        parts.append(
+            f"{begin}<td>{row.get('rank', '')}</td><td>{row['rate']:,.0f}</td>"
+            f"<td>{number(speed and speed / 1e6, '.1f')}</td><td>{cpu(row)}</td><td>{ns(row['p50_ns'])}</td>"
+            f"<td>{ns(row['p99_ns'])}</td><td>{ns(row['p999_ns'])}</td><td>{row['pss_bytes'] / 1e6:.1f} MB</td>"
+            f"<td>{row['failures']}</td><td>{row['kept']}/{row['rounds']}</td><td>{marks(row)}</td></tr>"
+        )
         if row["fault"]:
             parts.append(f'<tr><td colspan="13" class="w"><small>{html.escape(row["fault"])}</small></td></tr>')
     return "".join(parts) + "</table></div>"
@@ -279,21 +328,27 @@ def rows_html(rows):
 
 def html_of(results):
     workloads = results["workloads"]
-    parts = ['<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-             '<meta name="viewport" content="width=device-width"><title>SMTP receivers compared</title>'
-             f"<style>{STYLE}</style></head><body><h1>SMTP receivers compared</h1>"
-             f"<p>{html.escape(results['title'])}.</p><p>Each receiver has one core with everything it starts, "
-             "smtp-loadgen the other. What a 250 promises is the colour:"
-             + "".join(f'<span class="key" style="background:var(--{CLASSES[promise]})"></span>{promise}'
-                       for promise in ORDER)
-             + ". Only like is ranked with like. Medians of quiet rounds; CPU is that of the whole process tree, in "
-             "brackets that of loop and sync thread. <b>g</b>: the generator used more than 90 % of its core, so that the "
-             "CPU figure says more than the rate. <b>!</b>: others took more than 12 % of the server's core.</p><nav>"
-             + "".join(f'<a href="#{w["name"]}">{w["name"]}</a>' for w in workloads) + "</nav>"]
-    parts.append("<h2>Messages a second, workload by workload</h2>"
-                 '<p>Large dots: ringmx; small ones: the null server, the least that an SMTP server can do on this kernel; '
-                 'blue discards, green is durable; brown: smtp-sink, which discards; red squares: Postfix\'s durable '
-                 f"queue.</p>{overview_svg(workloads)}")
+    parts = [
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width"><title>SMTP receivers compared</title>'
+        f"<style>{STYLE}</style></head><body><h1>SMTP receivers compared</h1>"
+        f"<p>{html.escape(results['title'])}.</p><p>Each receiver has one core with everything it starts, "
+        "smtp-loadgen the other. What a 250 promises is the colour:"
+        + "".join(
+            f'<span class="key" style="background:var(--{CLASSES[promise]})"></span>{promise}' for promise in ORDER
+        )
+        + ". Only like is ranked with like. Medians of quiet rounds; CPU is that of the whole process tree, in "
+        "brackets that of loop and sync thread. <b>g</b>: the generator used more than 90 % of its core, so that the "
+        "CPU figure says more than the rate. <b>!</b>: others took more than 12 % of the server's core.</p><nav>"
+        + "".join(f'<a href="#{w["name"]}">{w["name"]}</a>' for w in workloads)
+        + "</nav>"
+    ]
+    parts.append(
+        "<h2>Messages a second, workload by workload</h2>"
+        "<p>Large dots: ringmx; small ones: the null server, the least that an SMTP server can do on this kernel; "
+        "blue discards, green is durable; brown: smtp-sink, which discards; red squares: Postfix's durable "
+        f"queue.</p>{overview_svg(workloads)}"
+    )
     parts.append(f"<h2>What had to be reached</h2>{bars_html(results['bars'])}")
     for workload in workloads:
         parts.append(f'<h2 id="{workload["name"]}">{html.escape(workload["name"])}</h2>')
@@ -301,10 +356,19 @@ def html_of(results):
             parts.append(f"<p><code>smtp-loadgen run {html.escape(' '.join(workload['options']))}</code></p>")
         rows = [row for row in workload["rows"] if row["driver"] == "smtp-loadgen"]
         for what, svg in (
-            ("Messages a second (lines: extremes of the rounds)",
-             bars_svg(rows, "rate", lambda v: f"{v:,.0f}", "messages a second")),
-            ("CPU a message, us", bars_svg(sorted(rows, key=lambda r: (ORDER[r["promise"]], r.get("cpu_us") or 0)), "cpu_us",
-                                           lambda v: f"{v:,.1f}" if v < 100 else f"{v:,.0f}", "CPU a message")),
+            (
+                "Messages a second (lines: extremes of the rounds)",
+                bars_svg(rows, "rate", lambda v: f"{v:,.0f}", "messages a second"),
+            ),
+            (
+                "CPU a message, us",
+                bars_svg(
+                    sorted(rows, key=lambda r: (ORDER[r["promise"]], r.get("cpu_us") or 0)),
+                    "cpu_us",
+                    lambda v: f"{v:,.1f}" if v < 100 else f"{v:,.0f}",
+                    "CPU a message",
+                ),
+            ),
             ("End of data to 250: p50, p99, p99.9", latency_svg(rows)),
         ):
             if svg:

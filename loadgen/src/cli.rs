@@ -104,7 +104,8 @@ What
   --profile NAME            a named workload; options behind it change it
   --size SIZE               1000, 4KiB, 1MiB, 1KiB,4KiB (one of), 1KiB-9KiB (even),
                             lognormal:MEDIAN,SIGMA [1KiB]
-  --corpus PATH             send these real messages as they are: Maildir, mbox, directory
+  --corpus PATH             send these real messages as they are: Maildir, mbox, directory,
+                            one message
   --sizes FILE              lines of SIZE,SHARE: share of messages at most that large
   --rcpts N or N-M          recipients of a message [1]
   --from PATTERN            sender [sender@loadgen.example]; {seq} and {1-1000} vary

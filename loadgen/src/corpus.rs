@@ -1,4 +1,4 @@
-//! Real messages, sent as they are: from a Maildir, a directory of files, or an mbox.
+//! Real messages, sent as they are: from a Maildir, a directory of files, an mbox, or a file with one message.
 //!
 //! Promises: line ends become CRLF and nothing else changes; a file that can't be read is named.
 //! Does not: mark messages, so what was sent can't be verified afterwards.
@@ -24,13 +24,13 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Reads a directory, at any depth and leaving out `tmp` of a Maildir, or an mbox file.
+    /// Reads a directory, at any depth and leaving out `tmp` of a Maildir, an mbox file, or a file with one message.
     ///
     /// **Errors**: something can't be read, or there is no message.
     pub fn load(path: &Path) -> io::Result<Self> {
         let mut entries = Vec::new();
         if path.is_file() {
-            split_mbox(&std::fs::read(path)?, |message| {
+            split_file(&std::fs::read(path)?, |message| {
                 entries.push(Entry::new(message))
             });
         } else {
@@ -98,6 +98,16 @@ impl Entry {
     }
 }
 
+/// Calls `each` with every message of a file: those of an mbox, which begins with a `From ` line, or the one that
+/// it is.
+pub fn split_file(bytes: &[u8], mut each: impl FnMut(&[u8])) {
+    if bytes.starts_with(b"From ") {
+        split_mbox(bytes, each);
+    } else if !bytes.is_empty() {
+        each(bytes);
+    }
+}
+
 /// Splits an mbox at lines that start with `From ` behind an empty line, and undoes `>From `.
 pub fn split_mbox(bytes: &[u8], mut each: impl FnMut(&[u8])) {
     let mut message: Vec<u8> = Vec::new();
@@ -125,6 +135,23 @@ pub fn split_mbox(bytes: &[u8], mut each: impl FnMut(&[u8])) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_an_mbox_or_one_message() {
+        let split = |bytes: &[u8]| {
+            let mut found = Vec::new();
+            split_file(bytes, |message| found.push(message.to_vec()));
+            found
+        };
+        let mbox = b"From a\nSubject: 1\n\none\n\nFrom b\nSubject: 2\n\ntwo\n";
+        assert_eq!(
+            split(mbox),
+            [&b"Subject: 1\n\none\n\n"[..], b"Subject: 2\n\ntwo\n"]
+        );
+        let one = b"Subject: 1\n\none\n\nFrom here on it is text\n";
+        assert_eq!(split(one), [&one[..]]);
+        assert_eq!(split(b""), Vec::<Vec<u8>>::new());
+    }
 
     #[test]
     fn line_ends_become_crlf_and_dots_are_doubled() {

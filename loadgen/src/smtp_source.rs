@@ -72,7 +72,10 @@ pub fn translate(arguments: &[String]) -> Result<Translated, String> {
                 'm' => messages = value,
                 's' => sessions = value,
                 't' => recipient = value,
-                'F' => note("left out: this program sends messages that can be verified"),
+                'F' => {
+                    note(&format!("--corpus {value}"));
+                    out.extend(["--corpus".to_owned(), value]);
+                }
                 'S' => note("left out: the subject names run and number"),
                 'R' | 'w' => note("left out: pauses after replies hide stalls; use run --rate"),
                 'T' => note("left out: the kernel sizes the window"),
@@ -115,6 +118,9 @@ pub fn translate(arguments: &[String]) -> Result<Translated, String> {
     // smtp-source knows no PIPELINING.
     out.extend(["--pipelining".into(), "off".into()]);
     notes.push("smtp-source does not pipeline: --pipelining off".into());
+    // It closes with SO_LINGER at 0, which leaves nothing in TIME_WAIT.
+    out.extend(["--quit".into(), "reset".into()]);
+    notes.push("smtp-source resets connections after QUIT: --quit reset".into());
     out.insert(0, target);
     Ok(Translated {
         arguments: out,
@@ -140,7 +146,7 @@ mod tests {
             done.arguments,
             words(
                 "host:2525 --size 10240 --from a@x.example --messages 5000 --sessions 20 --to \
-                 {seq}b@y.example --pipelining off"
+                 {seq}b@y.example --pipelining off --quit reset"
             )
         );
         assert!(
@@ -157,10 +163,19 @@ mod tests {
             done.arguments,
             words(
                 "host:25 --messages-per-connection 1 --messages 1 --sessions 1 --to \
-                 user@test.example --pipelining off"
+                 user@test.example --pipelining off --quit reset"
             )
         );
         assert!(done.notes[0].starts_with("-w: left out"));
+        let done = translate(&words("-F message.eml host")).unwrap();
+        assert_eq!(
+            done.arguments,
+            words(
+                "host:25 --corpus message.eml --messages-per-connection 1 --messages 1 --sessions \
+                 1 --to user@test.example --pipelining off --quit reset"
+            )
+        );
+        assert_eq!(done.notes[0], "-F: --corpus message.eml");
         assert!(translate(&words("-Z host")).is_err());
         assert!(translate(&words("-s")).is_err());
     }

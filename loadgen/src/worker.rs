@@ -761,8 +761,17 @@ impl Worker {
         }
         self.starts.clear();
         for index in 0..self.slots.len() {
-            if self.slots[index].stage == Stage::Waiting && self.slots[index].pending.is_none() {
-                self.over(index);
+            if self.slots[index].pending.is_some() {
+                continue;
+            }
+            match self.slots[index].stage {
+                Stage::Waiting => self.over(index),
+                // Nothing was begun there, and a full listen queue may keep it for minutes.
+                Stage::Connecting => {
+                    self.drop_wire(index);
+                    self.over(index);
+                }
+                _ => {}
             }
         }
     }

@@ -565,3 +565,55 @@ fn a_disk_that_fills_during_the_run_ends_it_and_the_ledger_stays_true() {
     assert!(text.starts_with("CLEAN  acknowledged "), "{text}");
     assert!(!text.starts_with("CLEAN  acknowledged 0 "), "{text}");
 }
+
+#[test]
+fn a_session_that_never_connects_does_not_hold_the_end_of_a_run() {
+    // Symptom: a run of a second against a receiver with a short listen queue lasted for its whole drain, because what
+    // had not come through the queue was waited for.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let address: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    socket.bind(&address.into()).unwrap();
+    // One connection may wait; the others' SYN is not answered.
+    socket.listen(0).unwrap();
+    let listener = TcpListener::from(socket);
+    let target = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            // One after another, so that the queue stays full.
+            let _ = polite(stream.unwrap());
+        }
+    });
+    let begin = Instant::now();
+    let output = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
+        .args(["run", &target, "--sessions", "6", "--duration", "300ms"])
+        .args(["--drain", "100s", "--timeout", "100s"])
+        .args(["--no-preflight", "--quiet"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(begin.elapsed() < Duration::from_secs(90), "{text}");
+    assert!(text.contains("unfinished 0   unsent 0"), "{text}");
+}
+
+/// Serves one client until it closes.
+fn polite(stream: TcpStream) -> std::io::Result<()> {
+    let mut output = stream.try_clone()?;
+    let mut input = BufReader::new(stream);
+    output.write_all(b"220 short.example ESMTP\r\n")?;
+    let (mut line, mut inside) = (Vec::new(), false);
+    loop {
+        line.clear();
+        if input.read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        if inside && line != b".\r\n" {
+            continue;
+        }
+        inside = !inside && line.starts_with(b"DATA");
+        output.write_all(match line.get(..4) {
+            Some(b"DATA") => b"354 Go\r\n",
+            Some(b"QUIT") => return output.write_all(b"221 Bye\r\n"),
+            _ => &b"250 2.0.0 Ok\r\n"[..],
+        })?;
+    }
+}

@@ -32,8 +32,19 @@ pub(super) fn drop_privileges(config: &Config) -> Result<(), StartError> {
         let text = format!("becoming user {}: {}", config.user, reason(&error));
         start_error(EXIT_FAILURE, text)
     })?;
-    // A change of user makes /proc/self another user's; the ring is opened a second time through it.
-    privileges::set_dumpable(true).map_err(|error| refused("opening the ring for readers", error))
+    allow_opening()
+}
+
+/// Lets this process open its own descriptors again: a change of user, and [`refuse_core_dumps`] in a parent, make
+/// /proc/self another user's, and the ring is opened a second time through it.
+///
+/// # Errors
+/// Whatever the system says.
+pub(super) fn allow_opening() -> Result<(), StartError> {
+    privileges::set_dumpable(true).map_err(|error| {
+        let text = format!("opening the ring for readers: {}", reason(&error));
+        start_error(EXIT_FAILURE, text)
+    })
 }
 
 /// Keeps mail out of core files, unless they were asked for. Call it when the ring is open.

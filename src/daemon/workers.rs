@@ -11,8 +11,8 @@ use std::os::unix::net::UnixStream;
 
 use super::{
     Place, StartError, Up, about, come_up, finish_takeover, head, install_signals, leftover_shards,
-    log_started, print_end, raise_descriptor_limit, ready_state, sockets, start_error, start_lines,
-    take_mail, takeover, tls,
+    log_started, print_end, privileges, raise_descriptor_limit, ready_state, sockets, start_error,
+    start_lines, take_mail, takeover, tls,
 };
 use crate::cli::{EXIT_CUT, EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, complain, print};
 use crate::clock::Clock;
@@ -37,6 +37,8 @@ pub(super) fn run(config: Config, clock: Clock) -> Result<i32, StartError> {
         // Made once, and by one.
         up.security = tls::self_signed(&up.config)?;
     }
+    // The keys are in this process too. Each worker opens its ring first, and then does the same.
+    privileges::refuse_core_dumps(&up.config)?;
     let http = up.http.take();
     let about = about(&up.config, &up.bound, &clock, "pwrite");
     let mut supervisor = Supervisor::new(
@@ -136,7 +138,8 @@ fn work(mut up: Up, index: usize, link: UnixStream) -> i32 {
         Ok(own) => own,
         Err(_) => return EXIT_FAILURE,
     };
-    let result = start_logger(&up, index).and_then(|logger| {
+    let result = privileges::allow_opening().and_then(|()| start_logger(&up, index));
+    let result = result.and_then(|logger| {
         let place = Place {
             worker: Some((index, link)),
             shard: up.first_shard + index as u16,

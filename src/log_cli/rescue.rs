@@ -10,13 +10,14 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::Verified;
 use super::text;
 use super::view::{EXIT_STORAGE, Failure, ShardDir, shards};
-use crate::clock::Clock;
+use crate::clock::{Clock, nanos};
 use crate::consume::target::{Mbox, Target, unique_name};
 use crate::limits::{
     MIB, NUMBERS_SKIPPED_BY_RECOVERY, RESCUE_LIST_MAX, RING_BYTES_MIN, RING_BYTES_STEP,
@@ -123,14 +124,30 @@ pub fn run(
     Ok(code)
 }
 
+/// How long a ring may be locked by nobody who answers before it counts as in use: a server that ends or starts holds
+/// the lock without its socket, and a process that such a server has just started has a copy of the lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is tried meanwhile.
+const LOCK_TRIES_EVERY: Duration = Duration::from_millis(10);
+
 /// Opens the ring of a shard for reading, locked against servers and consumers; `None` when one of
-/// them has it.
+/// them has it and keeps it.
 ///
 /// # Errors
 /// Usage, when there is no ring; storage.
 pub(super) fn open_alone(dir: &ShardDir) -> Result<Option<FileBacking>, Failure> {
     let path = dir.path.display();
-    let file = match open_ring_read_only(&dir.path) {
+    let clock = Clock::new();
+    let opened = loop {
+        match open_ring_read_only(&dir.path) {
+            Ok((_, false)) | Err(OpenError::InUse) if clock.now().0 < nanos(LOCK_PATIENCE) => {
+                // Nothing to wait for but time; a signal may cut it short.
+                let _ = wait::readable(&[], Some(LOCK_TRIES_EVERY));
+            }
+            opened => break opened,
+        }
+    };
+    let file = match opened {
         Ok((_, false)) | Err(OpenError::InUse) => return Ok(None),
         Ok((file, true)) => file,
         Err(error @ OpenError::Missing) => {

@@ -58,7 +58,22 @@ impl Hops {
     /// # Bounds
     /// Linear in the octets of the header among them; nothing is done for those behind it.
     pub fn take(&mut self, mut octets: &[u8]) {
-        while let Some((&octet, behind)) = octets.split_first() {
+        loop {
+            // Most lines are there to their end, and looked at once.
+            while self.at == Place::Name(0)
+                && let Some((front, behind)) = octets.split_first_chunk::<FRONT_BYTES>()
+            {
+                let letters = u64::from_le_bytes(*front) | LOWER_CASE;
+                if letters == NAME_LETTERS && behind.first() == Some(&b':') {
+                    self.count = self.count.saturating_add(1);
+                } else if letters == NAME_LETTERS || matches!(front[0], b'\r' | b'\n') {
+                    break;
+                }
+                octets = self.next_line(octets);
+            }
+            let Some((&octet, behind)) = octets.split_first() else {
+                return;
+            };
             match (self.at, octet) {
                 (Place::Body, _) => return,
                 (Place::Name(0), b'\r') => self.at = Place::Cr,
@@ -77,19 +92,35 @@ impl Hops {
                     self.at = Place::Rest;
                 }
                 _ => {
-                    self.at = Place::Rest;
-                    let Some(end) = memchr(b'\n', octets) else {
-                        return;
-                    };
-                    self.at = Place::Name(0);
-                    octets = &octets[end + 1..];
+                    octets = self.next_line(octets);
                     continue;
                 }
             }
             octets = behind;
         }
     }
+
+    /// Goes to the start of the next line, or to the end of the octets.
+    fn next_line<'a>(&mut self, octets: &'a [u8]) -> &'a [u8] {
+        match memchr(b'\n', octets) {
+            Some(end) => {
+                self.at = Place::Name(0);
+                &octets[end + 1..]
+            }
+            None => {
+                self.at = Place::Rest;
+                &[]
+            }
+        }
+    }
 }
+
+/// Octets of a line that are compared at once: those of [`NAME`].
+const FRONT_BYTES: usize = 8;
+/// [`NAME`] as one number, first octet lowest.
+const NAME_LETTERS: u64 = u64::from_le_bytes(*b"received");
+/// Makes lower case letters of upper case ones, and letters of nothing else.
+const LOWER_CASE: u64 = 0x2020_2020_2020_2020;
 
 #[cfg(test)]
 mod tests {

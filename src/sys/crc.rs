@@ -1,9 +1,9 @@
 //! CRC32C of long stretches, by carry-less multiplication where the processor does that in vectors.
 //!
 //! The instruction for CRC32C takes 8 octets a cycle at best. Folding takes 16: four accumulators of 256 bits, each
-//! multiplied by the power of x that is as far as the next octets for it, which are then added. What is left, 32 octets,
-//! has the same remainder as everything before it (Gopal and others, "Fast CRC Computation for Generic Polynomials Using
-//! PCLMULQDQ Instruction", Intel, 2009).
+//! multiplied by the power of x that is as far as the next octets for it, which are then added. What is left, 32
+//! octets, has the same remainder as everything before it (Gopal and others, "Fast CRC Computation for Generic
+//! Polynomials Using PCLMULQDQ Instruction", Intel, 2009).
 
 /// The CRC32C of what `crc` is the CRC32C of, followed by `octets`.
 ///

@@ -61,7 +61,7 @@ fn expand_label(
     out: &mut [u8],
 ) -> Option<()> {
     const PREFIX: &[u8] = b"tls13 ";
-    let len = u16::try_from(out.len()).ok()?.to_be_bytes();
+    let len = [u8::try_from(out.len() >> 8).ok()?, (out.len() & 0xff) as u8];
     let label_len = [u8::try_from(PREFIX.len() + label.len()).ok()?];
     let context_len = [u8::try_from(context.len()).ok()?];
     let info: [&[u8]; 6] = [&len, &label_len, PREFIX, label, &context_len, context];
@@ -164,7 +164,7 @@ mod tests {
             Ok(len @ 0..0x80) => out.push(len),
             _ => {
                 out.push(0x82);
-                out.extend_from_slice(&(content.len() as u16).to_be_bytes());
+                out.extend([(content.len() >> 8) as u8, content.len() as u8]);
             }
         }
         out.extend_from_slice(content);

@@ -76,8 +76,8 @@ fn ringmx_killed_after_the_last_250_holds_what_the_ledger_says() {
     holds(&ledger, &["--ring", &ring, "--ringmx", &program], sent);
 }
 
-/// Files change under load: certificates, their keys and recipients, told by SIGHUP and untold. Everybody is served with
-/// the old ones until the new ones are whole, so that nothing may be lost, refused or left unsent for it.
+/// Files change under load: certificates, their keys and recipients, told by SIGHUP and untold. Everybody is served
+/// with the old ones until the new ones are whole, so that nothing may be lost, refused or left unsent for it.
 #[test]
 fn ringmx_loses_and_refuses_nothing_while_certificates_and_recipients_are_read_again() {
     let Some(ringmx) = ringmx() else {
@@ -131,7 +131,7 @@ fn ringmx_loses_and_refuses_nothing_while_certificates_and_recipients_are_read_a
                     &recipients,
                     &format!("@test.example\nmore{count}@x.example\n{bad}"),
                 );
-                if count % 2 == 0 {
+                if count.is_multiple_of(2) {
                     hang_up();
                 }
                 std::thread::park_timeout(Duration::from_millis(50));
