@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "other tests use what this one does not")]
 mod support;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ringmx::ringlog::writer::Survive;
@@ -18,7 +19,12 @@ const ACCEPTED: &str = "250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n354 End data with <CR><L
 
 /// A client that has said EHLO and read everything.
 fn greeted(rig: &mut Rig) -> Client {
-    let client = rig.connect();
+    greeted_by(rig, ([10, 0, 0, 9], 4_242).into())
+}
+
+/// As [`greeted`], from this address.
+fn greeted_by(rig: &mut Rig, address: SocketAddr) -> Client {
+    let client = rig.connect_from(address, b"");
     assert_eq!(client.read(), "220 mx.example ESMTP ringmx ready\r\n");
     rig.send(&client, b"EHLO c.example\r\n");
     let reply = client.read();
@@ -215,7 +221,11 @@ fn the_oldest_message_that_grows_goes_on_when_the_pool_is_out_for_all_others() {
     few.message_bytes_max = 512 << 10;
     few.pool_bytes = 4 << 20;
     let mut rig = Rig::new(few, Survive::Power);
-    let clients: Vec<Client> = (0..8).map(|_| greeted(&mut rig)).collect();
+    // From networks of their own: none is held up by the share that others of its network hold.
+    let from = |network: u8| ([10, network, 0, 9], 4_242).into();
+    let clients: Vec<Client> = (0..8)
+        .map(|network| greeted_by(&mut rig, from(network)))
+        .collect();
     for client in &clients {
         rig.send(client, ENVELOPE);
         assert_eq!(client.read(), ACCEPTED);
@@ -235,6 +245,10 @@ fn the_oldest_message_that_grows_goes_on_when_the_pool_is_out_for_all_others() {
         .filter(|client| unread(client) > 0)
         .count();
     assert!(waiting > 0, "the pool was large enough");
+    let late = greeted_by(&mut rig, from(8));
+    rig.send(&late, b"MAIL FROM:<a@x.example>\r\n");
+    let no_space = "452 4.3.1 Insufficient system storage; try again later\r\n";
+    assert_eq!(late.read(), no_space, "no further message begins");
     rig.send(&clients[0], &line.repeat(400));
     for _ in 0..20 {
         rig.turn();
