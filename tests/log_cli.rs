@@ -16,7 +16,7 @@ use ringmx::consume::{self, target};
 use ringmx::ctl::{self, Attachments, Cursor, Refusal, RingControl, RingFacts, ServerSession};
 use ringmx::envelope::{Facts, Field, field_header};
 use ringmx::log_cli;
-use ringmx::log_cli::view::{ShardDir, View};
+use ringmx::log_cli::view::{ShardDir, View, registered};
 use ringmx::ringlog::backing::{FileBacking, Flush};
 use ringmx::ringlog::consumer::{Step, Walk};
 use ringmx::ringlog::directory::{CreateOptions, create_ring, open_ring};
@@ -577,6 +577,8 @@ struct TestServer {
 struct Served {
     log: Log<FileBacking>,
     attachments: Attachments,
+    /// Each connection ends when it has been greeted.
+    ends_behind_hello: bool,
 }
 
 fn refusal(error: ConsumerError) -> Refusal {
@@ -673,6 +675,7 @@ impl TestServer {
         let log = Arc::new(Mutex::new(Served {
             log: open(dir),
             attachments: Attachments::default(),
+            ends_behind_hello: false,
         }));
         let stop = Arc::new(AtomicBool::new(false));
         let (served, stopped) = (Arc::clone(&log), Arc::clone(&stop));
@@ -743,7 +746,8 @@ fn serve(listener: &UnixListener, ring: &File, served: &Mutex<Served>, stop: &At
                     Err(_) => sent = false,
                 }
             }
-            match alive && sent && !actions.close {
+            let ends = served.ends_behind_hello && actions.send_descriptor;
+            match alive && sent && !actions.close && !ends {
                 true => open.push((stream, session)),
                 false => session.close(&mut *served),
             }
@@ -965,4 +969,28 @@ fn wait_until(condition: impl Fn() -> bool) {
         assert!(clock.now().0 < 20_000_000_000, "not within 20 s");
         wait::readable(&[], Some(Duration::from_millis(5))).unwrap();
     }
+}
+
+#[test]
+fn the_consumers_of_a_server_that_ends_while_it_is_asked_are_those_of_its_superblock() {
+    let dir = TestDir::new();
+    sample(&dir);
+    let mbox = format!("mbox:{}", dir.0.join("mbox").display());
+    let create = ["copy", "--to", &mbox, "--until-empty", "--create"];
+    assert_eq!(consume(&dir, &create).0, 0);
+    let server = TestServer::start(&dir);
+    let shard = ShardDir {
+        shard: 0,
+        path: dir.shard(),
+    };
+    let names = |found: Vec<ConsumerName>| -> Vec<String> {
+        found.iter().map(|name| name.as_str().to_owned()).collect()
+    };
+    assert_eq!(names(registered(&shard).unwrap()), ["copy"]);
+    // From here on it greets whoever connects, and is gone when the next request comes.
+    server.log.lock().unwrap().ends_behind_hello = true;
+    let mut client = ctl::Client::connect(&shard.path.join("ctl")).unwrap();
+    assert!(client.list().unwrap_err().is_gone());
+    assert_eq!(names(registered(&shard).unwrap()), ["copy"]);
+    server.stop();
 }

@@ -268,12 +268,18 @@ pub fn read_superblock(file: &File, name: &Path) -> Result<Superblock, Failure> 
 /// The consumers that are registered in a shard: its server knows best, if one runs. None where there is no ring yet.
 ///
 /// # Errors
-/// The ring can't be read, or its server went while it was asked.
+/// The ring can't be read, or its server refuses to tell.
 pub fn registered(dir: &ShardDir) -> Result<Vec<ConsumerName>, Failure> {
     if let Ok(mut client) = Client::connect(&dir.path.join("ctl")) {
-        let listed = client.list()?;
-        let names = listed.iter().map(|row| ConsumerName::new(&row.name));
-        return Ok(names.flatten().collect());
+        match client.list() {
+            Ok(listed) => {
+                let names = listed.iter().map(|row| ConsumerName::new(&row.name));
+                return Ok(names.flatten().collect());
+            }
+            // It ended meanwhile; what it knew is in its superblock.
+            Err(error) if error.is_gone() => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     let path = dir.path.join("ring");
     if !path.exists() {
