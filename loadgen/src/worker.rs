@@ -906,13 +906,15 @@ impl Worker {
             self.book.now = now;
             let slot = &mut self.slots[index];
             let wire = slot.wire.as_mut().expect("invariant: checked above");
-            match wire.connected(event) {
+            let reset = match wire.connected(event) {
                 Ok(false) => return,
-                Ok(true) => {}
+                Ok(true) => None,
+                // Who does not listen refuses. Who resets has taken the connection before, be it that both come at once.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Some(error),
                 Err(error) => {
                     return self.lose(index, fault_of(&error), &error.to_string(), now);
                 }
-            }
+            };
             slot.stage = Stage::Up;
             self.connecting -= 1;
             slot.client.connected(now, &self.desk, &mut self.book);
@@ -920,6 +922,9 @@ impl Worker {
             self.book.recorder.totals.window_connections +=
                 u64::from(self.book.recorder.measures(now));
             self.book.recorder.row(now).connections += 1;
+            if let Some(error) = reset {
+                return self.lose(index, Fault::Reset, &error.to_string(), now);
+            }
         }
         // One reading of the clock for each event: behind the read, or here when there is nothing to read.
         if event.is_readable() || event.is_read_closed() || event.is_error() {
