@@ -1000,7 +1000,8 @@ impl Peer {
         let half_closed = wire.client_fin && answered;
         let excused = wire.client_reset
             || unread
-            || self.perhaps_closing && wire.server_fin
+            // A server that drains does not wait for what a closing session may still send.
+            || self.perhaps_closing && (wire.server_fin || at.draining)
             || self.partial.is_empty() && (self.closing || self.unchecked || half_closed);
         let stuck = wire.stuck_since_ns;
         drop(wire);
