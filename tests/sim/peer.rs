@@ -167,6 +167,8 @@ pub struct Peer {
     silence_max_ns: u64,
     /// Since when the server has the beginning of something whose end it has not read.
     partial_since_ns: u64,
+    /// Where a command begins that is never sent whole.
+    fragment_at: Option<u64>,
     partial_max_ns: u64,
     /// When a timer should have ended the session.
     overdue_since_ns: Option<u64>,
@@ -322,6 +324,7 @@ impl Peer {
             unread_max_ns: 0,
             silence_max_ns: 0,
             partial_since_ns: now_ns,
+            fragment_at: None,
             partial_max_ns: 0,
             overdue_since_ns: None,
             connected_ns: now_ns,
@@ -827,7 +830,10 @@ impl Peer {
                 });
             }
             Item::Complete(letter) => self.completed.push((letter, self.queued)),
-            Item::Fragment(bytes) => self.queue(&bytes),
+            Item::Fragment(bytes) => {
+                self.fragment_at = Some(self.queued);
+                self.queue(&bytes);
+            }
             Item::Fin => {
                 if self.out_at == self.out.len() {
                     self.wire.borrow_mut().end_sending();
@@ -931,6 +937,7 @@ impl Peer {
                 completed = true;
             }
         }
+        is_partial |= self.fragment_at.is_some_and(|begin| begin < read);
         self.unread_max_ns = self.unread_max_ns.max(at.now_ns - self.read_at_ns);
         self.silence_max_ns = self.silence_max_ns.max(at.now_ns - self.active_at_ns);
         self.partial_max_ns = self.partial_max_ns.max(at.now_ns - self.partial_since_ns);
@@ -1319,9 +1326,13 @@ impl Peer {
         };
         assert!(
             reason_holds,
-            "{text:?} is no answer to {instead:?} at {:?}; silent for {} ns, unread for {} ns; {:?}",
-            self.model,
+            "{text:?} is no answer to {instead:?}: {}; silent for {} of {} ns, a command begun for {} of {} ns, unread \
+             for {} ns; {:?}",
+            self.describe(),
             self.silence_max_ns,
+            config.shortest_timeout_ns,
+            self.partial_max_ns,
+            config.request_deadline_ns,
             self.unread_max_ns,
             at.since(instead.and_then(|awaited| awaited.read_in)),
         );
