@@ -65,8 +65,8 @@ use self::first_steps::first_steps;
 use self::sockets::Bound;
 use self::takeover::Takeover;
 
-/// Bytes of one session at most: its entries in the slab, in the timer wheel and in the table of messages, what it keeps
-/// of a message under way, and the longest names of HELO and of a user, each with what the allocator adds.
+/// Bytes of one session at most: its entries in the slab, in the timer wheel and in the table of messages, what it
+/// keeps of a message under way, and the longest names of HELO and of a user, each with what the allocator adds.
 const SESSION_BYTES: u64 = 1_280;
 /// Bytes of TLS for one open session: the state of rustls, what is known of the client.
 const TLS_SESSION_BYTES: u64 = 8 * KIB;

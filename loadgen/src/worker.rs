@@ -909,7 +909,7 @@ impl Worker {
             let reset = match wire.connected(event) {
                 Ok(false) => return,
                 Ok(true) => None,
-                // Who does not listen refuses. Who resets has taken the connection before, be it that both come at once.
+                // Who does not listen refuses. Who resets has taken the connection before, even if both come at once.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Some(error),
                 Err(error) => {
                     return self.lose(index, fault_of(&error), &error.to_string(), now);
