@@ -1,10 +1,11 @@
 //! The command line: arguments to plan, plan to run, run to report and exit code.
 
 use crate::ceiling::{self, Ceiling};
-use crate::client::EXTENSIONS;
+use crate::client::{EXTENSIONS, Phase};
 use crate::compare;
 use crate::corpus::Corpus;
 use crate::formats;
+use crate::help;
 use crate::hostile;
 use crate::html;
 use crate::ledger::Ledger;
@@ -33,8 +34,9 @@ use crate::wire::{Address, Proxy, Sources, Target};
 use crate::worker::{Logs, Shared, Tuning};
 use lexopt::prelude::*;
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::net::{IpAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -58,126 +60,8 @@ pub const INTERRUPTED: u8 = 130;
 /// Least `--chunk`, in bytes: the command of a smaller chunk would outweigh it.
 const CHUNK_MIN: u64 = 64;
 
-const HELP: &str = "\
-smtp-loadgen: an SMTP load generator that says whether it was you or the target
-
-  smtp-loadgen run TARGET [options]      send messages, print a report
-  smtp-loadgen verify --ledger FILE (--maildir DIR | --mbox FILE | --eml DIR | --ring DIR)
-                                         compare acknowledged messages with a store
-
-  smtp-loadgen replay TRACE TARGET [options]
-                                         send what --raw recorded, or lines of TIME SIZE
-                                         [RECIPIENTS], at its times again
-  smtp-loadgen find-max TARGET [options] find the highest rate within --max-p99 and --max-errors
-  smtp-loadgen sweep TARGET --rates R,R,...    one run at each rate, one table
-  smtp-loadgen ab --a TARGET --b TARGET  two targets in turns, ratio of each round
-  smtp-loadgen compare A.json B.json     two reports, difference or none
-  smtp-loadgen report FILE [--format text|csv|prometheus|html|hlog]
-  smtp-loadgen report --schema [NAME]    the JSON Schema of what --json writes: run, search, ab,
-                                         compare, verify or selftest [run]
-  smtp-loadgen raw FILE [--from TIME] [--to TIME]
-                                         counts and percentiles of what --raw wrote, or of a part
-  smtp-loadgen profile show [NAME]       the named workloads and where their figures come from
-  smtp-loadgen profile learn PATH        sizes of a Maildir, mbox or directory, for --sizes
-  smtp-loadgen smtp-source [its options] TARGET
-  smtp-loadgen selftest                  what this machine can send to a sink that does nothing
-  smtp-loadgen sink [ADDR] [options]     be that sink, on 127.0.0.1 and a free port by default
-
-TARGET is HOST:PORT, [IPV6]:PORT or unix:PATH.
-
-How much
-  --sessions N              connections at a time [10; open loop 100]
-  --messages N              end after N messages
-  --duration TIME           end after TIME, such as 10s or 500ms [10s without --messages]
-  --warmup TIME             not measured [0s]
-  --drain TIME              for what is in flight at the end [10s]
-  --timeout TIME            for any one reply [30s]
-  --ramp TIME               spread the session starts over TIME
-  --rate R                  open loop: R messages a second, whatever the target does
-  --rate-shape R@T,R@T,...  a rate that follows these points, joined by straight lines; two
-                            points at one time are a step; ends at the last
-  --speed N                 replay: N times as fast as it was [1]
-  --poisson                 exponential gaps instead of equal ones
-  --arrival msg|conn        whether each arrival opens its own connection [msg]
-
-What
-  --profile NAME            a named workload; options behind it change it
-  --size SIZE               1000, 4KiB, 1MiB, 1KiB,4KiB (one of), 1KiB-9KiB (even),
-                            lognormal:MEDIAN,SIGMA [1KiB]
-  --corpus PATH             send these real messages as they are: Maildir, mbox, directory,
-                            one message
-  --sizes FILE              lines of SIZE,SHARE: share of messages at most that large
-  --rcpts N or N-M          recipients of a message [1]
-  --from PATTERN            sender [sender@loadgen.example]; {seq} and {1-1000} vary
-  --to PATTERN              recipients [user{1-1000}@test.example]
-  --from-file, --to-file    one pattern a line
-  --seed N                  [1]
-  --run-id HEX              [from the seed; unique with --ledger]
-
-How
-  --pipelining auto|off     [auto]
-  --chunking                BDAT instead of DATA
-  --chunk SIZE              BDAT in chunks of at most SIZE, 64 or more
-  --smtputf8                SMTPUTF8 on MAIL when offered; needed for addresses beyond ASCII
-  --dsn WORDS               when offered: NOTIFY from never, or success,failure,delay; RET from
-                            full or hdrs [hdrs]; ORCPT with orcpt; ENVID from run and number
-  --messages-per-connection N or N-M    [all]
-  --helo NAME               [loadgen.example]
-  --ignore WORD,...         EHLO keywords to leave alone though the server offers them:
-                            PIPELINING CHUNKING SIZE STARTTLS AUTH 8BITMIME SMTPUTF8 DSN
-  --lmtp                    LHLO, a reply for each recipient
-  --auth plain:USER:PASSWORD or login:USER:PASSWORD
-  --tls off|starttls|implicit    [off]; needs --tls-ca FILE (PEM) or --tls-insecure
-  --tls-name NAME           the server's name [the host of TARGET]
-  --tls-no-resumption       a full handshake each time
-  --proxy v1|v2             PROXY protocol header, sources out of 198.18.0.0/15
-  --xclient ATTRIBUTES      such as 'ADDR=192.0.2.1 NAME=client.example'
-  --quit wait|reset|none    how connections end [wait]
-  --hostile KIND=N%,...     misbehaving sessions beside the others, N% of --sessions; kinds:
-                            slowloris slow-data idle early-talker rst-mid-data half-close
-                            long-line endless-header rcpt-flood bdat-lie starttls-inject
-                            tls-stall binary eager-data smuggle-{lf-lf,cr-cr,cr-lf,lf-cr,lf-crlf,
-                            crlf-lf,cr-crlf,crlf-cr,nul,nul-after}
-  --source NET              connect from these addresses, such as 127.0.0.0/8
-  --congestion NAME         TCP congestion control, such as reno or cubic
-  --connect-burst N         connects under way at one time in each thread [64]
-  --connect-attempts N      in a row before a session gives up [30]
-  --threads N               event loops in each process [1]
-  --processes N             share the sessions between N processes, each with its own
-                            descriptors [1]
-  --cpus LIST               bind the loops to these CPUs, such as 1 or 0,1
-  --spin                    never sleep
-  --no-preflight            do not ask the target for its banner first
-  --i-own-this-target       allow public addresses and real domains
-
-Result
-  --ledger FILE             append a line for each 250
-  --raw FILE                a line for each message: its planned start, its steps, what it got
-  --json FILE               the report as JSON
-  --html FILE               the report as one page with pictures
-  --ceiling R|FILE          a rate, or what selftest --json wrote, to state the share of it that
-                            was used [what selftest kept on this machine]
-  --fail-if EXPR            exit 1 when EXPR holds: p99>50ms, error_rate>0.1%, rate<9900,
-                            unsent>0; repeat for more
-  --quiet                   only the report
-  --dry-run                 print plan and first message, send nothing
-
-find-max: --max-p99 TIME [50ms], --max-errors N% [0.1%], --start-rate R [1000]; --duration is
-  the length of a step [10s].  ab: --rounds N [5].  compare: --force
-  despite different plans, --json FILE
-
-sink: --eml DIR keeps messages; --lose, --duplicate, --corrupt, --reset, --defer, --reject,
-  --shut N do that to every Nth message; --duration TIME ends it [1h]
-
-selftest: --duration TIME for each line [2s], --json FILE
-
-verify
-  --ringmx PATH             the ringmx program that reads a ring
-  --json FILE               the findings as JSON
-
-Exit codes: 0 ok, 1 threshold failed, 2 usage or target unreachable, 3 run invalid,
-4 loss, duplication or corruption, 130 interrupted (the report is written).
-";
+/// Most messages a second that can be asked for.
+const RATE_MAX: f64 = 1e7;
 
 /// How much slower than it was a trace may be sent again.
 const SPEED_MIN: f64 = 0.001;
@@ -228,7 +112,7 @@ pub fn main() -> ExitCode {
     match command(argv) {
         Ok(code) => ExitCode::from(code),
         Err(stop) => {
-            eprintln!("smtp-loadgen: {stop}");
+            note(&format!("smtp-loadgen: {stop}"));
             ExitCode::from(stop.code)
         }
     }
@@ -236,41 +120,105 @@ pub fn main() -> ExitCode {
 
 fn command(argv: Vec<String>) -> Result<u8, Stop> {
     let mut parser = lexopt::Parser::from_env();
-    match parser.next()? {
-        Some(Value(word)) => match word.string()?.as_str() {
-            "run" => run_command(Options::parse(&mut parser)?, argv),
-            "replay" => run_command(Options::parse_replay(&mut parser)?, argv),
-            // One of `--processes`; started by `run` alone.
-            "part" => part_command(parser),
-            "verify" => verify_command(parser),
-            "report" => report_command(parser),
-            "raw" => raw_command(parser),
-            "compare" => compare_command(parser),
-            "find-max" => find_max_command(parser, argv),
-            "sweep" => sweep_command(parser, argv),
-            "ab" => ab_command(parser, argv),
-            "profile" => profile_command(parser),
-            "smtp-source" => smtp_source_command(parser, argv),
-            "sink" => sink_command(parser),
-            "selftest" => selftest_command(parser),
-            "help" => help(),
-            other => Err(usage(format!(
-                "no command `{other}`; see smtp-loadgen --help"
-            ))),
-        },
-        Some(Long("help") | Short('h')) => help(),
-        Some(Long("version") | Short('V')) => {
-            println!("smtp-loadgen {}", env!("CARGO_PKG_VERSION"));
-            Ok(OK)
+    let name = match parser.next()? {
+        Some(Value(word)) => word.string()?,
+        Some(Long("help") | Short('h')) => return help(None),
+        Some(Long("version") | Short('V')) => return version(),
+        Some(other) => return Err(stray(other)),
+        None => {
+            note(help::first().trim_end());
+            return Ok(USAGE);
         }
-        Some(other) => Err(other.unexpected().into()),
-        None => Err(usage("no command; see smtp-loadgen --help")),
+    };
+    // Whatever else is said: who asks for help gets it. smtp-source has a -h of no meaning, so only the word counts.
+    let asks = |word: &String| word == "--help" || (word == "-h" && name != "smtp-source");
+    if argv.iter().skip(2).any(asks) {
+        return help(Some(&name));
+    }
+    match name.as_str() {
+        "run" => run_command(Options::parse(&mut parser)?, argv),
+        "replay" => run_command(Options::parse_replay(&mut parser)?, argv),
+        // One of `--processes`; started by `run` alone.
+        "part" => part_command(parser),
+        "verify" => verify_command(parser),
+        "report" => report_command(parser),
+        "raw" => raw_command(parser),
+        "compare" => compare_command(parser),
+        "find-max" => find_max_command(parser, argv),
+        "sweep" => sweep_command(parser, argv),
+        "ab" => ab_command(parser, argv),
+        "profile" => profile_command(parser),
+        "smtp-source" => smtp_source_command(parser, argv),
+        "sink" => sink_command(parser),
+        "selftest" => selftest_command(parser),
+        "help" => match parser.next()? {
+            Some(Value(word)) => help(Some(&word.string()?)),
+            Some(other) => Err(stray(other)),
+            None => help(None),
+        },
+        "version" => version(),
+        other => Err(no_command(other)),
     }
 }
 
-fn help() -> Result<u8, Stop> {
-    print!("{HELP}");
-    Ok(OK)
+fn no_command(name: &str) -> Stop {
+    usage(match help::nearest_command(name) {
+        Some(near) => format!("no command `{name}`; did you mean {near}?"),
+        None => format!("no command `{name}`; see smtp-loadgen --help"),
+    })
+}
+
+fn no_option(flag: &str) -> Stop {
+    usage(match help::nearest_option(flag) {
+        Some(near) if near != flag => format!("no option `--{flag}`; did you mean --{near}?"),
+        Some(_) => format!("--{flag} belongs to another command; see smtp-loadgen --help"),
+        None => format!("no option `--{flag}`; see smtp-loadgen --help"),
+    })
+}
+
+/// Why an argument that nobody takes is refused.
+fn stray(argument: lexopt::Arg<'_>) -> Stop {
+    match argument {
+        Long(flag) => no_option(flag),
+        Short(letter) => usage(format!(
+            "no option `-{letter}`: options are long here; those of smtp-source go behind \
+             `smtp-loadgen smtp-source`"
+        )),
+        Value(word) => usage(format!(
+            "{word:?} is one argument too many; see smtp-loadgen --help"
+        )),
+    }
+}
+
+fn help(name: Option<&str>) -> Result<u8, Stop> {
+    let text = match name {
+        None => help::whole(),
+        Some(name) => help::of(name).ok_or_else(|| no_command(name))?,
+    };
+    say(text).map(|()| OK)
+}
+
+fn version() -> Result<u8, Stop> {
+    say(format_args!("smtp-loadgen {}\n", env!("CARGO_PKG_VERSION"))).map(|()| OK)
+}
+
+/// Writes to standard output. A reader that has seen enough is no fault.
+///
+/// **Errors**: it can't be written, as on a full disk.
+fn say(text: impl fmt::Display) -> Result<(), Stop> {
+    let mut out = io::stdout().lock();
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Stop {
+            code: INVALID,
+            text: format!("standard output: {error}"),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a line to standard error, if that can be.
+fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Reads `500ms`, `10s`, `2m`, `1h`, `250us`; a bare number is seconds. Returns ns.
@@ -369,13 +317,19 @@ fn parse_shape(text: &str) -> Option<Vec<(u64, f64)>> {
             let rate = rate
                 .parse::<f64>()
                 .ok()
-                .filter(|rate| (0.0..=1e7).contains(rate))?;
+                .filter(|rate| (0.0..=RATE_MAX).contains(rate))?;
             Some((parse_time(at)?, rate))
         })
         .collect::<Option<_>>()?;
     let rises = points.windows(2).all(|pair| pair[0].0 <= pair[1].0);
     let some = points.iter().any(|(_, rate)| *rate > 0.0);
     (rises && some).then_some(points)
+}
+
+/// Reads messages a second: above 0, and no more than any machine can send, so that every plan has an end.
+fn parse_rate(text: &str) -> Option<f64> {
+    let rate = text.parse::<f64>().ok()?;
+    (rate > 0.0 && rate <= RATE_MAX).then_some(rate)
 }
 
 fn parse_count(text: &str) -> Option<Count> {
@@ -388,20 +342,40 @@ fn parse_count(text: &str) -> Option<Count> {
     }
 }
 
-fn parse_address(text: &str) -> Result<Address, Stop> {
+/// Returns all addresses of a target, at least one.
+fn parse_addresses(text: &str) -> Result<Vec<Address>, Stop> {
     if let Some(path) = text.strip_prefix("unix:") {
-        return Ok(Address::Unix(path.into()));
+        return Ok(vec![Address::Unix(path.into())]);
     }
     let text = text.strip_prefix("inet:").unwrap_or(text);
-    let mut found = text.to_socket_addrs().map_err(|error| {
+    let found = text.to_socket_addrs().map_err(|error| {
         usage(format!(
-            "target `{text}`: {error}; write HOST:PORT or unix:PATH"
+            "target `{text}`: {error}; write HOST:PORT, [IPV6]:PORT or unix:PATH"
         ))
     })?;
-    found
-        .next()
-        .map(Address::Tcp)
-        .ok_or_else(|| usage(format!("target `{text}` has no address")))
+    let found: Vec<_> = found.map(Address::Tcp).collect();
+    if found.is_empty() {
+        return Err(usage(format!("target `{text}` has no address")));
+    }
+    Ok(found)
+}
+
+fn parse_address(text: &str) -> Result<Address, Stop> {
+    parse_addresses(text).map(|mut found| found.swap_remove(0))
+}
+
+/// Greets the addresses of a target one after the other, and returns the first that can be used.
+///
+/// **Errors**: none can.
+fn greet(addresses: Vec<Address>, plan: &Plan) -> Result<(Address, probe::Greeting), Stop> {
+    let mut refusals = Vec::new();
+    for address in addresses {
+        match probe::ask(&address, plan) {
+            Ok(greeting) => return Ok((address, greeting)),
+            Err(error) => refusals.push(format!("target {address} can't be used: {error}")),
+        }
+    }
+    Err(usage(refusals.join("; ")))
 }
 
 /// Whether mail sent there can't reach a stranger.
@@ -494,6 +468,9 @@ impl Threshold {
         } else {
             value.parse().ok()?
         };
+        if !limit.is_finite() {
+            return None;
+        }
         let known = is_latency(&name) || COUNTS.contains(&name.as_str());
         let above = text.as_bytes()[at] == b'>';
         known.then_some(Self {
@@ -517,7 +494,7 @@ impl Threshold {
             let table = match table {
                 "" if latency["response"].is_object() => &latency["response"],
                 "" => &latency["service"],
-                "end_of_data" | "response" | "service" => &latency[table],
+                table if TABLES.contains(&table) => &latency[table],
                 phase => &latency["phases"][phase],
             };
             let key = format!("{}_ns", name.replace('.', "_"));
@@ -545,9 +522,13 @@ const COUNTS: [&str; 9] = [
     "unfinished",
 ];
 
+/// The tables of the report beside those of the phases.
+const TABLES: [&str; 3] = ["response", "service", "end_of_data"];
+
 fn is_latency(name: &str) -> bool {
     let last = match name.split_once('.') {
-        Some((table, rest)) if !table.starts_with('p') => rest,
+        Some((table, rest)) if TABLES.contains(&table) => rest,
+        Some((table, rest)) if Phase::ALL.iter().any(|phase| phase.name() == table) => rest,
         _ => name,
     };
     matches!(
@@ -615,7 +596,12 @@ fn default_plan() -> Plan {
 }
 
 fn bad<T>(value: Option<T>, flag: &str, text: &str) -> Result<T, Stop> {
-    value.ok_or_else(|| usage(format!("--{flag}: `{text}` is not understood")))
+    value.ok_or_else(|| {
+        usage(format!(
+            "--{flag} `{text}`: it takes {}",
+            help::allowed(flag)
+        ))
+    })
 }
 
 fn read_text(path: &Path) -> Result<String, Stop> {
@@ -671,7 +657,7 @@ impl Options {
                     let flag = flag.to_owned();
                     options.flag(&flag, parser)?;
                 }
-                other => return Err(other.unexpected().into()),
+                other => return Err(stray(other)),
             }
         }
         options.complete()
@@ -692,7 +678,7 @@ impl Options {
                     let flag = flag.to_owned();
                     options.flag(&flag, parser)?;
                 }
-                other => return Err(other.unexpected().into()),
+                other => return Err(stray(other)),
             }
         }
         if options.trace.is_none() {
@@ -730,18 +716,20 @@ impl Options {
         let time = || bad(parse_time(text), flag, text);
         match flag {
             "sessions" => plan.sessions = bad(text.parse().ok().filter(|n| *n > 0), flag, text)?,
-            "messages" => plan.messages = Some(bad(text.parse().ok(), flag, text)?),
-            "duration" => plan.duration_ns = Some(time()?),
+            "messages" => {
+                let count = text.parse().ok().filter(|count| *count > 0);
+                plan.messages = Some(bad(count, flag, text)?);
+            }
+            "duration" => {
+                let ns = parse_time(text).filter(|ns| *ns > 0);
+                plan.duration_ns = Some(bad(ns, flag, text)?);
+            }
             "warmup" => plan.warmup_ns = time()?,
             "drain" => plan.drain_ns = time()?,
             "timeout" => plan.timeout_ns = time()?.max(1_000_000),
             "ramp" => plan.ramp_ns = time()?,
             "rate" => {
-                let rate = text
-                    .parse::<f64>()
-                    .ok()
-                    .filter(|rate| *rate > 0.0 && *rate <= 1e7);
-                self.rate = Some(bad(rate, flag, text)?);
+                self.rate = Some(bad(parse_rate(text), flag, text)?);
             }
             "rate-shape" => {
                 plan.shape = bad(parse_shape(text), flag, text)?;
@@ -832,16 +820,16 @@ impl Options {
                 }
             }
             "auth" => {
-                let login = match text.split_once(':') {
-                    Some(("login", _)) => true,
-                    Some(("plain", _)) => false,
+                let mut words = text.splitn(3, ':');
+                let login = match (words.next(), text.matches(':').count()) {
+                    (Some("login"), 2..) => true,
+                    (Some("plain"), 2..) => false,
                     _ => {
                         return Err(usage(
                             "--auth takes plain:USER:PASSWORD or login:USER:PASSWORD",
                         ));
                     }
                 };
-                let mut words = text.splitn(3, ':').skip(1);
                 let user = words.next().unwrap_or("").to_owned();
                 let password = words.next().unwrap_or("").to_owned();
                 plan.auth = Some(Auth {
@@ -895,9 +883,7 @@ impl Options {
             }
             "fail-if" => self.fail_if.push(bad(Threshold::parse(text), flag, text)?),
             _ => {
-                return Err(usage(format!(
-                    "no option `--{flag}`; see smtp-loadgen --help"
-                )));
+                return Err(no_option(flag));
             }
         }
         Ok(())
@@ -942,6 +928,14 @@ impl Options {
                 "addresses beyond ASCII need --smtputf8, and a target that offers it (RFC 6531)",
             ));
         }
+        let tls = &self.tls;
+        let secures = tls.ca.is_some() || tls.name.is_some() || tls.insecure || tls.no_resumption;
+        if secures && plan.tls == TlsMode::Off {
+            return Err(usage(
+                "--tls-ca, --tls-insecure, --tls-name and --tls-no-resumption need --tls starttls \
+                 or implicit: without it everything goes in the clear",
+            ));
+        }
         if let Some(path) = &self.corpus {
             if self.ledger.is_some() {
                 return Err(usage(
@@ -973,7 +967,7 @@ impl Options {
             plan.messages = Some(plan.messages.map_or(count, |messages| messages.min(count)));
             // The mean, for the display, the pre-flight and the report; 1 ns where all come at once.
             let span_ns = trace.span_ns().max(1) as f64;
-            self.rate = Some((count as f64 * 1e9 / span_ns).min(1e7));
+            self.rate = Some((count as f64 * 1e9 / span_ns).min(RATE_MAX));
             plan.trace = Some(Arc::new(trace));
         } else if self.speed != 1.0 {
             return Err(usage("--speed needs a trace"));
@@ -1034,9 +1028,10 @@ struct Prepared {
 
 /// Refuses what could hurt strangers or can't work, and greets the target.
 fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
-    let address = parse_address(&options.target)?;
+    let mut addresses = parse_addresses(&options.target)?;
+    let address = addresses[0].clone();
     if !options.owned {
-        if !is_private(&address) {
+        if let Some(address) = addresses.iter().find(|address| !is_private(address)) {
             return Err(usage(format!(
                 "{address} is a public address; load it only if it is yours: --i-own-this-target"
             )));
@@ -1054,6 +1049,7 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
             )));
         }
     }
+    can_run(options)?;
     let files = sys::raise_descriptor_limit();
     let setting = preflight::Setting {
         threads: (options.threads * options.processes) as u64,
@@ -1073,16 +1069,15 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
     let warnings = preflight::judge(&options.plan, setting, machine).map_err(usage)?;
     if !options.quiet {
         for warning in &warnings {
-            eprintln!("warning: {warning}");
+            note(&format!("warning: {warning}"));
         }
     }
     let security = security(options)?;
     // A target behind PROXY would refuse a greeting without it.
-    let greeting = if options.preflight && !options.dry_run && options.proxy.is_none() {
-        probe::ask(&address, &options.plan)
-            .map_err(|error| usage(format!("target {address} can't be used: {error}")))?
+    let (address, greeting) = if options.preflight && !options.dry_run && options.proxy.is_none() {
+        greet(addresses, &options.plan)?
     } else {
-        probe::Greeting::default()
+        (addresses.swap_remove(0), probe::Greeting::default())
     };
     sys::catch_interrupts();
     let heading = format!(
@@ -1114,6 +1109,49 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
         argv,
         warnings,
     })
+}
+
+/// Tries what would otherwise fail only when the run begins, or when its report is written.
+///
+/// **Errors**: a CPU or a congestion control that this machine does not have, a report that can't be written.
+fn can_run(options: &Options) -> Result<(), Stop> {
+    for cpu in &options.tuning.cpus {
+        let cpu = *cpu;
+        let tried = std::thread::spawn(move || sys::pin_thread(cpu)).join();
+        if !matches!(tried, Ok(Ok(()))) {
+            return Err(usage(format!(
+                "--cpus: this process can't run on CPU {cpu}; see `taskset -p $$`"
+            )));
+        }
+    }
+    if let Some(name) = &options.congestion {
+        let tried = Socket::new(Domain::IPV4, Type::STREAM, None)
+            .and_then(|socket| socket.set_tcp_congestion(name.as_bytes()));
+        if let Err(error) = tried {
+            let known = "/proc/sys/net/ipv4/tcp_available_congestion_control";
+            let known = std::fs::read_to_string(known).unwrap_or_default();
+            return Err(usage(format!(
+                "--congestion {name}: {error}; this machine has {}",
+                known.trim()
+            )));
+        }
+    }
+    for (flag, path) in [("json", &options.json), ("html", &options.html)] {
+        let Some(path) = path else { continue };
+        // An older report stays until there is a new one.
+        let tried = match std::fs::File::create_new(path) {
+            Ok(_) => std::fs::remove_file(path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                std::fs::OpenOptions::new()
+                    .append(true)
+                    .open(path)
+                    .map(drop)
+            }
+            Err(error) => Err(error),
+        };
+        tried.map_err(|error| usage(format!("--{flag} {}: {error}", path.display())))?;
+    }
+    Ok(())
 }
 
 /// How to secure connections, if they are to be.
@@ -1301,8 +1339,7 @@ fn run_command(options: Options, argv: Vec<String>) -> Result<u8, Stop> {
     }
     let (mut report, verdict, interrupted) = execute(&options, &prepared, &options.plan)?;
     let passed = apply_thresholds(&mut report, &options.fail_if);
-    show(&report::text(&report));
-    write_reports(&options, &report)?;
+    publish(&options, &report, &report::text(&report))?;
     Ok(match verdict.state {
         _ if interrupted => INTERRUPTED,
         State::Valid if passed => OK,
@@ -1311,14 +1348,20 @@ fn run_command(options: Options, argv: Vec<String>) -> Result<u8, Stop> {
     })
 }
 
-fn write_reports(options: &Options, report: &Value) -> Result<(), Stop> {
-    if let Some(path) = &options.json {
-        write_json(path, report)?;
-    }
-    if let Some(path) = &options.html {
-        write_file(path, &html::page(report))?;
-    }
-    Ok(())
+/// Shows a report and writes it wherever it was asked for; a place that can't take it costs the others nothing.
+///
+/// **Errors**: the first of the places that could not take it.
+fn publish(options: &Options, report: &Value, text: &str) -> Result<(), Stop> {
+    let shown = show(text);
+    let json = match &options.json {
+        Some(path) => write_json(path, report),
+        None => Ok(()),
+    };
+    let page = match &options.html {
+        Some(path) => write_file(path, &html::page(report)),
+        None => Ok(()),
+    };
+    shown.and(json).and(page)
 }
 
 fn read_report(path: &Path) -> Result<Value, Stop> {
@@ -1346,7 +1389,7 @@ fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
                     None => match parser.next()? {
                         Some(Value(name)) => name.string()?,
                         None => "run".into(),
-                        Some(other) => return Err(other.unexpected().into()),
+                        Some(other) => return Err(stray(other)),
                     },
                 };
                 let schema = report::JSON_SCHEMAS.iter().find(|known| known.0 == name);
@@ -1354,10 +1397,10 @@ fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
                     let names: Vec<_> = report::JSON_SCHEMAS.iter().map(|known| known.0).collect();
                     usage(format!("no schema `{name}`: {}", names.join(", ")))
                 })?;
-                print!("{}", schema.1);
+                say(schema.1)?;
                 return Ok(OK);
             }
-            other => return Err(other.unexpected().into()),
+            other => return Err(stray(other)),
         }
     }
     let report = read_report(&file.ok_or_else(|| usage("report needs a FILE"))?)?;
@@ -1376,9 +1419,9 @@ fn report_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         }
     };
     if format == "text" {
-        show(&text);
+        show(&text)?;
     } else {
-        print!("{text}");
+        say(text)?;
     }
     Ok(OK)
 }
@@ -1393,7 +1436,7 @@ fn raw_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
             }
             Long("from") => (&mut from, "from"),
             Long("to") => (&mut to, "to"),
-            other => return Err(other.unexpected().into()),
+            other => return Err(stray(other)),
         };
         let text = parser.value()?.string()?;
         *place = bad(parse_time(&text), name, &text)?;
@@ -1401,7 +1444,7 @@ fn raw_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     let file = file.ok_or_else(|| usage("raw needs a FILE"))?;
     let summary = raw::summary(&file, from, to)
         .map_err(|error| usage(format!("{}: {error}", file.display())))?;
-    show(&report::raw_text(&summary));
+    show(&report::raw_text(&summary))?;
     Ok(OK)
 }
 
@@ -1412,17 +1455,18 @@ fn compare_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
             Value(path) if files.len() < 2 => files.push(PathBuf::from(path)),
             Long("force") => force = true,
             Long("json") => json = Some(PathBuf::from(parser.value()?)),
-            other => return Err(other.unexpected().into()),
+            other => return Err(stray(other)),
         }
     }
     let [a, b] = &files[..] else {
         return Err(usage("compare needs two report files"));
     };
     let answer = compare::document(&read_report(a)?, &read_report(b)?, force).map_err(usage)?;
-    print!("{}", compare::text(&answer));
+    let said = say(compare::text(&answer));
     if let Some(path) = json {
         write_json(&path, &answer)?;
     }
+    said?;
     Ok(OK)
 }
 
@@ -1439,32 +1483,66 @@ struct SearchOptions {
 }
 
 impl SearchOptions {
-    /// Takes its own flags and leaves the others to `options`.
-    fn parse(parser: &mut lexopt::Parser, options: &mut Options) -> Result<Self, Stop> {
+    /// Takes the flags of `command` and leaves the others to `options`.
+    fn parse(
+        command: &str,
+        parser: &mut lexopt::Parser,
+        options: &mut Options,
+    ) -> Result<Self, Stop> {
         let mut search = Self {
             rounds: 5,
             ..Self::default()
         };
+        let (own, refused): (&[&str], &[(&str, &str)]) = match command {
+            "find-max" => (
+                &["max-p99", "max-errors", "start-rate"],
+                &[
+                    (
+                        "rate",
+                        "find-max chooses the rates; --start-rate is the first",
+                    ),
+                    (
+                        "rate-shape",
+                        "find-max chooses the rates; --start-rate is the first",
+                    ),
+                    (
+                        "fail-if",
+                        "--max-p99 and --max-errors are the limits of find-max",
+                    ),
+                ],
+            ),
+            "sweep" => (
+                &["max-p99", "max-errors", "rates"],
+                &[
+                    ("rate", "a sweep has --rates"),
+                    ("rate-shape", "a sweep has --rates"),
+                    (
+                        "fail-if",
+                        "--max-p99 and --max-errors are the limits of a sweep",
+                    ),
+                ],
+            ),
+            _ => (
+                &["rounds", "a", "b"],
+                &[
+                    ("fail-if", "it judges one run; ab compares many"),
+                    ("html", "ab writes text and --json"),
+                ],
+            ),
+        };
         while let Some(argument) = parser.next()? {
             let flag = match argument {
-                Value(word) if options.target.is_empty() => {
+                Value(word) if options.target.is_empty() && command != "ab" => {
                     options.target = word.string()?;
                     continue;
                 }
                 Long(flag) => flag.to_owned(),
-                other => return Err(other.unexpected().into()),
+                other => return Err(stray(other)),
             };
-            if ![
-                "max-p99",
-                "max-errors",
-                "rates",
-                "start-rate",
-                "rounds",
-                "a",
-                "b",
-            ]
-            .contains(&flag.as_str())
-            {
+            if let Some((flag, why)) = refused.iter().find(|(name, _)| *name == flag) {
+                return Err(usage(format!("--{flag}: {why}")));
+            }
+            if !own.contains(&flag.as_str()) {
                 options.flag(&flag, parser)?;
                 continue;
             }
@@ -1474,19 +1552,16 @@ impl SearchOptions {
                 "max-errors" => {
                     let share = text
                         .strip_suffix('%')
-                        .and_then(|text| text.parse::<f64>().ok());
+                        .and_then(|text| text.parse::<f64>().ok())
+                        .filter(|share| (0.0..=100.0).contains(share));
                     search.max_errors = Some(bad(share, &flag, &text)? / 100.0);
                 }
                 "rates" => {
-                    let rates: Option<Vec<f64>> = text
-                        .split(',')
-                        .map(|rate| rate.parse().ok().filter(|r| *r > 0.0))
-                        .collect();
+                    let rates: Option<Vec<f64>> = text.split(',').map(parse_rate).collect();
                     search.rates = bad(rates, &flag, &text)?;
                 }
                 "start-rate" => {
-                    let rate = text.parse().ok().filter(|rate| *rate > 0.0);
-                    search.start = Some(bad(rate, &flag, &text)?);
+                    search.start = Some(bad(parse_rate(&text), &flag, &text)?);
                 }
                 "rounds" => {
                     let rounds = text
@@ -1538,7 +1613,7 @@ fn search_generator(options: &Options, rate: f64) -> Result<Value, Stop> {
 
 fn find_max_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
     let mut options = Options::new();
-    let search = SearchOptions::parse(&mut parser, &mut options)?;
+    let search = SearchOptions::parse("find-max", &mut parser, &mut options)?;
     options.plan.duration_ns.get_or_insert(10_000_000_000);
     if options.plan.sessions == 0 {
         options.plan.sessions = 100;
@@ -1549,28 +1624,35 @@ fn find_max_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8,
     options.plan.drain_ns = options.plan.drain_ns.min(3_000_000_000);
     let options = options.complete()?;
     let prepared = prepare(&options, argv)?;
+    if options.dry_run {
+        return dry_run(&options);
+    }
     let limits = search::Limits {
         p99_ns: search.max_p99_ns.unwrap_or(50_000_000),
         errors: search.max_errors.unwrap_or(0.001),
     };
-    let mut number = 0;
-    let quiet = options.quiet;
-    let mut ask = |rate: f64| -> Result<search::Step, Stop> {
-        number += 1;
+    let mut steps = Vec::new();
+    let mut ask = |rate: f64, part: &'static str| -> Result<search::Step, Stop> {
+        let number = steps.len() as u64 + 1;
         let (report, state, interrupted) = step(&options, &prepared, rate, number)?;
-        let step = search::Step::judge(rate, &report, state, &limits);
-        if !quiet {
-            eprintln!("{}", step.line());
-        }
         if interrupted {
             return Err(Stop {
                 code: INTERRUPTED,
                 text: "interrupted".into(),
             });
         }
+        let step = search::Step::judge(rate, &report, state, &limits, part);
+        if !options.quiet {
+            note(&step.line());
+        }
+        steps.push(step.clone());
         Ok(step)
     };
-    let found = search::find_max(search.start.unwrap_or(1000.0), &mut ask)?;
+    let (found, interrupted) = match search::find_max(search.start.unwrap_or(1000.0), &mut ask) {
+        Ok(found) => (found, false),
+        Err(stop) if stop.code == INTERRUPTED => (search::Found::cut_short(steps), true),
+        Err(stop) => return Err(stop),
+    };
     let mut report = search::report(
         &found,
         &limits,
@@ -1578,14 +1660,17 @@ fn find_max_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8,
         &options.plan,
     );
     report["generator"] = search_generator(&options, found.rate)?;
-    show(&search::text(&report));
-    write_reports(&options, &report)?;
-    Ok(if found.rate > 0.0 { OK } else { INVALID })
+    publish(&options, &report, &search::text(&report))?;
+    Ok(match found.rate > 0.0 {
+        _ if interrupted => INTERRUPTED,
+        true => OK,
+        false => INVALID,
+    })
 }
 
 fn sweep_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
     let mut options = Options::new();
-    let search = SearchOptions::parse(&mut parser, &mut options)?;
+    let search = SearchOptions::parse("sweep", &mut parser, &mut options)?;
     if search.rates.is_empty() {
         return Err(usage("sweep needs --rates R,R,..."));
     }
@@ -1594,23 +1679,32 @@ fn sweep_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, St
     }
     let options = options.complete()?;
     let prepared = prepare(&options, argv)?;
+    if options.dry_run {
+        return dry_run(&options);
+    }
     let limits = search::Limits {
         p99_ns: search.max_p99_ns.unwrap_or(u64::MAX),
         errors: search.max_errors.unwrap_or(0.001),
     };
     let mut steps = Vec::new();
+    let mut interrupted = false;
     for (number, rate) in search.rates.iter().enumerate() {
-        let (report, state, interrupted) = step(&options, &prepared, *rate, number as u64)?;
-        let step = search::Step::judge(*rate, &report, state, &limits);
-        if !options.quiet {
-            eprintln!("{}", step.line());
-        }
-        steps.push(step);
+        let report;
+        let state;
+        (report, state, interrupted) = step(&options, &prepared, *rate, number as u64)?;
         if interrupted {
             break;
         }
+        let step = search::Step::judge(*rate, &report, state, &limits, "");
+        if !options.quiet {
+            note(&step.line());
+        }
+        steps.push(step);
     }
-    let found = search::Found::of_sweep(steps);
+    let found = match interrupted {
+        true => search::Found::cut_short(steps),
+        false => search::Found::of_sweep(steps),
+    };
     let mut report = search::report(
         &found,
         &limits,
@@ -1618,14 +1712,13 @@ fn sweep_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, St
         &options.plan,
     );
     report["generator"] = search_generator(&options, found.rate)?;
-    show(&search::text(&report));
-    write_reports(&options, &report)?;
-    Ok(OK)
+    publish(&options, &report, &search::text(&report))?;
+    Ok(if interrupted { INTERRUPTED } else { OK })
 }
 
 fn ab_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
     let mut options = Options::new();
-    let search = SearchOptions::parse(&mut parser, &mut options)?;
+    let search = SearchOptions::parse("ab", &mut parser, &mut options)?;
     let (Some(a), Some(b)) = (search.a, search.b) else {
         return Err(usage("ab needs --a TARGET and --b TARGET"));
     };
@@ -1634,11 +1727,15 @@ fn ab_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop>
     let first = prepare(&options, argv.clone())?;
     options.target = b.clone();
     let second = prepare(&options, argv)?;
+    if options.dry_run {
+        return dry_run(&options);
+    }
     let mut rounds = Vec::new();
-    println!(
-        "{:>5} {:>12} {:>12} {:>8}  p99 ratio",
+    let mut interrupted = false;
+    say(format_args!(
+        "{:>5} {:>12} {:>12} {:>8}  p99 ratio\n",
         "round", "a msg/s", "b msg/s", "b / a"
-    );
+    ))?;
     for round in 0..search.rounds {
         let mut plan = options.plan.clone();
         plan.run = rng::mix(plan.run ^ u64::from(round));
@@ -1651,6 +1748,10 @@ fn ab_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop>
         };
         let (report_one, verdict_one, stop_one) = execute(&options, one, &plan)?;
         let (report_two, verdict_two, stop_two) = execute(&options, two, &plan)?;
+        if stop_one || stop_two {
+            interrupted = true;
+            break;
+        }
         let (ra, rb) = if flip {
             (report_two, report_one)
         } else {
@@ -1661,35 +1762,39 @@ fn ab_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop>
             states = (states.1, states.0);
         }
         let round_row = compare::Round::new(&ra, &rb, states);
-        println!("{}", round_row.line(round + 1));
+        say(format_args!("{}\n", round_row.line(round + 1)))?;
         for verdict in [verdict_one, verdict_two] {
             if verdict.state != State::Valid {
-                println!(
-                    "      {}: {}",
+                say(format_args!(
+                    "      {}: {}\n",
                     verdict.state.name(),
                     verdict.reasons.join("; ")
-                );
+                ))?;
             }
         }
         rounds.push(round_row);
-        if stop_one || stop_two {
-            return Ok(INTERRUPTED);
-        }
     }
-    print!("{}", compare::rounds_text(&rounds));
+    if rounds.is_empty() {
+        // Interrupted in the first round: there is nothing to report.
+        return Ok(INTERRUPTED);
+    }
+    let said = say(compare::rounds_text(&rounds));
     if let Some(path) = &options.json {
         write_json(path, &compare::rounds_json(&a, &b, &options.plan, &rounds))?;
     }
-    Ok(OK)
+    said?;
+    Ok(if interrupted { INTERRUPTED } else { OK })
 }
 
 /// Prints a report; on a terminal, no line is wider than that.
-fn show(text: &str) {
-    if std::io::stdout().is_terminal() {
+///
+/// **Errors**: standard output can't be written.
+fn show(text: &str) -> Result<(), Stop> {
+    if io::stdout().is_terminal() {
         let columns = sys::terminal_columns().unwrap_or(80);
-        print!("{}", report::folded(text, columns));
+        say(report::folded(text, columns))
     } else {
-        print!("{text}");
+        say(text)
     }
 }
 
@@ -1710,34 +1815,46 @@ fn write_json(path: &Path, value: &Value) -> Result<(), Stop> {
 
 fn dry_run(options: &Options) -> Result<u8, Stop> {
     let plan = &options.plan;
-    println!("plan {:016x}  {}", plan.hash(), plan.text());
+    let head = format!("plan {:016x}  {}\n", plan.hash(), plan.text());
     let spec = plan.message(0);
     let (mut from, mut to) = (Vec::new(), Vec::new());
     plan.sender(0, &mut from);
     plan.recipient(0, 0, &mut to);
     let filler = crate::message::Filler::new();
     let text = crate::message::whole(&filler, plan.run, 0, spec.size, &from, &to);
-    println!(
-        "first of the messages, {} bytes, {} recipient(s):",
+    say(format_args!(
+        "{head}first of the messages, {} bytes, {} recipient(s):\n{}",
         text.len(),
-        spec.recipients
-    );
-    print!("{}", String::from_utf8_lossy(&text[..text.len().min(2000)]));
+        spec.recipients,
+        String::from_utf8_lossy(&text[..text.len().min(2000)])
+    ))?;
     Ok(OK)
 }
 
 fn verify_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     let (mut ledger, mut store, mut program, mut json) = (None, None, None, None);
     while let Some(argument) = parser.next()? {
-        match argument {
-            Long("ledger") => ledger = Some(PathBuf::from(parser.value()?)),
-            Long("maildir") => store = Some(Store::Maildir(parser.value()?.into())),
-            Long("mbox") => store = Some(Store::Mbox(parser.value()?.into())),
-            Long("eml") => store = Some(Store::Eml(parser.value()?.into())),
-            Long("ring") => store = Some(Store::Ring(parser.value()?.into(), None)),
-            Long("ringmx") => program = Some(PathBuf::from(parser.value()?)),
-            Long("json") => json = Some(PathBuf::from(parser.value()?)),
-            other => return Err(other.unexpected().into()),
+        let named = match argument {
+            Long("ledger") => {
+                ledger = Some(PathBuf::from(parser.value()?));
+                continue;
+            }
+            Long("ringmx") => {
+                program = Some(PathBuf::from(parser.value()?));
+                continue;
+            }
+            Long("json") => {
+                json = Some(PathBuf::from(parser.value()?));
+                continue;
+            }
+            Long("maildir") => Store::Maildir(parser.value()?.into()),
+            Long("mbox") => Store::Mbox(parser.value()?.into()),
+            Long("eml") => Store::Eml(parser.value()?.into()),
+            Long("ring") => Store::Ring(parser.value()?.into(), None),
+            other => return Err(stray(other)),
+        };
+        if store.replace(named).is_some() {
+            return Err(usage("verify looks into one store at a time"));
         }
     }
     let ledger = ledger.ok_or_else(|| usage("verify needs --ledger FILE"))?;
@@ -1748,10 +1865,11 @@ fn verify_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     };
     let findings =
         verify::verify(&ledger, &store).map_err(|error| usage(format!("can't verify: {error}")))?;
-    print!("{}", findings.text());
+    let said = say(findings.text());
     if let Some(path) = json {
         write_json(&path, &findings.json())?;
     }
+    said?;
     Ok(if findings.is_clean() { OK } else { LOSS })
 }
 
@@ -1760,21 +1878,21 @@ fn profile_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     while let Some(argument) = parser.next()? {
         match argument {
             Value(word) => words.push(word.string()?),
-            other => return Err(other.unexpected().into()),
+            other => return Err(stray(other)),
         }
     }
     match &words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["show"] => {
             for profile in &profile::PROFILES {
-                println!("{}\n  {}", profile.name, profile.source);
+                say(format_args!("{}\n  {}\n", profile.name, profile.source))?;
             }
         }
         ["show", name] => {
             let mut plan = default_plan();
             profile::apply(name, &mut plan).map_err(usage)?;
             let source = profile::PROFILES.iter().find(|known| known.name == *name);
-            println!("{name}: {}", source.map_or("", |profile| profile.source));
-            println!("{}", plan.text());
+            let source = source.map_or("", |profile| profile.source);
+            say(format_args!("{name}: {source}\n{}\n", plan.text()))?;
         }
         ["learn", path] => {
             let sizes = profile::learn(Path::new(path))
@@ -1782,7 +1900,7 @@ fn profile_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
             if sizes.is_empty() {
                 return Err(usage(format!("{path} holds no message")));
             }
-            print!("{}", profile::table(sizes));
+            say(profile::table(sizes))?;
         }
         _ => return Err(usage("profile show [NAME], or profile learn PATH")),
     }
@@ -1796,21 +1914,24 @@ fn smtp_source_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<
         .collect::<Result<_, _>>()?;
     let translated = smtp_source::translate(&words).map_err(usage)?;
     for note in &translated.notes {
-        eprintln!("{note}");
+        self::note(note);
     }
-    eprintln!("smtp-loadgen run {}", translated.arguments.join(" "));
+    note(&format!(
+        "smtp-loadgen run {}",
+        translated.arguments.join(" ")
+    ));
     let mut parser = lexopt::Parser::from_args(translated.arguments);
     run_command(Options::parse(&mut parser)?, argv)
 }
 
 fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
-    let mut address = "127.0.0.1:0".to_owned();
+    let mut address = None;
     let mut faults = Faults::default();
     let (mut store, mut limit) = (None, 3_600_000_000_000);
     while let Some(argument) = parser.next()? {
-        let place = match argument {
-            Value(word) => {
-                address = word.string()?;
+        let (place, name) = match argument {
+            Value(word) if address.is_none() => {
+                address = Some(word.string()?);
                 continue;
             }
             Long("eml") => {
@@ -1819,24 +1940,30 @@ fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
             }
             Long("duration") => {
                 let text = parser.value()?.string()?;
-                limit = bad(parse_time(&text), "duration", &text)?;
+                limit = bad(parse_time(&text).filter(|ns| *ns > 0), "duration", &text)?;
                 continue;
             }
-            Long("lose") => &mut faults.lose,
-            Long("duplicate") => &mut faults.duplicate,
-            Long("corrupt") => &mut faults.corrupt,
-            Long("reset") => &mut faults.reset,
-            Long("defer") => &mut faults.defer,
-            Long("reject") => &mut faults.reject,
-            Long("shut") => &mut faults.shut,
-            other => return Err(other.unexpected().into()),
+            Long("lose") => (&mut faults.lose, "lose"),
+            Long("duplicate") => (&mut faults.duplicate, "duplicate"),
+            Long("corrupt") => (&mut faults.corrupt, "corrupt"),
+            Long("reset") => (&mut faults.reset, "reset"),
+            Long("defer") => (&mut faults.defer, "defer"),
+            Long("reject") => (&mut faults.reject, "reject"),
+            Long("shut") => (&mut faults.shut, "shut"),
+            other => return Err(stray(other)),
         };
-        *place = parser.value()?.parse()?;
+        let text = parser.value()?.string()?;
+        *place = bad(text.parse().ok(), name, &text)?;
+    }
+    let address = address.unwrap_or_else(|| "127.0.0.1:0".to_owned());
+    if let Some(path) = &store {
+        std::fs::create_dir_all(path)
+            .map_err(|error| usage(format!("--eml {}: {error}", path.display())))?;
     }
     sys::raise_descriptor_limit();
     let sink = Running::bind(&address, faults, store)
         .map_err(|error| usage(format!("sink {address}: {error}")))?;
-    println!("sink listens on {}", sink.address);
+    say(format_args!("sink listens on {}\n", sink.address))?;
     sys::catch_interrupts();
     let start = std::time::Instant::now();
     while !sys::interrupted() && (start.elapsed().as_nanos() as u64) < limit && !sink.is_finished()
@@ -1851,7 +1978,9 @@ fn sink_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         code: INVALID,
         text: format!("sink: {error}"),
     })?;
-    println!("sink saw {messages} messages on {connections} connections");
+    say(format_args!(
+        "sink saw {messages} messages on {connections} connections\n"
+    ))?;
     Ok(OK)
 }
 
@@ -1885,18 +2014,18 @@ fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         match argument {
             Long("duration") => {
                 let text = parser.value()?.string()?;
-                each = bad(parse_time(&text), "duration", &text)?;
+                each = bad(parse_time(&text).filter(|ns| *ns > 0), "duration", &text)?;
             }
             Long("json") => json = Some(PathBuf::from(parser.value()?)),
-            other => return Err(other.unexpected().into()),
+            other => return Err(stray(other)),
         }
     }
     sys::raise_descriptor_limit();
     sys::catch_interrupts();
-    println!(
-        "{:<32} {:>10} {:>12} {:>11}",
+    say(format_args!(
+        "{:<32} {:>10} {:>12} {:>11}\n",
         "workload", "msg/s", "generator", "us of CPU"
-    );
+    ))?;
     let mut rows = Vec::new();
     for (name, mut plan) in selftest_plans() {
         plan.duration_ns = Some(each);
@@ -1923,11 +2052,11 @@ fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
         let rate = totals.window_accepted as f64 * 1e9 / window.max(1) as f64;
         let (used, _) = verdict::busiest(&done.recorder);
         let cpu_us = used * 1e6 / rate.max(1.0);
-        println!(
-            "{name:<32} {:>10} {:>10.0} % {cpu_us:>11.1}",
+        say(format_args!(
+            "{name:<32} {:>10} {:>10.0} % {cpu_us:>11.1}\n",
             report::grouped(rate),
             used * 100.0
-        );
+        ))?;
         rows.push(serde_json::json!({
             "workload": name, "accepted_per_s": rate, "cpu_share": used, "cpu_ns_per_message":
             (cpu_us * 1000.0) as u64,
@@ -1936,15 +2065,15 @@ fn selftest_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
             return Ok(INTERRUPTED);
         }
     }
-    println!("the sink runs in this process on a thread of its own; one generator thread");
+    say("the sink runs in this process on a thread of its own; one generator thread\n")?;
     let document = ceiling::document(rows);
     if let Some(path) = ceiling::place() {
         match ceiling::keep(&path, &document) {
-            Ok(()) => println!(
-                "kept in {}; reports state the share of it that was used",
+            Ok(()) => say(format_args!(
+                "kept in {}; reports state the share of it that was used\n",
                 path.display()
-            ),
-            Err(error) => eprintln!("not kept: {}: {error}", path.display()),
+            ))?,
+            Err(error) => note(&format!("not kept: {}: {error}", path.display())),
         }
     }
     if let Some(path) = json {
@@ -1979,6 +2108,27 @@ mod tests {
     }
 
     #[test]
+    fn of_the_addresses_of_a_name_the_first_that_greets_is_used() {
+        // A host that listens on 127.0.0.1 alone, asked for as `localhost` where that is ::1 as well.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let closed = Address::Tcp(listener.local_addr().unwrap());
+        drop(listener);
+        let sink = Running::start(Faults::default(), None).unwrap();
+        let open = Address::Tcp(sink.address);
+        let addresses = vec![closed.clone(), open.clone(), closed.clone()];
+        let (used, greeting) = greet(addresses, &default_plan()).unwrap();
+        assert_eq!(used.to_string(), open.to_string());
+        assert_eq!(greeting.banner.as_deref(), Some("sink.example ESMTP"));
+        sink.stop().unwrap();
+        let refused = greet(vec![closed.clone(), open.clone()], &default_plan());
+        let text = refused.err().unwrap().text;
+        for address in [&closed, &open] {
+            let said = format!("target {address} can't be used: Connection refused");
+            assert!(text.contains(&said), "{text}");
+        }
+    }
+
+    #[test]
     fn public_targets_and_real_domains_are_told_from_safe_ones() {
         let tcp = |text: &str| Address::Tcp(text.parse().unwrap());
         assert!(is_private(&tcp("127.0.0.1:25")));
@@ -2010,6 +2160,10 @@ mod tests {
         assert!(!apply_thresholds(&mut report, &list(&["rate<501"])));
         assert!(!apply_thresholds(&mut report, &list(&["p99.9>2ms"])));
         assert!(!apply_thresholds(&mut report, &list(&["errors>0"])));
+        // So many tables, and no other.
+        assert!(Threshold::parse("bdat-chunk.p99>1ms").is_some());
+        assert_eq!(Threshold::parse("nonsense.p99>1ms"), None);
+        assert_eq!(Threshold::parse("rate<nan"), None);
         // Too few messages to tell: that is no pass.
         assert!(!apply_thresholds(&mut report, &list(&["p99.99>1s"])));
         assert_eq!(Threshold::parse("speed>1"), None);

@@ -119,6 +119,8 @@ pub struct Contents {
 }
 
 /// Reads a ledger.
+///
+/// **Errors**: it can't be read, or no run wrote to it.
 pub fn read(path: &Path) -> io::Result<Contents> {
     let bytes = std::fs::read(path)?;
     let mut contents = Contents::default();
@@ -144,6 +146,13 @@ pub fn read(path: &Path) -> io::Result<Contents> {
         if !contents.runs.contains(&entry.stamp.run) {
             contents.runs.push(entry.stamp.run);
         }
+    }
+    if contents.runs.is_empty() {
+        // Whoever names the wrong file must not hear that nothing was lost.
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "no run wrote to it, so it is no ledger",
+        ));
     }
     Ok(contents)
 }

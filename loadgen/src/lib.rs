@@ -13,6 +13,7 @@ pub mod corpus;
 pub mod formats;
 pub mod handover;
 pub mod hdr;
+pub mod help;
 pub mod hostile;
 pub mod html;
 pub mod ledger;

@@ -491,6 +491,18 @@ pub fn ceiling_text(ceiling: &Value) -> String {
     )
 }
 
+/// What was observed of a threshold, in the unit of its limit.
+fn observed(threshold: &Value) -> String {
+    let expr = threshold["expr"].as_str().unwrap_or("");
+    match threshold["observed"].as_f64() {
+        None => "nothing: too few messages to tell".to_owned(),
+        Some(share) if expr.ends_with('%') => format!("{:.3} %", share * 100.0),
+        Some(ns) if expr.ends_with('s') => time(ns as u64),
+        Some(number) if number.fract() == 0.0 => format!("{number:.0}"),
+        Some(number) => format!("{number:.4}"),
+    }
+}
+
 /// Renders a run's JSON as text.
 pub fn text(report: &Value) -> String {
     let totals = &report["totals"];
@@ -520,7 +532,7 @@ pub fn text(report: &Value) -> String {
                 "FAILED"
             },
             threshold["expr"].as_str().unwrap_or(""),
-            threshold["observed"]
+            observed(threshold)
         );
     }
     if report["interrupted"] == true {

@@ -56,7 +56,13 @@ pub struct Step {
 
 impl Step {
     /// Judges the report of a run.
-    pub fn judge(rate: f64, report: &Value, state: State, limits: &Limits) -> Self {
+    pub fn judge(
+        rate: f64,
+        report: &Value,
+        state: State,
+        limits: &Limits,
+        part: &'static str,
+    ) -> Self {
         let totals = &report["totals"];
         let count = |name: &str| totals[name].as_f64().unwrap_or(0.0);
         let response = &report["latency"]["response"];
@@ -79,7 +85,7 @@ impl Step {
                 && kept
                 && p99_ns <= limits.p99_ns
                 && errors <= limits.errors,
-            part: "",
+            part,
         }
     }
 
@@ -124,6 +130,8 @@ pub struct Found {
     pub at_least: bool,
     /// Two of three runs at that rate passed.
     pub confirmed: bool,
+    /// A signal ended it before its end; what it found so far is no answer.
+    pub cut_short: bool,
     /// All runs in order.
     pub steps: Vec<Step>,
 }
@@ -137,19 +145,33 @@ impl Found {
             rate,
             at_least: false,
             confirmed: false,
+            cut_short: false,
+            steps,
+        }
+    }
+
+    /// Makes one of the steps that were done when a signal came.
+    pub fn cut_short(steps: Vec<Step>) -> Self {
+        Self {
+            rate: 0.0,
+            at_least: false,
+            confirmed: false,
+            cut_short: true,
             steps,
         }
     }
 }
 
-/// Searches. `ask` runs one step at a rate.
+/// Searches. `ask` runs one step at a rate, for a part of the search.
 ///
 /// **Errors**: those of `ask`.
-pub fn find_max<E>(start: f64, ask: &mut impl FnMut(f64) -> Result<Step, E>) -> Result<Found, E> {
+pub fn find_max<E>(
+    start: f64,
+    ask: &mut impl FnMut(f64, &'static str) -> Result<Step, E>,
+) -> Result<Found, E> {
     let mut steps: Vec<Step> = Vec::new();
     let mut run = |rate: f64, part: &'static str, steps: &mut Vec<Step>| -> Result<Step, E> {
-        let mut step = ask(rate)?;
-        step.part = part;
+        let step = ask(rate, part)?;
         steps.push(step.clone());
         Ok(step)
     };
@@ -221,6 +243,7 @@ pub fn find_max<E>(start: f64, ask: &mut impl FnMut(f64) -> Result<Step, E>) -> 
         rate: if confirmed { low } else { 0.0 },
         at_least: own_end,
         confirmed,
+        cut_short: false,
         steps,
     })
 }
@@ -230,6 +253,7 @@ pub fn report(found: &Found, limits: &Limits, target: &str, plan: &Plan) -> Valu
     let state = if found.rate > 0.0 { "VALID" } else { "INVALID" };
     let rate = grouped(found.rate);
     let reason = match (found.rate > 0.0, found.confirmed, found.at_least) {
+        _ if found.cut_short => "interrupted: these are the steps that were done".to_owned(),
         (false, ..) if found.steps.iter().any(|step| step.pass) => {
             "no rate met the limits twice: the machine or the target is unsteady".to_owned()
         }
@@ -304,7 +328,7 @@ mod tests {
 
     /// A target that passes up to `ceiling`; the generator ends at `own`.
     fn search(ceiling: f64, own: f64, start: f64) -> Found {
-        let mut ask = |rate: f64| -> Result<Step, ()> {
+        let mut ask = |rate: f64, part| -> Result<Step, ()> {
             let state = match rate {
                 rate if rate > own => State::GeneratorSaturated,
                 rate if rate > ceiling => State::TargetSaturated,
@@ -320,7 +344,7 @@ mod tests {
                 errors: 0.0,
                 state,
                 pass,
-                part: "",
+                part,
             })
         };
         find_max(start, &mut ask).unwrap()
@@ -357,10 +381,10 @@ mod tests {
             p99_ns: 5_000_000,
             errors: 0.0,
         };
-        let pass = |state, limits: &Limits| Step::judge(10.0, &report, state, limits).pass;
-        assert!(pass(State::Valid, &limits) && pass(State::GeneratorSaturated, &limits));
-        assert!(!pass(State::TargetSaturated, &limits));
-        assert!(!pass(
+        let judge = |state, limits: &Limits| Step::judge(10.0, &report, state, limits, "").pass;
+        assert!(judge(State::Valid, &limits) && judge(State::GeneratorSaturated, &limits));
+        assert!(!judge(State::TargetSaturated, &limits));
+        assert!(!judge(
             State::Valid,
             &Limits {
                 p99_ns: 4_999_999,

@@ -12,6 +12,7 @@
 //! 5. else VALID
 
 use crate::recorder::Recorder;
+use crate::report::time;
 
 /// What the numbers are worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,13 +57,17 @@ pub struct Verdict {
     pub reasons: Vec<String>,
 }
 
+/// A window shorter than this counts as this long where shares are taken, ns.
+const WALL_MIN_NS: u64 = 10_000_000;
+
 /// Returns the largest share of the window that any worker used or wanted: (used, used + waited).
 pub fn busiest(recorder: &Recorder) -> (f64, f64) {
     recorder
         .loads
         .iter()
         .fold((0.0, 0.0), |(used, wanted): (f64, f64), load| {
-            let wall = load.wall_ns.max(1) as f64;
+            // The share of next to nothing is no share: a run that sent nothing lasted some microseconds.
+            let wall = load.wall_ns.max(WALL_MIN_NS) as f64;
             let cpu = load.cpu_ns as f64 / wall;
             (
                 used.max(cpu),
@@ -137,8 +142,8 @@ pub fn judge(recorder: &Recorder, open: bool) -> Verdict {
         let lag = recorder.lag_generator.value_at_quantile(0.99);
         if recorder.lag_generator.len() >= 100 && lag > LAG_MAX_NS {
             let reason = format!(
-                "messages started {} us late at p99 with a session free",
-                lag / 1000
+                "messages started {} late at p99 with a session free",
+                time(lag)
             );
             return verdict(State::GeneratorSaturated, reason);
         }

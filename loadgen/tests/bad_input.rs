@@ -6,41 +6,17 @@ use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Longest that any of these runs may take. Their own limits sum up to a few seconds; the rest is
 /// for a busy machine.
 const END: Duration = Duration::from_secs(90);
 
-struct Place(PathBuf);
+#[path = "support/program.rs"]
+mod support;
 
-impl Place {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("loadgen-bad-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn at(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn program(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
-        .args(arguments)
-        .output()
-        .unwrap()
-}
+use support::{Place, program};
 
 /// What a bad server does with each connection.
 #[derive(Clone, Copy, Debug)]
@@ -376,7 +352,7 @@ fn a_target_that_is_down_is_refused_before_and_named_during_a_run() {
         "{text}"
     );
     // A UNIX socket that is not there.
-    let place = Place::new("unix");
+    let place = Place::new("bad-unix");
     let (exit, report, text) = run(&format!("unix:{}", place.at("none")), &[]);
     assert_eq!(exit, Some(3), "{text}");
     assert_eq!(report["outcomes"][0]["fault"], "refused", "{text}");
@@ -434,7 +410,7 @@ fn tls_that_fails_is_the_targets_and_a_missing_root_is_ours() {
             [&Value::from(0), &Value::from(2)]
         );
     }
-    let place = Place::new("ca");
+    let place = Place::new("bad-ca");
     let CertifiedKey { signing_key, .. } = generate_simple_self_signed(vec!["x".into()]).unwrap();
     // A private key where certificates belong, and nothing at all.
     fs::write(place.at("key.pem"), signing_key.serialize_pem()).unwrap();
@@ -448,7 +424,7 @@ fn tls_that_fails_is_the_targets_and_a_missing_root_is_ours() {
 
 #[test]
 fn files_that_can_not_be_read_or_written_are_named_and_end_the_program() {
-    let place = Place::new("files");
+    let place = Place::new("bad-files");
     let path = |name: &str| place.at(name);
     fs::write(path("table"), "1k,0.5\n").unwrap();
     fs::write(path("empty"), "").unwrap();
@@ -519,7 +495,7 @@ impl Drop for Mounted {
 
 #[test]
 fn a_disk_that_fills_during_the_run_ends_it_and_the_ledger_stays_true() {
-    let place = Place::new("full");
+    let place = Place::new("bad-full");
     let small = place.at("small");
     fs::create_dir(&small).unwrap();
     let mount = ["-t", "tmpfs", "-o", "size=64k", "tmpfs", &small];

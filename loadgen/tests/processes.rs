@@ -322,7 +322,7 @@ fn what_can_t_be_divided_is_refused_with_its_reason() {
         ),
         (
             &["run", "127.0.0.1:9", "--processes", "257"],
-            "--processes: `257` is not understood",
+            "--processes `257`: it takes 1 to 256",
         ),
         (
             &["part", "2", "2", "127.0.0.1:9", "0", "0"],

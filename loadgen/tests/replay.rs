@@ -3,37 +3,11 @@
 use serde_json::Value;
 use smtp_loadgen::sink::{Faults, Running};
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, Output};
 
-struct Place(PathBuf);
+#[path = "support/program.rs"]
+mod support;
 
-impl Place {
-    fn new(name: &str) -> Self {
-        let path =
-            std::env::temp_dir().join(format!("loadgen-replay-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn at(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn program(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
-        .args(arguments)
-        .output()
-        .unwrap()
-}
+use support::{Place, program};
 
 /// Number, planned time, bytes and recipients of each message of a raw log, by number.
 fn rows(path: &str) -> Vec<(u64, u64, u64, u64)> {
@@ -54,7 +28,7 @@ fn rows(path: &str) -> Vec<(u64, u64, u64, u64)> {
 
 #[test]
 fn a_recorded_run_is_sent_again_at_its_times() {
-    let place = Place::new("again");
+    let place = Place::new("replay-again");
     let sink = Running::start(Faults::default(), None).unwrap();
     let target = sink.address.to_string();
     let first = place.at("first");
@@ -103,7 +77,7 @@ fn a_recorded_run_is_sent_again_at_its_times() {
 
 #[test]
 fn lines_of_time_and_size_are_a_trace_and_the_rest_is_refused() {
-    let place = Place::new("lines");
+    let place = Place::new("replay-lines");
     let sink = Running::start(Faults::default(), None).unwrap();
     let target = sink.address.to_string();
     let (trace, raw) = (place.at("trace"), place.at("raw"));
@@ -142,7 +116,7 @@ fn lines_of_time_and_size_are_a_trace_and_the_rest_is_refused() {
         ),
         (
             vec!["replay", &trace, &target, "--speed", "0"],
-            "--speed: `0`",
+            "--speed `0`: it takes 0.001 to 1000",
         ),
         (
             vec!["run", &target, "--speed", "2"],
