@@ -127,8 +127,8 @@ First commands, in two terminals:
 
 With a receiver of your own:
   smtp-loadgen run HOST:PORT --sessions 64       64 patient senders
-  smtp-loadgen find-max HOST:PORT --max-p99 50ms the rate that it can sustain
-  smtp-loadgen run HOST:PORT --rate 1000         what users wait at 1,000 a second
+  smtp-loadgen find-max HOST:PORT --max-p99 50ms the rate it can sustain
+  smtp-loadgen run HOST:PORT --rate 1000         waits at 1,000 a second
 
 Commands:
   run find-max sweep ab replay      load a target

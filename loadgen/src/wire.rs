@@ -7,7 +7,7 @@ use mio::net::{TcpStream, UnixStream};
 pub use mio::{Events, Poll, Token};
 use mio::{Interest, Registry};
 use rustls::{CipherSuite, ClientConnection, HandshakeKind, ProtocolVersion};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 use std::path::PathBuf;
@@ -139,6 +139,9 @@ pub struct Agreed {
     pub resumed: bool,
 }
 
+/// A socket without a connection, ready for the next.
+pub struct Spare(TcpStream);
+
 /// One connection.
 pub struct Wire {
     stream: Stream,
@@ -171,20 +174,64 @@ impl Wire {
             let from = SocketAddr::new(IpAddr::V4(sources.nth(nth)), 0);
             socket.bind(&SockAddr::from(from))?;
         }
+        Self::begin(&socket, addr)?;
+        Ok(Self::new(
+            TcpStream::from_std(socket.into()),
+            target,
+            nth,
+            addr,
+        ))
+    }
+
+    fn begin(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
         match socket.connect(&SockAddr::from(addr)) {
             // EINPROGRESS.
-            Err(error) if error.raw_os_error() == Some(115) => {}
-            other => other?,
+            Err(error) if error.raw_os_error() == Some(115) => Ok(()),
+            other => other,
         }
+    }
+
+    fn new(stream: TcpStream, target: &Target, nth: u64, addr: SocketAddr) -> Self {
         let preface = target
             .proxy
             .map_or_else(Vec::new, |proxy| proxy.header(nth, addr));
-        let stream = Stream::Tcp(TcpStream::from_std(socket.into()));
-        Ok(Self {
-            stream,
+        Self {
+            stream: Stream::Tcp(stream),
             tls: None,
             preface,
-        })
+        }
+    }
+
+    /// Resets the connection, as a close with SO_LINGER at 0 would, which leaves no port in TIME_WAIT; returns its
+    /// socket for the next one, which saves the kernel and us to make and register another. Nothing is left of a UNIX
+    /// socket, nor of one that the kernel does not let go.
+    pub fn reset(self) -> Option<Spare> {
+        let Stream::Tcp(stream) = self.stream else {
+            return None;
+        };
+        if sys::disconnect(&stream).is_err() {
+            let _ = SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO));
+            return None;
+        }
+        Some(Spare(stream))
+    }
+
+    /// Starts to connect with a socket that was connected to `target` before, and is registered.
+    ///
+    /// **Errors**: as of `connect`, or the target has no TCP address.
+    pub fn connect_again(spare: Spare, target: &Target, nth: u64) -> io::Result<Self> {
+        let Address::Tcp(addr) = target.address else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let Spare(stream) = spare;
+        let socket = SockRef::from(&stream);
+        if let (Some(sources), SocketAddr::V4(_)) = (target.sources, addr) {
+            let from = SocketAddr::new(IpAddr::V4(sources.nth(nth)), 0);
+            socket.bind(&SockAddr::from(from))?;
+        }
+        Self::begin(&socket, addr)?;
+        drop(socket);
+        Ok(Self::new(stream, target, nth, addr))
     }
 
     /// Returns the congestion control in force, of a TCP connection.
@@ -192,7 +239,7 @@ impl Wire {
         let Stream::Tcp(stream) = &self.stream else {
             return None;
         };
-        let name = socket2::SockRef::from(stream).tcp_congestion().ok()?;
+        let name = SockRef::from(stream).tcp_congestion().ok()?;
         let text = name.split(|byte| *byte == 0).next()?;
         Some(String::from_utf8_lossy(text).into_owned())
     }
@@ -220,7 +267,7 @@ impl Wire {
     /// Makes the close of this connection a reset, which leaves no port in TIME_WAIT.
     pub fn reset_on_close(&self) {
         if let Stream::Tcp(stream) = &self.stream {
-            let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+            let _ = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
         }
     }
 

@@ -11,7 +11,7 @@ use crate::plan::{Mode, Quit, Schedule, Spec, Workload};
 use crate::raw::RawLog;
 use crate::recorder::{Load, Recorder};
 use crate::sys::{self, RunQueue, Timer};
-use crate::wire::{Target, Wire};
+use crate::wire::{Spare, Target, Wire};
 use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Poll, Token};
@@ -206,6 +206,8 @@ struct Slot {
     stage: Stage,
     client: Client,
     wire: Option<Wire>,
+    /// The socket of the connection before, registered with the token of this slot.
+    spare: Option<Spare>,
     generation: u32,
     /// Number among the sessions of the run.
     session: u64,
@@ -339,6 +341,7 @@ impl Worker {
                 stage: Stage::Idle,
                 client: Client::default(),
                 wire: None,
+                spare: None,
                 generation: 0,
                 session: index as u64 + n * workers as u64,
                 turn: 0,
@@ -782,6 +785,7 @@ impl Worker {
             self.active -= 1;
         }
         slot.stage = Stage::Over;
+        slot.spare = None;
         self.deadlines[index] = u64::MAX;
     }
 
@@ -808,7 +812,6 @@ impl Worker {
 
     fn connect(&mut self, index: usize, now: u64) {
         let slot = &mut self.slots[index];
-        slot.generation = slot.generation.wrapping_add(1);
         slot.client.reset(now);
         slot.carried = 0;
         slot.carries_max = self
@@ -820,11 +823,18 @@ impl Worker {
         }
         let nth = slot.connections * u64::from(self.load.plan.sessions) + slot.session;
         slot.connections += 1;
-        let token = Token(index | (slot.generation as usize) << 32);
-        let opened = Wire::connect(&self.target, nth).and_then(|mut wire| {
-            wire.register(self.poll.registry(), token)?;
-            Ok(wire)
-        });
+        let opened = match slot.spare.take() {
+            // One event at most of each socket is in a batch, so that none of the last connection can follow.
+            Some(spare) => Wire::connect_again(spare, &self.target, nth),
+            None => {
+                slot.generation = slot.generation.wrapping_add(1);
+                let token = Token(index | (slot.generation as usize) << 32);
+                Wire::connect(&self.target, nth).and_then(|mut wire| {
+                    wire.register(self.poll.registry(), token)?;
+                    Ok(wire)
+                })
+            }
+        };
         match opened {
             Ok(wire) => {
                 if self.book.recorder.congestion.is_none() {
@@ -1160,8 +1170,9 @@ impl Worker {
                 self.deadlines[index] = now + LINGER_NS;
             }
             Close::Done => {
-                if let Some(wire) = &slot.wire {
-                    wire.reset_on_close();
+                if let Some(wire) = slot.wire.take() {
+                    self.book.recorder.totals.retransmits += wire.retransmits();
+                    slot.spare = wire.reset();
                 }
                 self.closed(index, now);
             }

@@ -3,10 +3,14 @@
 use smtp_loadgen::sink::{Faults, Running};
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// System calls of a run, as strace counts them; nothing where it can't be used.
 fn system_calls(target: &str, more: &[&str]) -> Option<BTreeMap<String, u64>> {
-    let path = std::env::temp_dir().join(format!("loadgen-strace-{}", std::process::id()));
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("loadgen-strace-{}-{number}", std::process::id());
+    let path = std::env::temp_dir().join(name);
     let output = Command::new("strace")
         .args(["-f", "-c", "-U", "calls,name", "-o"])
         .arg(&path)
@@ -80,5 +84,40 @@ fn a_round_trip_is_one_read_and_one_write() {
         assert!(rest < 1_000, "{more:?}: {calls:?}");
         assert!(waits <= transfers + 1_000, "{more:?}: {calls:?}");
     }
+    sink.stop().unwrap();
+}
+
+#[test]
+fn a_connection_that_is_reset_leaves_its_socket_to_the_next() {
+    let sink = Running::start(Faults::default(), None).unwrap();
+    let target = sink.address.to_string();
+    let (messages, sessions) = (2_000, 8);
+    let each = [
+        "--messages",
+        "2000",
+        "--messages-per-connection",
+        "1",
+        "--quit",
+        "reset",
+    ];
+    // As many ports as there are, or addresses in turn, which must be bound anew.
+    for (more, binds) in [(&[][..], 0), (&["--source", "127.0.0.0/8"], messages)] {
+        // What can't be traced is said by the test of the round trips.
+        let Some(calls) = system_calls(&target, &[&each[..], more].concat()) else {
+            break;
+        };
+        let count = |name: &str| calls.get(name).copied().unwrap_or(0);
+        assert_eq!(count("bind"), binds, "{calls:?}");
+        // To the target, and away from it; the last connection of a session is closed.
+        let connects = count("connect");
+        assert!(
+            (messages * 2 - sessions..=messages * 2 + 8).contains(&connects),
+            "{calls:?}"
+        );
+        for name in ["socket", "setsockopt", "epoll_ctl", "close"] {
+            assert!(count(name) < 100, "{name}: {calls:?}");
+        }
+    }
+    assert_eq!(sink.seen.messages.load(Ordering::Relaxed) % messages, 0);
     sink.stop().unwrap();
 }

@@ -175,6 +175,19 @@ pub fn retransmits(socket: &impl AsFd) -> Option<u64> {
     (done == 0).then(|| u64::from(info.tcpi_total_retrans))
 }
 
+/// Takes a TCP socket out of its connection, so that it can connect again: what the peer sees is the reset of a close
+/// with SO_LINGER at 0. The socket keeps its options and its place in a poll.
+///
+/// **Errors**: those of connect(2), such as a socket that is closed already.
+pub fn disconnect(socket: &impl AsFd) -> io::Result<()> {
+    // SAFETY: sockaddr is plain data for which all zeroes are valid, and AF_UNSPEC is 0.
+    let nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
+    let len = size_of_val(&nowhere) as libc::socklen_t;
+    // SAFETY: the descriptor is open while borrowed; `nowhere` is a valid sockaddr of `len` bytes.
+    check(unsafe { libc::connect(socket.as_fd().as_raw_fd(), &nowhere, len) })?;
+    Ok(())
+}
+
 /// A timer that a poll can wait for, finer than poll's milliseconds.
 pub struct Timer {
     fd: OwnedFd,
