@@ -75,6 +75,11 @@ const PREFIX_SHARE: u64 = 4;
 /// Connections whose replies wait for the end of the turn, at most: each holds a chunk of the pool until then, and as
 /// many again are warm in the processor's cache.
 const TURN_FLUSHES: usize = 128;
+/// What handling an event costs besides its octets, as if it were so many octets read: some 15 us.
+const EVENT_WORK_BYTES: u64 = 64 * 1024;
+/// Work of a turn, counted so, after which the storage is looked at: about a millisecond. Messages that have ended
+/// don't wait for the rest of a long turn, and a crowd of 64 has one write a turn.
+const TURN_LOOK_BYTES: u64 = 80 * EVENT_WORK_BYTES;
 /// Groups of messages answered in one turn whose times are counted.
 const TURN_ANSWERED: usize = 1_024;
 /// Connections woken in one turn because chunks became free.
@@ -198,6 +203,9 @@ pub struct Shared<B: Backing, C> {
     turn_replies: u64,
     /// Greetings sent in this turn.
     turn_greetings: u64,
+    /// Events handled since the storage was looked at, and the count of octets read then.
+    events_since_look: u64,
+    bytes_in_at_look: u64,
     /// Messages that got their 250 in this turn.
     turn_answered: Vec<Answered>,
     now: Instant,
@@ -528,6 +536,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 ring_full: false,
                 turn_replies: 0,
                 turn_greetings: 0,
+                events_since_look: 0,
+                bytes_in_at_look: 0,
                 turn_answered: Vec::with_capacity(TURN_ANSWERED),
                 now,
                 wall_ns: 0,
@@ -564,8 +574,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         }
         self.poll_commits();
         self.look_for_stress();
-        // Disk and parser overlap: the next sync runs while this turn's input is read.
+        // Disk and parser overlap: the next sync runs while this turn's input is read. So do the clients: what is
+        // released leaves before anything is read.
         self.submit_sync();
+        self.flush_replies();
+        self.count_look();
         self.take_answers();
     }
 
@@ -697,6 +710,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         }
         if readable || hung_up {
             self.drive_guarded(token);
+            self.look_at_storage();
         }
         if self.shared.flush.len() >= TURN_FLUSHES {
             self.flush_replies();
@@ -957,6 +971,32 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         self.wheel.next_expiry()
     }
 
+    fn count_look(&mut self) {
+        self.shared.events_since_look = 0;
+        self.shared.bytes_in_at_look = self.shared.metrics.bytes_in;
+    }
+
+    /// Looks at the storage where a turn has become long: a sync that ended lets its messages go, and what has ended
+    /// since is written and synced now.
+    fn look_at_storage(&mut self) {
+        let shared = &mut self.shared;
+        shared.events_since_look += 1;
+        let read = shared.metrics.bytes_in - shared.bytes_in_at_look;
+        if shared.events_since_look * EVENT_WORK_BYTES + read < TURN_LOOK_BYTES {
+            return;
+        }
+        self.count_look();
+        if self.is_syncing() {
+            self.poll_commits();
+        }
+        // Without `--survive power` nobody waits for a sync, and one write a turn is all it takes.
+        if self.owes_commit() && !self.is_syncing() {
+            self.append();
+            self.submit_sync();
+        }
+        self.flush_replies();
+    }
+
     fn run_queued(&mut self) {
         for _ in 0..self.shared.run.len().min(TURN_RUNS) {
             let Some(token) = self.shared.run.pop_front() else {
@@ -967,6 +1007,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             };
             conn.io.flags.queued_to_run = false;
             self.drive_guarded(token);
+            self.look_at_storage();
         }
     }
 

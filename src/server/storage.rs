@@ -252,6 +252,13 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         self.release(commit);
     }
 
+    /// Whether messages have ended that a sync has to cover before they are answered.
+    pub(super) fn owes_commit(&self) -> bool {
+        let storage = self.shared.storage.as_ref();
+        let syncs = storage.is_some_and(|s| s.log.settings().survive == Survive::Power);
+        syncs && !(self.shared.pending.is_empty() && self.shared.large.is_empty())
+    }
+
     /// Hands the next sync to the committer, if one is due and none is under way.
     pub(super) fn submit_sync(&mut self) {
         let shared = &mut self.shared;
