@@ -314,7 +314,7 @@ impl<B: Backing, C> Shared<B, C> {
     fn log_refusal(&mut self, io: &Io, reply: Reply) {
         let row = reply.row();
         let fields = [
-            ("client", Value::Addr(io.peer)),
+            ("client", Value::Addr(io.client())),
             ("code", Value::Number(u64::from(row.code))),
             ("reason", Value::Str(row.name)),
         ];
@@ -357,7 +357,7 @@ impl<B: Backing, C> Shared<B, C> {
         };
         if self.logger.is_enabled(class) {
             let fields = [
-                ("client", Value::Addr(io.peer)),
+                ("client", Value::Addr(io.client())),
                 ("reason", Value::Str(CloseCause::NAMES[io.cause as usize])),
                 (
                     "open_ms",
@@ -695,7 +695,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };
-        let fields = [("client", Value::Addr(conn.io.peer))];
+        let fields = [("client", Value::Addr(conn.io.client()))];
         shared
             .logger
             .line(Class::SessionPanicked, &fields, shared.now);

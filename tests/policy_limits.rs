@@ -810,3 +810,59 @@ fn implicit_tls_is_refused_before_its_handshake_costs_anything() {
     assert!(denied.pipe.borrow().dropped);
     assert_eq!(denied.read(), "");
 }
+
+/// Behind a proxy that speaks XCLIENT every client had the proxy's address for access rules and limits: networks of
+/// `deny-from` got in, and with the proxy on the same machine nobody had a limit at all.
+#[test]
+fn rules_and_limits_are_about_the_client_that_xclient_names() {
+    let mut rig = rig(ClientLimits {
+        sessions: both(1),
+        ..ClientLimits::default()
+    });
+    let shared = &mut rig.server.shared;
+    shared.xclient_from = [IpPrefix::of([127, 0, 0, 0].into(), 8)].into();
+    let recipients = Recipients::new(None);
+    shared.rules = Rules {
+        denied: Networks::new([IpPrefix::of([192, 0, 2, 0].into(), 24)]),
+        unlimited: Networks::new([IpPrefix::of([127, 0, 0, 0].into(), 8)]),
+        recipients: Some(recipients),
+        ..Rules::default()
+    }
+    .into();
+    let proxied = |rig: &mut Rig, attributes: &str| {
+        let proxy = rig.connect_from(([127, 0, 0, 1], 4_242).into(), b"");
+        rig.send(&proxy, b"EHLO proxy.example\r\n");
+        assert!(proxy.read().contains("250-XCLIENT "));
+        let reply = say(rig, &proxy, &format!("XCLIENT {attributes}"));
+        (proxy, reply)
+    };
+    let (one, greeted) = proxied(&mut rig, "ADDR=198.51.100.7 PORT=4");
+    assert_eq!(greeted, GREETING);
+    let too_many = "421 4.7.0 Too many sessions from your network; try again later\r\n";
+    let (refused, reply) = proxied(&mut rig, "ADDR=IPV6:::ffff:198.51.100.7");
+    assert_eq!(reply, too_many);
+    assert!(refused.pipe.borrow().dropped);
+    assert_eq!(limited(&rig, Limited::Sessions, Scope::Client), 1);
+    let (denied, reply) = proxied(&mut rig, "ADDR=192.0.2.9");
+    assert_eq!(reply, "554 5.7.1 Access denied\r\n");
+    assert!(denied.pipe.borrow().dropped);
+    // Who is not named is the proxy, and what is not about an address leaves the client as it was.
+    for attributes in ["ADDR=[UNAVAILABLE]", "HELO=c.example"] {
+        for _ in 0..2 {
+            assert_eq!(proxied(&mut rig, attributes).1, GREETING);
+        }
+    }
+    rig.send(&one, b"EHLO proxy.example\r\n");
+    one.read();
+    assert_eq!(say(&mut rig, &one, "XCLIENT HELO=c.example"), GREETING);
+    // The place is free again when the session of that client ends, or becomes another's.
+    rig.send(&one, b"EHLO proxy.example\r\n");
+    one.read();
+    assert_eq!(say(&mut rig, &one, "XCLIENT ADDR=198.51.100.8"), GREETING);
+    let (_seven, reply) = proxied(&mut rig, "ADDR=198.51.100.7");
+    assert_eq!(reply, GREETING);
+    assert_eq!(proxied(&mut rig, "ADDR=198.51.100.8").1, too_many);
+    quit(&mut rig, &one);
+    assert_eq!(proxied(&mut rig, "ADDR=198.51.100.8").1, GREETING);
+    assert_eq!(limited(&rig, Limited::Sessions, Scope::Client), 2);
+}

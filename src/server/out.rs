@@ -147,7 +147,7 @@ impl<B: Backing, C> Out<'_, B, C> {
     /// Asks the access rules and, when they have nothing against it, the policy.
     fn decide(&mut self, question: &Question<'_>) -> Option<Verdict> {
         let subject = Subject {
-            client: self.io.peer.ip(),
+            client: self.io.client().ip(),
             role: self.shared.listeners[usize::from(self.io.listener)].role,
             is_user: self.io.flags.is_user,
         };
