@@ -181,7 +181,13 @@ fn the_default_of_listen_counts_only_where_no_listening_address_was_given() {
         listeners.map(|(_, place, _)| place.to_string()).collect()
     };
     let tls = ["--tls-self-signed", "--listen-tls", "127.0.0.1:1"];
-    let submission = ["--listen-submission", "127.0.0.1:2", "--tls-self-signed", "--users", "users"];
+    let submission = [
+        "--listen-submission",
+        "127.0.0.1:2",
+        "--tls-self-signed",
+        "--users",
+        "users",
+    ];
     assert_eq!(places(&[]), ["127.0.0.1:2525"]);
     assert_eq!(places(&tls), ["127.0.0.1:1"]);
     assert_eq!(places(&submission), ["127.0.0.1:2"]);

@@ -283,7 +283,10 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let Some(verifier) = self.verifier(user) else {
             return Some(PasswordVerdict::Right);
         };
-        if self.shared.check_password(self.token, verifier, password) {
+        if self
+            .shared
+            .check_password(self.token, self.io, verifier, password)
+        {
             None
         } else {
             Some(PasswordVerdict::Busy)
