@@ -52,7 +52,7 @@ use crate::clock::{Instant, nanos};
 use crate::conn::{Conn, Io, MessageKey, Stream, Token};
 use crate::ctl::Attachments;
 use crate::ip_prefix::IpPrefix;
-use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX, OFFLOAD_JOBS_MAX};
+use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX, OFFLOAD_JOBS_MAX, PASSWORD_CHECKS_MAX};
 use crate::logger::{Class, Logger, Value};
 use crate::message::Message;
 use crate::metrics::{CloseCause, Metrics};
@@ -139,8 +139,8 @@ pub struct Shared<B: Backing, C> {
     pub accounts: Accounts,
     /// Where they are read from again.
     pub users_source: Option<UsersSource>,
-    /// Passwords that the helper has.
-    passwords_under_way: usize,
+    /// Whose passwords the helper has, and the bucket of a client that limits hold for; see `prefixes`.
+    passwords: Vec<(Token, Option<u16>)>,
     /// Work that is too slow for the loop, and its answers.
     pub offload: Offload<Answer>,
     secure: Secure,
@@ -314,7 +314,7 @@ impl<B: Backing, C> Shared<B, C> {
     fn log_refusal(&mut self, io: &Io, reply: Reply) {
         let row = reply.row();
         let fields = [
-            ("client", Value::Addr(io.peer)),
+            ("client", Value::Addr(io.client())),
             ("code", Value::Number(u64::from(row.code))),
             ("reason", Value::Str(row.name)),
         ];
@@ -357,7 +357,7 @@ impl<B: Backing, C> Shared<B, C> {
         };
         if self.logger.is_enabled(class) {
             let fields = [
-                ("client", Value::Addr(io.peer)),
+                ("client", Value::Addr(io.client())),
                 ("reason", Value::Str(CloseCause::NAMES[io.cause as usize])),
                 (
                     "open_ms",
@@ -471,7 +471,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 xforward_from: Vec::new(),
                 accounts: Accounts::Anybody,
                 users_source: None,
-                passwords_under_way: 0,
+                passwords: Vec::with_capacity(PASSWORD_CHECKS_MAX),
                 offload: Offload::here(OFFLOAD_JOBS_MAX),
                 secure: Secure::none(),
                 watch: Watch::default(),
@@ -695,7 +695,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };
-        let fields = [("client", Value::Addr(conn.io.peer))];
+        let fields = [("client", Value::Addr(conn.io.client()))];
         shared
             .logger
             .line(Class::SessionPanicked, &fields, shared.now);

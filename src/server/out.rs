@@ -147,7 +147,7 @@ impl<B: Backing, C> Out<'_, B, C> {
     /// Asks the access rules and, when they have nothing against it, the policy.
     fn decide(&mut self, question: &Question<'_>) -> Option<Verdict> {
         let subject = Subject {
-            client: self.io.peer.ip(),
+            client: self.io.client().ip(),
             role: self.shared.listeners[usize::from(self.io.listener)].role,
             is_user: self.io.flags.is_user,
         };
@@ -283,7 +283,10 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let Some(verifier) = self.verifier(user) else {
             return Some(PasswordVerdict::Right);
         };
-        if self.shared.check_password(self.token, verifier, password) {
+        if self
+            .shared
+            .check_password(self.token, self.io, verifier, password)
+        {
             None
         } else {
             Some(PasswordVerdict::Busy)
