@@ -54,7 +54,7 @@ use crate::ctl::Attachments;
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX, OFFLOAD_JOBS_MAX, PASSWORD_CHECKS_MAX};
 use crate::logger::{Class, Logger, Value};
-use crate::message::Message;
+use crate::message::{Front, Message};
 use crate::metrics::{CloseCause, Metrics};
 use crate::offload::Offload;
 use crate::policy::rules::Rules;
@@ -64,6 +64,7 @@ use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Context, Phase, Role, Session, SpareWork};
 use crate::smtp::sink::{Blocked, Verdict};
+use crate::smtp::trace::Date;
 use crate::timer_wheel::TimerWheel;
 
 /// Bytes one connection may have read in one turn; the rest of the loop is protected by it.
@@ -164,6 +165,10 @@ pub struct Shared<B: Backing, C> {
     pub storage: Option<Storage<B, C>>,
     /// The chunk pool.
     pub pool: Pool,
+    /// What the messages of each listener begin with, as it was last.
+    fronts: Vec<Front>,
+    /// The date that trace fields had last.
+    trace_date: Date,
     /// Messages that are being collected.
     messages: Slab<Message>,
     /// What sessions without a message under way have given back for those that begin one.
@@ -463,6 +468,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             timer_step,
             shared: Shared {
                 pool: Pool::new(options.pool_bytes, reserve),
+                fronts: listeners
+                    .iter()
+                    .map(|listener| Front::new(listener.address, listener.role.name()))
+                    .collect(),
+                trace_date: Date::at(0),
                 messages: Slab::with_capacity(sessions),
                 spare_work: SpareWork::with_capacity(sessions),
                 listeners,
