@@ -393,6 +393,8 @@ impl Committer for AtOnce {
         Some(SyncDone {
             target,
             result: Ok(()),
+            asked: Instant(0),
+            began: Instant(0),
             took: Duration::from_micros(200),
         })
     }

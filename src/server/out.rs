@@ -4,7 +4,7 @@
 use core::net::SocketAddr;
 
 use super::auth::Accounts;
-use super::storage::{Large, Pending, Queued};
+use super::storage::{Commit, Large, Pending, Queued};
 use super::{Shared, urgency};
 use crate::buffer::{Pool, Urgency};
 use crate::conn::{Io, Token};
@@ -458,7 +458,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let Some(storage) = &mut shared.storage else {
             shared.metrics.messages_accepted += 1;
             shared.metrics.message_bytes_accepted += facts.content.octets;
-            shared.note_wait(0);
+            shared.note_answered(ended_at, Commit::Discarded);
             shared.metrics.reply(Reply::Stored as usize);
             self.io.push_reply(&mut shared.pool, DISCARDED);
             self.queue_to_flush();
