@@ -52,9 +52,9 @@ use crate::clock::{Instant, nanos};
 use crate::conn::{Conn, Io, MessageKey, Stream, Token};
 use crate::ctl::Attachments;
 use crate::ip_prefix::IpPrefix;
-use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX, OFFLOAD_JOBS_MAX};
+use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX, OFFLOAD_JOBS_MAX, PASSWORD_CHECKS_MAX};
 use crate::logger::{Class, Logger, Value};
-use crate::message::Message;
+use crate::message::{Front, Message};
 use crate::metrics::{CloseCause, Metrics};
 use crate::offload::Offload;
 use crate::policy::rules::Rules;
@@ -64,6 +64,7 @@ use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Context, Phase, Role, Session, SpareWork};
 use crate::smtp::sink::{Blocked, Verdict};
+use crate::smtp::trace::Date;
 use crate::timer_wheel::TimerWheel;
 
 /// Bytes one connection may have read in one turn; the rest of the loop is protected by it.
@@ -146,8 +147,8 @@ pub struct Shared<B: Backing, C> {
     pub accounts: Accounts,
     /// Where they are read from again.
     pub users_source: Option<UsersSource>,
-    /// Passwords that the helper has.
-    passwords_under_way: usize,
+    /// Whose passwords the helper has, and the bucket of a client that limits hold for; see `prefixes`.
+    passwords: Vec<(Token, Option<u16>)>,
     /// Work that is too slow for the loop, and its answers.
     pub offload: Offload<Answer>,
     secure: Secure,
@@ -171,6 +172,10 @@ pub struct Shared<B: Backing, C> {
     pub storage: Option<Storage<B, C>>,
     /// The chunk pool.
     pub pool: Pool,
+    /// What the messages of each listener begin with, as it was last.
+    fronts: Vec<Front>,
+    /// The date that trace fields had last.
+    trace_date: Date,
     /// Messages that are being collected.
     messages: Slab<Message>,
     /// What sessions without a message under way have given back for those that begin one.
@@ -324,7 +329,7 @@ impl<B: Backing, C> Shared<B, C> {
     fn log_refusal(&mut self, io: &Io, reply: Reply) {
         let row = reply.row();
         let fields = [
-            ("client", Value::Addr(io.peer)),
+            ("client", Value::Addr(io.client())),
             ("code", Value::Number(u64::from(row.code))),
             ("reason", Value::Str(row.name)),
         ];
@@ -389,7 +394,7 @@ impl<B: Backing, C> Shared<B, C> {
         };
         if self.logger.is_enabled(class) {
             let fields = [
-                ("client", Value::Addr(io.peer)),
+                ("client", Value::Addr(io.client())),
                 ("reason", Value::Str(CloseCause::NAMES[io.cause as usize])),
                 (
                     "open_ms",
@@ -495,6 +500,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             timer_step,
             shared: Shared {
                 pool: Pool::new(options.pool_bytes, reserve),
+                fronts: listeners
+                    .iter()
+                    .map(|listener| Front::new(listener.address, listener.role.name()))
+                    .collect(),
+                trace_date: Date::at(0),
                 messages: Slab::with_capacity(sessions),
                 spare_work: SpareWork::with_capacity(sessions),
                 listeners,
@@ -503,7 +513,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 xforward_from: Vec::new(),
                 accounts: Accounts::Anybody,
                 users_source: None,
-                passwords_under_way: 0,
+                passwords: Vec::with_capacity(PASSWORD_CHECKS_MAX),
                 offload: Offload::here(OFFLOAD_JOBS_MAX),
                 secure: Secure::none(),
                 watch: Watch::default(),
@@ -733,7 +743,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };
-        let fields = [("client", Value::Addr(conn.io.peer))];
+        let fields = [("client", Value::Addr(conn.io.client()))];
         shared
             .logger
             .line(Class::SessionPanicked, &fields, shared.now);

@@ -252,6 +252,21 @@ impl Rig {
         tls: TlsMode,
         offered: Offered,
     ) -> Rig {
+        let offers = ContextOptions {
+            offered: extension::ALL.with(offered),
+            ..ContextOptions::default()
+        };
+        Rig::with_context(options, survive, data_size, tls, offers)
+    }
+
+    /// A server whose sessions are of this kind; name, largest message and whether TLS comes first are as always.
+    pub fn with_context(
+        options: Options,
+        survive: Survive,
+        data_size: u64,
+        tls: TlsMode,
+        context: ContextOptions,
+    ) -> Rig {
         let mut memory = MemoryBacking {
             bytes: vec![0; (DATA_OFFSET + data_size) as usize],
         };
@@ -275,9 +290,8 @@ impl Rig {
         let context = Context::new(ContextOptions {
             server_name: "mx.example".into(),
             message_bytes_max: options.message_bytes_max,
-            offered: extension::ALL.with(offered),
             needs_tls: tls == TlsMode::Required,
-            ..ContextOptions::default()
+            ..context
         })
         .expect("a good name");
         let storage = (!options.discard).then(|| Storage {
