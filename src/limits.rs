@@ -169,6 +169,12 @@ pub const CONSUMERS_MAX: usize = 32;
 /// Name of a consumer, bytes.
 pub const CONSUMER_NAME_BYTES_MAX: usize = 31;
 
+// Scheduling.
+
+/// Slice of the sync thread's time that the kernel is asked for, nanoseconds. A tenth of a millisecond is the least
+/// that it takes; between its sleeps a sync has less to do than that.
+pub const SYNC_SLICE_NS: u64 = 100_000;
+
 // Workers.
 
 /// Largest `--workers`.

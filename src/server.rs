@@ -43,8 +43,8 @@ use self::prefixes::Prefixes;
 use self::proxy::Expected;
 pub use self::secure::{Answer, Security};
 use self::secure::{Secure, shake_hands};
+use self::storage::{Answered, Commit, FragmentWrite, Large, Pending, Queued};
 pub use self::storage::{Committer, Storage};
-use self::storage::{FragmentWrite, Large, Pending, Queued};
 use self::transfer::{discard_input, flush_one, read_and_receive, read_in_place};
 use self::watch::Watch;
 use crate::buffer::{Pool, Urgency};
@@ -54,7 +54,7 @@ use crate::ctl::Attachments;
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX, OFFLOAD_JOBS_MAX, PASSWORD_CHECKS_MAX};
 use crate::logger::{Class, Logger, Value};
-use crate::message::Message;
+use crate::message::{Front, Message};
 use crate::metrics::{CloseCause, Metrics};
 use crate::offload::Offload;
 use crate::policy::rules::Rules;
@@ -64,6 +64,7 @@ use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Context, Phase, Role, Session, SpareWork};
 use crate::smtp::sink::{Blocked, Verdict};
+use crate::smtp::trace::Date;
 use crate::timer_wheel::TimerWheel;
 
 /// Bytes one connection may have read in one turn; the rest of the loop is protected by it.
@@ -75,6 +76,8 @@ const PREFIX_SHARE: u64 = 4;
 /// Connections whose replies wait for the end of the turn, at most: each holds a chunk of the pool until then, and as
 /// many again are warm in the processor's cache.
 const TURN_FLUSHES: usize = 128;
+/// Groups of messages answered in one turn whose times are counted.
+const TURN_ANSWERED: usize = 1_024;
 /// Connections woken in one turn because chunks became free.
 const TURN_WAKES: usize = 64;
 /// Timers are looked at no more often than this for the sake of the data rate.
@@ -164,6 +167,10 @@ pub struct Shared<B: Backing, C> {
     pub storage: Option<Storage<B, C>>,
     /// The chunk pool.
     pub pool: Pool,
+    /// What the messages of each listener begin with, as it was last.
+    fronts: Vec<Front>,
+    /// The date that trace fields had last.
+    trace_date: Date,
     /// Messages that are being collected.
     messages: Slab<Message>,
     /// What sessions without a message under way have given back for those that begin one.
@@ -196,8 +203,8 @@ pub struct Shared<B: Backing, C> {
     turn_replies: u64,
     /// Greetings sent in this turn.
     turn_greetings: u64,
-    /// Times from the end of data to the commit of the messages released in this turn, nanoseconds.
-    turn_waits: Vec<u64>,
+    /// Messages that got their 250 in this turn.
+    turn_answered: Vec<Answered>,
     now: Instant,
     wall_ns: u64,
 }
@@ -321,11 +328,20 @@ impl<B: Backing, C> Shared<B, C> {
         self.logger.line(Class::Refused, &fields, self.now);
     }
 
-    /// Notes a time from the end of data to the commit for [`Shared::record_turn`]. Bounded: who never calls that
-    /// loses values, not memory.
-    fn note_wait(&mut self, waited_ns: u64) {
-        if self.turn_waits.len() < self.turn_waits.capacity() {
-            self.turn_waits.push(waited_ns);
+    /// Notes that a message got its 250, for [`Shared::record_turn`]. Bounded: who never calls that loses values, not
+    /// memory. Messages that ended in one turn are mostly answered in one, and are counted together.
+    fn note_answered(&mut self, ended_at: Instant, commit: Commit) {
+        if let Some(last) = self.turn_answered.last_mut()
+            && last.ended_at == ended_at
+            && last.commit == commit
+        {
+            last.count += 1;
+        } else if self.turn_answered.len() < self.turn_answered.capacity() {
+            self.turn_answered.push(Answered {
+                ended_at,
+                commit,
+                count: 1,
+            });
         }
     }
 
@@ -345,8 +361,21 @@ impl<B: Backing, C> Shared<B, C> {
             spent_ns,
             std::mem::take(&mut self.turn_greetings),
         );
-        for waited_ns in self.turn_waits.drain(..) {
-            metrics.record(Phase::EndOfData, waited_ns + spent_ns);
+        let end = Instant(self.now.0.saturating_add(spent_ns));
+        for answered in self.turn_answered.drain(..) {
+            let Answered {
+                ended_at,
+                commit,
+                count,
+            } = answered;
+            metrics.record_many(Phase::EndOfData, end.since_ns(ended_at), count);
+            if commit != Commit::Discarded {
+                metrics.record_many(Phase::CommitWait, self.now.since_ns(ended_at), count);
+            }
+            if let Commit::Synced { began, ended } = commit {
+                metrics.record_many(Phase::SyncWait, began.since_ns(ended_at), count);
+                metrics.record_many(Phase::Release, end.since_ns(ended), count);
+            }
         }
     }
 
@@ -463,6 +492,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             timer_step,
             shared: Shared {
                 pool: Pool::new(options.pool_bytes, reserve),
+                fronts: listeners
+                    .iter()
+                    .map(|listener| Front::new(listener.address, listener.role.name()))
+                    .collect(),
+                trace_date: Date::at(0),
                 messages: Slab::with_capacity(sessions),
                 spare_work: SpareWork::with_capacity(sessions),
                 listeners,
@@ -504,7 +538,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 ring_full: false,
                 turn_replies: 0,
                 turn_greetings: 0,
-                turn_waits: Vec::with_capacity(4_096),
+                turn_answered: Vec::with_capacity(TURN_ANSWERED),
                 now,
                 wall_ns: 0,
                 options,

@@ -7,6 +7,8 @@ mod support;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ringmx::clock::Instant;
+use ringmx::metrics::Phase;
 use ringmx::ringlog::writer::Survive;
 use ringmx::smtp::reply::Reply;
 use ringmx::smtp::sink::{Question, Verdict};
@@ -87,6 +89,62 @@ fn each_commit_releases_what_it_covers_and_no_more() {
     );
     rig.sync(true);
     assert_eq!(client.read(), "250 2.0.0 Ok: stored as 0-2\r\n");
+}
+
+/// How many values a histogram has, and their sum.
+fn counted(rig: &Rig, phase: Phase) -> (u64, u64) {
+    let distribution = rig.server.shared.metrics.distribution(phase);
+    (distribution.count(), distribution.sum())
+}
+
+#[test]
+fn the_way_of_a_250_is_measured_before_its_sync_within_it_and_behind_it() {
+    const MS: u64 = 1_000_000;
+    let mut rig = Rig::new(options(), Survive::Power);
+    let client = greeted(&mut rig);
+    let start = rig.now.0;
+    // Two messages end in one turn, a third 2 ms later, while the first sync runs: it took 3 ms to begin and 1 ms.
+    rig.send(&client, &[MESSAGE, MESSAGE].concat());
+    rig.now = Instant(start + 2 * MS);
+    rig.send(&client, MESSAGE);
+    rig.now = Instant(start + 7 * MS);
+    rig.syncs
+        .times
+        .set((Instant(start), Instant(start + 3 * MS)));
+    rig.sync(true);
+    assert_eq!(counted(&rig, Phase::SyncStart), (1, 3 * MS));
+    assert_eq!(counted(&rig, Phase::Sync), (1, MS));
+    assert_eq!(counted(&rig, Phase::SyncWait), (0, 0), "its turn goes on");
+    rig.server.shared.record_turn(MS / 2);
+    assert_eq!(counted(&rig, Phase::CommitWait), (2, 14 * MS));
+    assert_eq!(counted(&rig, Phase::SyncWait), (2, 6 * MS));
+    assert_eq!(counted(&rig, Phase::Release), (2, 7 * MS));
+    assert_eq!(counted(&rig, Phase::EndOfData), (2, 15 * MS));
+    // The third waits for a sync of its own, begun at 8 ms and seen in the turn at 9 ms, which lasts 1 ms.
+    rig.now = Instant(start + 9 * MS);
+    rig.syncs
+        .times
+        .set((Instant(start + 7 * MS), Instant(start + 8 * MS)));
+    rig.sync(true);
+    rig.server.shared.record_turn(MS);
+    assert_eq!(counted(&rig, Phase::SyncStart), (2, 4 * MS));
+    assert_eq!(counted(&rig, Phase::CommitWait), (3, 21 * MS));
+    assert_eq!(counted(&rig, Phase::SyncWait), (3, 12 * MS));
+    assert_eq!(counted(&rig, Phase::Release), (3, 8 * MS));
+    assert_eq!(counted(&rig, Phase::EndOfData), (3, 23 * MS));
+}
+
+#[test]
+fn a_250_that_needs_no_sync_has_no_stages_of_one() {
+    let mut rig = Rig::new(options(), Survive::Process);
+    let client = greeted(&mut rig);
+    rig.send(&client, MESSAGE);
+    rig.server.shared.record_turn(5);
+    assert_eq!(counted(&rig, Phase::EndOfData), (1, 5));
+    assert_eq!(counted(&rig, Phase::CommitWait), (1, 0));
+    for phase in [Phase::SyncWait, Phase::Release, Phase::SyncStart] {
+        assert_eq!(counted(&rig, phase), (0, 0), "{}", phase.name());
+    }
 }
 
 #[test]

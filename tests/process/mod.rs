@@ -20,7 +20,7 @@ use ringmx::ringlog::consumer::{Step, Walk};
 use ringmx::sys::signal;
 
 /// Longest wait for a single step. The machine may be busy with other tests.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 /// An envelope up to the 354, which a client may send as one group of commands.
 pub const ENVELOPE: &[u8] =
     b"MAIL FROM:<sender@example.org>\r\nRCPT TO:<recipient@example.net>\r\nDATA\r\n";

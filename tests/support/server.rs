@@ -153,6 +153,8 @@ impl Backing for Disk {
 pub struct Syncs {
     under_way: Rc<Cell<Option<u64>>>,
     done: Rc<Cell<Option<(u64, bool)>>>,
+    /// When the next one that ends was asked for and begun.
+    pub times: Rc<Cell<(Instant, Instant)>>,
     /// End by themselves, in the turn after the one that asked.
     pub at_once: Rc<Cell<bool>>,
 }
@@ -185,6 +187,8 @@ impl Committer for Syncs {
             } else {
                 Err(io::Error::from_raw_os_error(5))
             },
+            asked: self.times.get().0,
+            began: self.times.get().1,
             took: Duration::from_millis(1),
         })
     }
