@@ -238,7 +238,8 @@ fn a_generator_without_a_cpu_says_that_it_was_the_generator() {
 
 #[test]
 fn find_max_finds_the_capacity_of_a_server_that_has_one() {
-    const CAPACITY: u32 = 330;
+    // Few a second: of them a machine that stands still for a moment leaves one or two behind the window, as may be.
+    const CAPACITY: u32 = 50;
     let file = std::env::temp_dir().join(format!("loadgen-capacity-{}.json", std::process::id()));
     let path = file.display().to_string();
     let mut seen = Vec::new();
@@ -249,9 +250,9 @@ fn find_max_finds_the_capacity_of_a_server_that_has_one() {
             "find-max",
             &target,
             "--start-rate",
-            "160",
+            "25",
             "--duration",
-            "600ms",
+            "1s",
             "--sessions",
             "40",
             "--max-p99",
@@ -268,8 +269,8 @@ fn find_max_finds_the_capacity_of_a_server_that_has_one() {
             serde_json::from_slice(&fs::read(&file).unwrap_or_default()).unwrap_or_default();
         let _ = fs::remove_file(&file);
         let found = report["found_per_s"].as_f64().unwrap();
-        // 99 % of what was offered in the window have to be accepted in it, to two messages of its 0.6 s.
-        assert!(found <= f64::from(CAPACITY) / 0.99 + 4.0, "{output:?}");
+        // 99 % of what was offered in the window have to be accepted in it, to two messages of its second.
+        assert!(found <= f64::from(CAPACITY) / 0.99 + 3.0, "{output:?}");
         seen.push(found);
         if found >= 0.9 * f64::from(CAPACITY) {
             assert_eq!(report["confirmed"], true, "{output:?}");
