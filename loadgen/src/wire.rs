@@ -230,7 +230,6 @@ impl Wire {
             socket.bind(&SockAddr::from(from))?;
         }
         Self::begin(&socket, addr)?;
-        drop(socket);
         Ok(Self::new(stream, target, nth, addr))
     }
 
