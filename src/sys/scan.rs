@@ -149,8 +149,8 @@ mod avx2 {
         first_in_rest::<DOTS>(text, at)
     }
 
-    /// Where the first suspect of a long step is that is not clean. Without a branch for each block: which of them it is
-    /// can't be predicted, and stuffed dots are common.
+    /// Where the first suspect of a long step is that is not clean. Without a branch for each block: which of them it
+    /// is can't be predicted, and stuffed dots are common.
     #[target_feature(enable = "avx2")]
     #[inline(never)]
     pub(super) fn first_in_step<const DOTS: bool>(wide: &[u8; WIDE]) -> usize {
