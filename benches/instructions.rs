@@ -58,13 +58,19 @@ const CASES: &[Case] = &[
     ("append-1KiB", true, "message", || append(1 << 10, 300)),
     ("append-100KiB", true, "message", || append(100 << 10, 30)),
     ("turn-lock-step", true, "message", || {
-        turn(Survive::Power, 64, false, 1 << 10)
+        turn(Some(Survive::Power), 64, false, 1 << 10)
     }),
     ("turn-pipelined", true, "message", || {
-        turn(Survive::Power, 64, true, 1 << 10)
+        turn(Some(Survive::Power), 64, true, 1 << 10)
     }),
     ("turn-100KiB", true, "message", || {
-        turn(Survive::Power, 8, true, 100 << 10)
+        turn(Some(Survive::Power), 8, true, 100 << 10)
+    }),
+    ("discard-lock-step", true, "message", || {
+        turn(None, 64, false, 1 << 10)
+    }),
+    ("discard-pipelined", true, "message", || {
+        turn(None, 64, true, 1 << 10)
     }),
     ("greet-10000", true, "session", || greet(10_000)),
     ("greet-1000000", false, "session", || greet(1_000_000)),
@@ -387,6 +393,8 @@ impl Committer for AtOnce {
         Some(SyncDone {
             target,
             result: Ok(()),
+            asked: Instant(0),
+            began: Instant(0),
             took: Duration::from_micros(200),
         })
     }
@@ -431,10 +439,11 @@ fn receiver<S: Stream>(survive: Survive, sessions_max: usize, discard: bool) -> 
 
 const START: Instant = Instant(1_000_000_000_000);
 
-/// Turns of a whole server in which every session sends its next part.
-fn turn(survive: Survive, sessions: usize, pipelined: bool, size: usize) {
+/// Turns of a whole server in which every session sends its next part; without `survive` nothing is stored.
+fn turn(survive: Option<Survive>, sessions: usize, pipelined: bool, size: usize) {
     const ROUNDS: usize = 10;
-    let mut server = receiver::<PipeStream>(survive, sessions, false);
+    let (discard, survive) = (survive.is_none(), survive.unwrap_or(Survive::Nothing));
+    let mut server = receiver::<PipeStream>(survive, sessions, discard);
     let (mut now, mut clients) = (START, Vec::new());
     for client in 0..sessions {
         let stream = PipeStream::default();

@@ -225,7 +225,8 @@ impl Pool {
     }
 
     fn unlink_small(&mut self, unit: u32) {
-        let [next, prev, _] = self.units[unit as usize].map(minus_one);
+        let [next, prev, _] = self.units[unit as usize];
+        let (next, prev) = (minus_one(next), minus_one(prev));
         if prev == NONE {
             self.small_free_head = next;
         } else {
@@ -317,6 +318,24 @@ impl Pool {
     /// Bytes that may still be written behind what is used.
     pub fn room(&self, id: ChunkId) -> usize {
         id.capacity() - self.meta(id).used as usize
+    }
+
+    /// What may still be written behind what is used; [`Pool::take_room`] counts it as used.
+    pub fn room_mut(&mut self, id: ChunkId) -> &mut [u8] {
+        let used = self.meta(id).used as usize;
+        &mut self.bytes_mut(id)[used..]
+    }
+
+    /// Counts `bytes` at the front of [`Pool::room_mut`] as used.
+    ///
+    /// # Panics
+    /// When there is less room.
+    pub fn take_room(&mut self, id: ChunkId, bytes: usize) {
+        assert!(
+            bytes <= self.room(id),
+            "invariant: who fills a chunk knows its room"
+        );
+        self.units[id.unit() as usize][USED] += bytes as u32;
     }
 
     /// Copies `parts` one after the other behind what is used; there is room for all of them.

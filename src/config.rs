@@ -186,7 +186,8 @@ pub enum Source {
 /// All settings of a server. [`Config::default`] is what `ringmx serve` without flags does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Addresses that take mail, none twice. Empty where only the other two were given.
+    /// Addresses that take mail, none twice. [`validate`](Config::validate) leaves none of the default where only the
+    /// other two were given.
     pub listen: Vec<Listen>,
     /// Addresses that take mail over TLS from the first octet.
     pub listen_tls: Vec<Listen>,
@@ -596,6 +597,11 @@ impl Config {
     /// # Errors
     /// The first pair of settings that do not fit, blamed on the one that was given last.
     pub fn validate(&mut self, host_name: &str) -> Result<(), ConfigError> {
+        // Who asks for a listener that wants AUTH did not ask for a sink beside it that wants nothing.
+        let others_given = ["listen-tls", "listen-submission"].map(|name| self.is_given(name));
+        if !self.is_given("listen") && others_given.contains(&true) {
+            self.listen.clear();
+        }
         if self.server_name.is_empty() {
             let usable = is_domain(host_name);
             self.server_name = if usable { host_name } else { "localhost" }.to_owned();

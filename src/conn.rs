@@ -171,7 +171,7 @@ impl MessageKey {
 /// What few sessions have: it would make all of them larger.
 #[derive(Debug, Default)]
 struct Rare {
-    /// The client's and the server's address, as XCLIENT gave them; `peer` stays what counts for limits and trust.
+    /// The client's and the server's address, as XCLIENT gave them; `peer` stays what counts for trust.
     seen_as: Option<(SocketAddr, SocketAddr)>,
     /// Number of its last message that waited for its commit as a large one does.
     stored_number: u64,
@@ -308,7 +308,16 @@ impl Io {
         rare.refusals
     }
 
-    /// The client's and the server's address as XCLIENT gave them; `peer` stays what counts for limits and trust.
+    /// The client that access rules, limits and log lines are about: the one that XCLIENT named, if it did. A proxy
+    /// that does not know its client's address stands for it.
+    pub fn client(&self) -> SocketAddr {
+        match self.seen_as() {
+            Some((client, _)) if !client.ip().is_unspecified() => client,
+            _ => self.peer,
+        }
+    }
+
+    /// The client's and the server's address as XCLIENT gave them; `peer` stays what counts for trust.
     pub fn seen_as(&self) -> Option<(SocketAddr, SocketAddr)> {
         self.rare.as_ref()?.seen_as
     }

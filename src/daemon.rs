@@ -660,6 +660,7 @@ fn open_storage(
     let committer = SyncThread::start(
         Box::new(log.backing().flusher().map_err(handle)?),
         wake.handle(),
+        *clock,
     )
     .map_err(|error| start_error(EXIT_FAILURE, format!("the sync thread: {error}")))?;
     let ring = read_only(&log).map_err(handle)?;

@@ -63,6 +63,9 @@ pub const SCRAM_NONCE_BYTES_MAX: usize = 200;
 pub const AUTH_FAILURES_MAX: u32 = 5;
 /// Passwords that may wait to be checked; more get 454. Half a second of work with the default iterations.
 pub const PASSWORD_CHECKS_MAX: usize = 32;
+/// Of these, passwords from one client (an IPv4 address or an IPv6 /64) that limits hold for: who guesses on all of his
+/// sessions leaves the others room.
+pub const PASSWORD_CHECKS_CLIENT_MAX: usize = 8;
 /// Time a password may wait for its turn; then it gets 454.
 pub const PASSWORD_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Name of a user, bytes (RFC 4616 2: a server takes 255).
@@ -165,6 +168,12 @@ pub const RESCUE_LIST_MAX: usize = 10_000;
 pub const CONSUMERS_MAX: usize = 32;
 /// Name of a consumer, bytes.
 pub const CONSUMER_NAME_BYTES_MAX: usize = 31;
+
+// Scheduling.
+
+/// Slice of the sync thread's time that the kernel is asked for, nanoseconds. A tenth of a millisecond is the least
+/// that it takes; between its sleeps a sync has less to do than that.
+pub const SYNC_SLICE_NS: u64 = 100_000;
 
 // Workers.
 

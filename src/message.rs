@@ -11,6 +11,8 @@
 //! Later chunks are checksummed as bytes arrive, while these are in the cache. A message longer than
 //! [`RECORD_PAYLOAD_BYTES_MAX`] is cut into fragments at chunk boundaries.
 
+use core::net::{IpAddr, SocketAddr};
+
 use crate::buffer::{ChunkId, Meta, Pool, Urgency};
 use crate::checksum;
 use crate::envelope::{self, FIELD_HEADER_BYTES, Facts, Field, Fields};
@@ -18,6 +20,79 @@ use crate::limits::{
     CHUNK_LARGE_BYTES, CHUNK_SMALL_BYTES, ENVELOPE_BYTES_MAX, RECORD_HEADER_BYTES,
     RECORD_PAYLOAD_BYTES_MAX,
 };
+
+/// Octets of an address as the envelope has it: IP address and port.
+const ADDRESS_BYTES: usize = 18;
+/// Room for everything in front of what a client says, a role of this length included.
+const FRONT_BYTES_MAX: usize = 192;
+/// Octets in front of the client's address.
+const CLIENT_AT: usize =
+    RECORD_HEADER_BYTES + FIELD_HEADER_BYTES + envelope::FACTS_BYTES + FIELD_HEADER_BYTES;
+const _: () = assert!(
+    CLIENT_AT + ADDRESS_BYTES + 2 * FIELD_HEADER_BYTES + ADDRESS_BYTES + 32 <= FRONT_BYTES_MAX
+);
+const _: () = assert!(FRONT_BYTES_MAX < CHUNK_SMALL_BYTES);
+
+/// What all messages of a listener begin with: room for the record header and for the facts, the client's address, left
+/// out, the listener's address and role. It is made once and copied.
+#[derive(Clone, Debug)]
+pub struct Front {
+    listener: SocketAddr,
+    role: &'static str,
+    bytes: [u8; FRONT_BYTES_MAX],
+    len: usize,
+}
+
+impl Front {
+    /// That of a listener at this address with this role, of whose name 32 octets count.
+    pub fn new(listener: SocketAddr, role: &'static str) -> Front {
+        let mut front = Front {
+            listener,
+            role,
+            bytes: [0; FRONT_BYTES_MAX],
+            len: RECORD_HEADER_BYTES,
+        };
+        let name = role.as_bytes();
+        front.push(Field::Facts, &Facts::default().encode());
+        front.push(Field::Client, &[0; ADDRESS_BYTES]);
+        front.push(Field::Listener, &address(listener));
+        front.push(Field::Role, &name[..name.len().min(32)]);
+        front
+    }
+
+    /// Whether it is that of such a listener.
+    pub fn is_of(&self, listener: SocketAddr, role: &'static str) -> bool {
+        self.listener == listener && self.role == role
+    }
+
+    /// Appends a field; there is room for those of [`Front::new`].
+    fn push(&mut self, field: Field, value: &[u8]) {
+        self.len += put_field(&mut self.bytes[self.len..], field, value);
+    }
+}
+
+/// An address as the envelope has it.
+fn address(socket: SocketAddr) -> [u8; ADDRESS_BYTES] {
+    let ip = match socket.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let mut bytes = [0; ADDRESS_BYTES];
+    bytes[..16].copy_from_slice(&ip.octets());
+    bytes[16..].copy_from_slice(&socket.port().to_le_bytes());
+    bytes
+}
+
+/// Writes a field to the front of `room`; returns its length. There is room, and the value is no longer than a field
+/// may be.
+#[inline]
+fn put_field(room: &mut [u8], field: Field, value: &[u8]) -> usize {
+    let len = FIELD_HEADER_BYTES + value.len();
+    let (header, room) = room[..len].split_at_mut(FIELD_HEADER_BYTES);
+    header.copy_from_slice(&envelope::field_header(field, value.len() as u16));
+    room.copy_from_slice(value);
+    len
+}
 
 /// Room for the longest id, `SHARD-NUMBER`: 3 digits, a hyphen, 20 digits.
 pub const ID_BYTES_MAX: usize = 24;
@@ -68,7 +143,31 @@ impl Message {
         let first = pool.take_small(Urgency::Normal)?;
         let header = [0; RECORD_HEADER_BYTES];
         pool.append(first, &header);
-        let mut message = Message {
+        let mut message = Message::in_chunk(first);
+        message.envelope_field(pool, Field::Facts, &[&Facts::default().encode()]);
+        Some(message)
+    }
+
+    /// Opens a message that came to the listener of `front`, from `client`. `None` when the pool has no chunk left.
+    pub fn begin_at(pool: &mut Pool, front: &Front, client: SocketAddr) -> Option<Message> {
+        let first = pool.take_small(Urgency::Normal)?;
+        let room = pool.bytes_mut(first);
+        // All of it, so that the length is known when this is compiled.
+        room[..FRONT_BYTES_MAX].copy_from_slice(&front.bytes);
+        room[CLIENT_AT..CLIENT_AT + ADDRESS_BYTES].copy_from_slice(&address(client));
+        pool.take_room(first, front.len);
+        let bytes = front.len - RECORD_HEADER_BYTES;
+        Some(Message {
+            envelope_bytes: bytes as u32,
+            payload_bytes: bytes as u64,
+            fragment_bytes: bytes as u32,
+            ..Message::in_chunk(first)
+        })
+    }
+
+    /// Nothing yet, in this chunk.
+    fn in_chunk(first: ChunkId) -> Message {
+        Message {
             first,
             last: first,
             trace_chunk: None,
@@ -81,9 +180,7 @@ impl Message {
             fragments: 1,
             large_chunks: 0,
             fragment_bytes: 0,
-        };
-        message.envelope_field(pool, Field::Facts, &[&Facts::default().encode()]);
-        Some(message)
+        }
     }
 
     /// Gives the chunks back.
@@ -165,6 +262,29 @@ impl Message {
         let header = envelope::field_header(field, len);
         let parts = parts.iter().copied();
         self.push(pool, core::iter::once(&header[..]).chain(parts), needed);
+        self.envelope_bytes += needed as u32;
+        true
+    }
+
+    /// Appends envelope fields, one after the other. False when one of them does not fit, as
+    /// [`Message::envelope_field`] has it; those in front of it may have been appended.
+    pub fn envelope_fields(&mut self, pool: &mut Pool, fields: &[(Field, &[u8])]) -> bool {
+        let lengths = fields.iter().map(|(_, value)| value.len());
+        let needed = lengths.fold(0, |sum, len| sum + FIELD_HEADER_BYTES + len);
+        let room = pool.room_mut(self.last);
+        // A chunk is no longer than a field may be.
+        if needed > room.len() || self.envelope_bytes as usize + needed > ENVELOPE_BYTES_MAX {
+            return fields
+                .iter()
+                .all(|(field, value)| self.envelope_field(pool, *field, &[value]));
+        }
+        let mut at = 0;
+        for (field, value) in fields {
+            at += put_field(&mut room[at..], *field, value);
+        }
+        pool.take_room(self.last, needed);
+        self.payload_bytes += needed as u64;
+        self.fragment_bytes += needed as u32;
         self.envelope_bytes += needed as u32;
         true
     }
@@ -507,6 +627,88 @@ mod tests {
         );
         assert_eq!(message.find_field(&pool, Field::User), None);
         message.free(&mut pool);
+    }
+
+    #[test]
+    fn a_front_is_what_its_fields_would_be_one_by_one() {
+        let listener: SocketAddr = "[2001:db8::1]:25".parse().expect("an address");
+        let client: SocketAddr = "192.0.2.1:4242".parse().expect("an address");
+        let front = Front::new(listener, "submission");
+        assert!(front.is_of(listener, "submission"));
+        assert!(!front.is_of(listener, "sink"));
+        assert!(!front.is_of(client, "submission"));
+        let mut pool = pool();
+        let quick = Message::begin_at(&mut pool, &front, client).expect("chunk");
+        let mut slow = Message::begin(&mut pool).expect("chunk");
+        let mapped = b"\0\0\0\0\0\0\0\0\0\0\xff\xff\xc0\0\x02\x01";
+        let fields: [(Field, &[&[u8]]); 3] = [
+            (Field::Client, &[mapped, &4242_u16.to_le_bytes()]),
+            (
+                Field::Listener,
+                &[b"\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x01", &[25, 0]],
+            ),
+            (Field::Role, &[b"submission"]),
+        ];
+        for (field, parts) in fields {
+            assert!(slow.envelope_field(&mut pool, field, parts));
+        }
+        assert_same(&pool, &quick, &slow);
+        quick.free(&mut pool);
+        slow.free(&mut pool);
+    }
+
+    /// Two messages have the same octets and the same lengths.
+    fn assert_same(pool: &Pool, one: &Message, other: &Message) {
+        let used = |message: &Message| {
+            let (mut all, mut next) = (Vec::new(), Some(message.first));
+            while let Some(chunk) = next {
+                let meta = pool.meta(chunk);
+                all.push(pool.bytes(chunk)[..meta.used as usize].to_vec());
+                next = meta.next;
+            }
+            all
+        };
+        assert_eq!(used(one), used(other));
+        let lengths = |message: &Message| {
+            (
+                message.envelope_bytes,
+                message.payload_bytes,
+                message.fragment_bytes,
+            )
+        };
+        assert_eq!(lengths(one), lengths(other));
+    }
+
+    #[test]
+    fn several_fields_stand_as_they_would_one_by_one_whatever_room_there_is() {
+        let mut pool = pool();
+        let value = [b'v'; 300];
+        for filler in [0, 3_000, 3_500, 3_640, 3_660, 3_700, 3_900, 3_961] {
+            let filler = vec![b'f'; filler];
+            let fields = [
+                (Field::Helo, &filler[..]),
+                (Field::ReversePath, &b""[..]),
+                (Field::MailParameters, &value),
+            ];
+            let mut together = Message::begin(&mut pool).expect("chunk");
+            let mut one_by_one = Message::begin(&mut pool).expect("chunk");
+            assert!(together.envelope_fields(&mut pool, &fields[..1]));
+            assert!(together.envelope_fields(&mut pool, &fields[1..]));
+            for (field, value) in fields {
+                assert!(one_by_one.envelope_field(&mut pool, field, &[value]));
+            }
+            assert_same(&pool, &together, &one_by_one);
+            together.free(&mut pool);
+            one_by_one.free(&mut pool);
+        }
+        let mut full = Message::begin(&mut pool).expect("chunk");
+        let large = vec![b'l'; 60_000];
+        while full.envelope_fields(&mut pool, &[(Field::ForwardPath, &large)]) {}
+        let before = (full.envelope_bytes, full.payload_bytes);
+        assert!(full.envelope_bytes as usize + 60_003 > ENVELOPE_BYTES_MAX);
+        assert!(!full.envelope_fields(&mut pool, &[(Field::ForwardPath, &large)]));
+        assert_eq!((full.envelope_bytes, full.payload_bytes), before);
+        full.free(&mut pool);
     }
 
     /// Builds a message with `recipients` and `body` and checks everything it is made of.

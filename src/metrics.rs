@@ -144,10 +144,16 @@ pub enum Phase {
     Data,
     /// From the end of data to the commit that covers it, ns.
     CommitWait,
+    /// From the end of data to the begin of the sync that covers it, ns.
+    SyncWait,
+    /// From the end of that sync to the 250 handed to the socket, ns.
+    Release,
     /// From the end of data to its 250 handed to the socket, ns.
     EndOfData,
     /// One pwritev, ns.
     Write,
+    /// From the order to sync to its begin on the thread that does it, ns.
+    SyncStart,
     /// One fdatasync, ns.
     Sync,
     /// One turn of the loop without its wait, ns.
@@ -160,28 +166,34 @@ pub enum Phase {
 
 impl Phase {
     /// Number of histograms.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 13;
     /// All of them, in order.
     pub const ALL: [Phase; Phase::COUNT] = [
         Phase::Greeting,
         Phase::Command,
         Phase::Data,
         Phase::CommitWait,
+        Phase::SyncWait,
+        Phase::Release,
         Phase::EndOfData,
         Phase::Write,
+        Phase::SyncStart,
         Phase::Sync,
         Phase::Turn,
         Phase::BatchMessages,
         Phase::BatchBytes,
     ];
     /// The histograms of times, in order; the rest are counts.
-    pub const TIMES: [Phase; 8] = [
+    pub const TIMES: [Phase; 11] = [
         Phase::Greeting,
         Phase::Command,
         Phase::Data,
         Phase::CommitWait,
+        Phase::SyncWait,
+        Phase::Release,
         Phase::EndOfData,
         Phase::Write,
+        Phase::SyncStart,
         Phase::Sync,
         Phase::Turn,
     ];
@@ -191,8 +203,11 @@ impl Phase {
         "command",
         "data",
         "commit_wait",
+        "sync_wait",
+        "release",
         "end_of_data",
         "write",
+        "sync_start",
         "sync",
         "turn",
         "batch_messages",

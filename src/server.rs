@@ -43,8 +43,8 @@ use self::prefixes::Prefixes;
 use self::proxy::Expected;
 pub use self::secure::{Answer, Security};
 use self::secure::{Secure, shake_hands};
+use self::storage::{Answered, Commit, FragmentWrite, Large, Pending, Queued};
 pub use self::storage::{Committer, Storage};
-use self::storage::{FragmentWrite, Large, Pending, Queued};
 use self::transfer::{discard_input, flush_one, read_and_receive, read_in_place};
 use self::watch::Watch;
 use crate::buffer::{Pool, Urgency};
@@ -52,9 +52,9 @@ use crate::clock::{Instant, nanos};
 use crate::conn::{Conn, Io, MessageKey, Stream, Token};
 use crate::ctl::Attachments;
 use crate::ip_prefix::IpPrefix;
-use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX, OFFLOAD_JOBS_MAX};
+use crate::limits::{CHUNK_LARGE_BYTES, ENVELOPE_BYTES_MAX, OFFLOAD_JOBS_MAX, PASSWORD_CHECKS_MAX};
 use crate::logger::{Class, Logger, Value};
-use crate::message::Message;
+use crate::message::{Front, Message};
 use crate::metrics::{CloseCause, Metrics};
 use crate::offload::Offload;
 use crate::policy::rules::Rules;
@@ -64,6 +64,7 @@ use crate::ringlog::writer::{FullPolicy, Log};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Context, Phase, Role, Session, SpareWork};
 use crate::smtp::sink::{Blocked, Verdict};
+use crate::smtp::trace::Date;
 use crate::timer_wheel::TimerWheel;
 
 /// Bytes one connection may have read in one turn; the rest of the loop is protected by it.
@@ -75,6 +76,13 @@ const PREFIX_SHARE: u64 = 4;
 /// Connections whose replies wait for the end of the turn, at most: each holds a chunk of the pool until then, and as
 /// many again are warm in the processor's cache.
 const TURN_FLUSHES: usize = 128;
+/// What handling an event costs besides its octets, as if it were so many octets read: some 15 us.
+const EVENT_WORK_BYTES: u64 = 64 * 1024;
+/// Work of a turn, counted so, after which the storage is looked at: about a millisecond. Messages that have ended
+/// don't wait for the rest of a long turn, and a crowd of 64 has one write a turn.
+const TURN_LOOK_BYTES: u64 = 80 * EVENT_WORK_BYTES;
+/// Groups of messages answered in one turn whose times are counted.
+const TURN_ANSWERED: usize = 1_024;
 /// Connections woken in one turn because chunks became free.
 const TURN_WAKES: usize = 64;
 /// Timers are looked at no more often than this for the sake of the data rate.
@@ -139,8 +147,8 @@ pub struct Shared<B: Backing, C> {
     pub accounts: Accounts,
     /// Where they are read from again.
     pub users_source: Option<UsersSource>,
-    /// Passwords that the helper has.
-    passwords_under_way: usize,
+    /// Whose passwords the helper has, and the bucket of a client that limits hold for; see `prefixes`.
+    passwords: Vec<(Token, Option<u16>)>,
     /// Work that is too slow for the loop, and its answers.
     pub offload: Offload<Answer>,
     secure: Secure,
@@ -164,6 +172,10 @@ pub struct Shared<B: Backing, C> {
     pub storage: Option<Storage<B, C>>,
     /// The chunk pool.
     pub pool: Pool,
+    /// What the messages of each listener begin with, as it was last.
+    fronts: Vec<Front>,
+    /// The date that trace fields had last.
+    trace_date: Date,
     /// Messages that are being collected.
     messages: Slab<Message>,
     /// What sessions without a message under way have given back for those that begin one.
@@ -196,8 +208,11 @@ pub struct Shared<B: Backing, C> {
     turn_replies: u64,
     /// Greetings sent in this turn.
     turn_greetings: u64,
-    /// Times from the end of data to the commit of the messages released in this turn, nanoseconds.
-    turn_waits: Vec<u64>,
+    /// Events handled since the storage was looked at, and the count of octets read then.
+    events_since_look: u64,
+    bytes_in_at_look: u64,
+    /// Messages that got their 250 in this turn.
+    turn_answered: Vec<Answered>,
     now: Instant,
     wall_ns: u64,
 }
@@ -314,18 +329,27 @@ impl<B: Backing, C> Shared<B, C> {
     fn log_refusal(&mut self, io: &Io, reply: Reply) {
         let row = reply.row();
         let fields = [
-            ("client", Value::Addr(io.peer)),
+            ("client", Value::Addr(io.client())),
             ("code", Value::Number(u64::from(row.code))),
             ("reason", Value::Str(row.name)),
         ];
         self.logger.line(Class::Refused, &fields, self.now);
     }
 
-    /// Notes a time from the end of data to the commit for [`Shared::record_turn`]. Bounded: who never calls that
-    /// loses values, not memory.
-    fn note_wait(&mut self, waited_ns: u64) {
-        if self.turn_waits.len() < self.turn_waits.capacity() {
-            self.turn_waits.push(waited_ns);
+    /// Notes that a message got its 250, for [`Shared::record_turn`]. Bounded: who never calls that loses values, not
+    /// memory. Messages that ended in one turn are mostly answered in one, and are counted together.
+    fn note_answered(&mut self, ended_at: Instant, commit: Commit) {
+        if let Some(last) = self.turn_answered.last_mut()
+            && last.ended_at == ended_at
+            && last.commit == commit
+        {
+            last.count += 1;
+        } else if self.turn_answered.len() < self.turn_answered.capacity() {
+            self.turn_answered.push(Answered {
+                ended_at,
+                commit,
+                count: 1,
+            });
         }
     }
 
@@ -345,8 +369,21 @@ impl<B: Backing, C> Shared<B, C> {
             spent_ns,
             std::mem::take(&mut self.turn_greetings),
         );
-        for waited_ns in self.turn_waits.drain(..) {
-            metrics.record(Phase::EndOfData, waited_ns + spent_ns);
+        let end = Instant(self.now.0.saturating_add(spent_ns));
+        for answered in self.turn_answered.drain(..) {
+            let Answered {
+                ended_at,
+                commit,
+                count,
+            } = answered;
+            metrics.record_many(Phase::EndOfData, end.since_ns(ended_at), count);
+            if commit != Commit::Discarded {
+                metrics.record_many(Phase::CommitWait, self.now.since_ns(ended_at), count);
+            }
+            if let Commit::Synced { began, ended } = commit {
+                metrics.record_many(Phase::SyncWait, began.since_ns(ended_at), count);
+                metrics.record_many(Phase::Release, end.since_ns(ended), count);
+            }
         }
     }
 
@@ -357,7 +394,7 @@ impl<B: Backing, C> Shared<B, C> {
         };
         if self.logger.is_enabled(class) {
             let fields = [
-                ("client", Value::Addr(io.peer)),
+                ("client", Value::Addr(io.client())),
                 ("reason", Value::Str(CloseCause::NAMES[io.cause as usize])),
                 (
                     "open_ms",
@@ -463,6 +500,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             timer_step,
             shared: Shared {
                 pool: Pool::new(options.pool_bytes, reserve),
+                fronts: listeners
+                    .iter()
+                    .map(|listener| Front::new(listener.address, listener.role.name()))
+                    .collect(),
+                trace_date: Date::at(0),
                 messages: Slab::with_capacity(sessions),
                 spare_work: SpareWork::with_capacity(sessions),
                 listeners,
@@ -471,7 +513,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 xforward_from: Vec::new(),
                 accounts: Accounts::Anybody,
                 users_source: None,
-                passwords_under_way: 0,
+                passwords: Vec::with_capacity(PASSWORD_CHECKS_MAX),
                 offload: Offload::here(OFFLOAD_JOBS_MAX),
                 secure: Secure::none(),
                 watch: Watch::default(),
@@ -504,7 +546,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 ring_full: false,
                 turn_replies: 0,
                 turn_greetings: 0,
-                turn_waits: Vec::with_capacity(4_096),
+                events_since_look: 0,
+                bytes_in_at_look: 0,
+                turn_answered: Vec::with_capacity(TURN_ANSWERED),
                 now,
                 wall_ns: 0,
                 options,
@@ -540,8 +584,11 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         }
         self.poll_commits();
         self.look_for_stress();
-        // Disk and parser overlap: the next sync runs while this turn's input is read.
+        // Disk and parser overlap: the next sync runs while this turn's input is read. So do the clients: what is
+        // released leaves before anything is read.
         self.submit_sync();
+        self.flush_replies();
+        self.count_look();
         self.take_answers();
     }
 
@@ -673,6 +720,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         }
         if readable || hung_up {
             self.drive_guarded(token);
+            self.look_at_storage();
         }
         if self.shared.flush.len() >= TURN_FLUSHES {
             self.flush_replies();
@@ -695,7 +743,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };
-        let fields = [("client", Value::Addr(conn.io.peer))];
+        let fields = [("client", Value::Addr(conn.io.client()))];
         shared
             .logger
             .line(Class::SessionPanicked, &fields, shared.now);
@@ -933,6 +981,32 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         self.wheel.next_expiry()
     }
 
+    fn count_look(&mut self) {
+        self.shared.events_since_look = 0;
+        self.shared.bytes_in_at_look = self.shared.metrics.bytes_in;
+    }
+
+    /// Looks at the storage where a turn has become long: a sync that ended lets its messages go, and what has ended
+    /// since is written and synced now.
+    fn look_at_storage(&mut self) {
+        let shared = &mut self.shared;
+        shared.events_since_look += 1;
+        let read = shared.metrics.bytes_in - shared.bytes_in_at_look;
+        if shared.events_since_look * EVENT_WORK_BYTES + read < TURN_LOOK_BYTES {
+            return;
+        }
+        self.count_look();
+        if self.is_syncing() {
+            self.poll_commits();
+        }
+        // Without `--survive power` nobody waits for a sync, and one write a turn is all it takes.
+        if self.owes_commit() && !self.is_syncing() {
+            self.append();
+            self.submit_sync();
+        }
+        self.flush_replies();
+    }
+
     fn run_queued(&mut self) {
         for _ in 0..self.shared.run.len().min(TURN_RUNS) {
             let Some(token) = self.shared.run.pop_front() else {
@@ -943,6 +1017,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             };
             conn.io.flags.queued_to_run = false;
             self.drive_guarded(token);
+            self.look_at_storage();
         }
     }
 

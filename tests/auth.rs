@@ -191,6 +191,9 @@ fn a_user_submits_mail_and_sighup_reads_the_file_again() {
     // A file with a fault changes nothing.
     std::fs::write(&file, "jim:oops\n").unwrap();
     hang_up(&server);
+    wait_until("the fault is told", || {
+        server.process.said().contains("users_reload_failed")
+    });
     assert_eq!(plain(&mut late, "ann", "paper"), RIGHT);
     for mut client in [client, other, late] {
         client.send(b"QUIT\r\n").unwrap();

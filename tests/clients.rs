@@ -101,6 +101,11 @@ fn scram_lets_in_who_is_bound_to_this_channel_and_finds_downgrades() {
 }
 
 #[test]
+fn gsasl_authenticates_bound_to_the_channel_by_tls_exporter_and_by_every_other_mechanism() {
+    deliver(&["gsasl"]);
+}
+
+#[test]
 fn openssl_s_client_is_refused_when_it_wishes_to_renegotiate() {
     deliver(&["renegotiation"]);
 }

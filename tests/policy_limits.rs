@@ -7,8 +7,10 @@ mod support;
 #[path = "support/tls.rs"]
 mod tls_support;
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
+use ringmx::base64;
 use ringmx::clock::Clock;
 use ringmx::ip_prefix::IpPrefix;
 use ringmx::logger::{LogFormat, LogLevel, Logger};
@@ -19,10 +21,13 @@ use ringmx::policy::recipients::Recipients;
 use ringmx::policy::rules::Rules;
 use ringmx::ringlog::writer::Survive;
 use ringmx::server::Options;
+use ringmx::server::auth::Accounts;
 use ringmx::server::limiter::Limiter;
 use ringmx::server::listener::TlsMode;
 use ringmx::smtp::parameter::Offered;
-use ringmx::smtp::session::Role;
+use ringmx::smtp::sasl::Mechanisms;
+use ringmx::smtp::session::{ContextOptions, Role};
+use ringmx::users::{Users, Verifier};
 use support::{Client, Rig, options};
 use tls_support::{Cut, Identity, TlsClient, security};
 
@@ -809,4 +814,125 @@ fn implicit_tls_is_refused_before_its_handshake_costs_anything() {
     rig.turn();
     assert!(denied.pipe.borrow().dropped);
     assert_eq!(denied.read(), "");
+}
+
+/// Behind a proxy that speaks XCLIENT every client had the proxy's address for access rules and limits: networks of
+/// `deny-from` got in, and with the proxy on the same machine nobody had a limit at all.
+#[test]
+fn rules_and_limits_are_about_the_client_that_xclient_names() {
+    let mut rig = rig(ClientLimits {
+        sessions: both(1),
+        ..ClientLimits::default()
+    });
+    let shared = &mut rig.server.shared;
+    shared.xclient_from = [IpPrefix::of([127, 0, 0, 0].into(), 8)].into();
+    let recipients = Recipients::new(None);
+    shared.rules = Rules {
+        denied: Networks::new([IpPrefix::of([192, 0, 2, 0].into(), 24)]),
+        unlimited: Networks::new([IpPrefix::of([127, 0, 0, 0].into(), 8)]),
+        recipients: Some(recipients),
+        ..Rules::default()
+    }
+    .into();
+    let proxied = |rig: &mut Rig, attributes: &str| {
+        let proxy = rig.connect_from(([127, 0, 0, 1], 4_242).into(), b"");
+        rig.send(&proxy, b"EHLO proxy.example\r\n");
+        assert!(proxy.read().contains("250-XCLIENT "));
+        let reply = say(rig, &proxy, &format!("XCLIENT {attributes}"));
+        (proxy, reply)
+    };
+    let (one, greeted) = proxied(&mut rig, "ADDR=198.51.100.7 PORT=4");
+    assert_eq!(greeted, GREETING);
+    let too_many = "421 4.7.0 Too many sessions from your network; try again later\r\n";
+    let (refused, reply) = proxied(&mut rig, "ADDR=IPV6:::ffff:198.51.100.7");
+    assert_eq!(reply, too_many);
+    assert!(refused.pipe.borrow().dropped);
+    assert_eq!(limited(&rig, Limited::Sessions, Scope::Client), 1);
+    let (denied, reply) = proxied(&mut rig, "ADDR=192.0.2.9");
+    assert_eq!(reply, "554 5.7.1 Access denied\r\n");
+    assert!(denied.pipe.borrow().dropped);
+    // Who is not named is the proxy, and what is not about an address leaves the client as it was.
+    for attributes in ["ADDR=[UNAVAILABLE]", "HELO=c.example"] {
+        for _ in 0..2 {
+            assert_eq!(proxied(&mut rig, attributes).1, GREETING);
+        }
+    }
+    rig.send(&one, b"EHLO proxy.example\r\n");
+    one.read();
+    assert_eq!(say(&mut rig, &one, "XCLIENT HELO=c.example"), GREETING);
+    // The place is free again when the session of that client ends, or becomes another's.
+    rig.send(&one, b"EHLO proxy.example\r\n");
+    one.read();
+    assert_eq!(say(&mut rig, &one, "XCLIENT ADDR=198.51.100.8"), GREETING);
+    let (_seven, reply) = proxied(&mut rig, "ADDR=198.51.100.7");
+    assert_eq!(reply, GREETING);
+    assert_eq!(proxied(&mut rig, "ADDR=198.51.100.8").1, too_many);
+    quit(&mut rig, &one);
+    assert_eq!(proxied(&mut rig, "ADDR=198.51.100.8").1, GREETING);
+    assert_eq!(limited(&rig, Limited::Sessions, Scope::Client), 2);
+}
+
+/// One client with 32 sessions kept the helper busy with wrong passwords, and everybody else was told 454.
+#[test]
+fn a_client_that_guesses_on_many_sessions_leaves_others_room_to_authenticate() {
+    const ROOM: usize = 8;
+    const BUSY: &str = "454 4.7.0 Temporary authentication failure; try again later\r\n";
+    let context = ContextOptions {
+        role: Role::Submission,
+        mechanisms: Mechanisms::ALL,
+        auth_without_tls: true,
+        ..ContextOptions::default()
+    };
+    let survive = Survive::Process;
+    let mut rig = Rig::with_context(options(), survive, 16 << 20, TlsMode::Off, context);
+    let rounds = NonZeroU32::new(4_096).expect("not zero");
+    let text = format!(
+        "jim:{}\n",
+        Verifier::new("right", b"0123456789abcdef", rounds).to_text()
+    );
+    let users = Users::parse(&text, &[7; 32]).expect("a file of one user");
+    let shared = &mut rig.server.shared;
+    shared.accounts = Accounts::Users(Box::new(users));
+    shared.listeners[0].role = Role::Submission;
+    let table = ClientTable::new(shared.options.sessions_max, (3, 5), ClientLimits::default());
+    shared.limiter = Some(Box::new(Limiter::new(table)));
+    shared.rules = Rules {
+        unlimited: Networks::new([IpPrefix::of([10, 0, 0, 3].into(), 32)]),
+        ..Rules::default()
+    }
+    .into();
+    let auth = |password: &str| {
+        let message = base64::text(format!("\0jim\0{password}").as_bytes());
+        format!("AUTH PLAIN {message}\r\n")
+    };
+    let mut clients = |host: u8, count: usize| -> Vec<Client> {
+        (0..count).map(|_| greeted(&mut rig, host)).collect()
+    };
+    // All that a client without limits sends is let in as long as there is room at all.
+    let (guesser, user, exempt) = (clients(1, ROOM + 4), clients(2, 1), clients(3, ROOM + 4));
+    // Passwords are checked behind the turn in which they came.
+    rig.server.begin_turn(rig.now, rig.now.0);
+    for (client, password) in guesser
+        .iter()
+        .map(|client| (client, "wrong"))
+        .chain(user.iter().chain(&exempt).map(|client| (client, "right")))
+    {
+        client.feed(auth(password).as_bytes());
+        rig.server.ready(client.token, true, false, false);
+    }
+    rig.server.end_turn();
+    rig.turn();
+    rig.turn();
+    let replies: Vec<String> = guesser.iter().map(Client::read).collect();
+    let wrong = "535 5.7.8 Authentication credentials invalid\r\n";
+    assert_eq!(replies, [[wrong; ROOM].as_slice(), &[BUSY; 4]].concat());
+    for client in user.iter().chain(&exempt) {
+        assert_eq!(client.read(), "235 2.7.0 Authentication successful\r\n");
+    }
+    // Who was told to come back may, when the others' are checked.
+    for client in &guesser[ROOM..] {
+        rig.send(client, auth("right").as_bytes());
+        rig.turn();
+        assert_eq!(client.read(), "235 2.7.0 Authentication successful\r\n");
+    }
 }

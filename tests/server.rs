@@ -7,6 +7,8 @@ mod support;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ringmx::clock::Instant;
+use ringmx::metrics::Phase;
 use ringmx::ringlog::writer::Survive;
 use ringmx::smtp::reply::Reply;
 use ringmx::smtp::sink::{Question, Verdict};
@@ -87,6 +89,137 @@ fn each_commit_releases_what_it_covers_and_no_more() {
     );
     rig.sync(true);
     assert_eq!(client.read(), "250 2.0.0 Ok: stored as 0-2\r\n");
+}
+
+#[test]
+fn what_a_sync_released_leaves_before_the_turn_reads_anything() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let client = greeted(&mut rig);
+    rig.send(&client, MESSAGE);
+    assert_eq!(client.read(), ACCEPTED);
+    client.feed(b"NOOP\r\n");
+    assert!(rig.syncs.end(true));
+    rig.server.begin_turn(rig.now, rig.now.0);
+    assert_eq!(client.read(), "250 2.0.0 Ok: stored as 0-1\r\n");
+    rig.server.ready(client.token, true, false, false);
+    assert_eq!(client.read(), "");
+    rig.server.end_turn();
+    assert_eq!(client.read(), "250 2.0.0 Ok\r\n");
+}
+
+#[test]
+fn a_long_turn_writes_and_answers_in_its_middle() {
+    const CROWD: usize = 90;
+    const LOOK: usize = 80;
+    let mut many = options();
+    many.sessions_max = CROWD;
+    let mut rig = Rig::new(many, Survive::Power);
+    let clients: Vec<Client> = (0..CROWD).map(|_| greeted(&mut rig)).collect();
+    for client in &clients {
+        client.feed(MESSAGE);
+    }
+    rig.server.begin_turn(rig.now, rig.now.0);
+    for (index, client) in clients[..LOOK].iter().enumerate() {
+        assert_eq!(rig.disk_writes.get(), 0, "before client {index}");
+        rig.server.ready(client.token, true, false, false);
+    }
+    // 80 events are about a millisecond: what has ended is written and its sync begins, once.
+    assert_eq!(rig.disk_writes.get(), 1);
+    for client in &clients[..LOOK] {
+        assert_eq!(client.read(), ACCEPTED, "no 250 before its sync");
+    }
+    for client in &clients[LOOK..] {
+        rig.server.ready(client.token, true, false, false);
+    }
+    assert_eq!(rig.disk_writes.get(), 1, "a sync is under way");
+    // It ends, and the turn goes on for as long again.
+    assert!(rig.syncs.end(true));
+    for client in &clients[..LOOK - (CROWD - LOOK)] {
+        assert_eq!(client.read(), "");
+        client.feed(b"NOOP\r\n");
+        rig.server.ready(client.token, true, false, false);
+    }
+    assert_eq!(rig.disk_writes.get(), 2, "the rest went out behind it");
+    let mut stored: Vec<String> = clients[..LOOK].iter().map(Client::read).collect();
+    stored.iter_mut().enumerate().for_each(|(index, text)| {
+        let own = format!("250 2.0.0 Ok: stored as 0-{}\r\n", index + 1);
+        *text = text
+            .strip_prefix(own.as_str())
+            .expect("a 250 in its middle")
+            .to_owned();
+    });
+    assert!(
+        stored
+            .iter()
+            .all(|rest| rest.is_empty() || rest == "250 2.0.0 Ok\r\n"),
+        "{stored:?}"
+    );
+    for client in &clients[LOOK..] {
+        assert_eq!(client.read(), ACCEPTED, "its sync is under way");
+    }
+    rig.server.end_turn();
+    rig.sync(true);
+    for (index, client) in clients[LOOK..].iter().enumerate() {
+        let own = format!("250 2.0.0 Ok: stored as 0-{}\r\n", LOOK + index + 1);
+        assert_eq!(client.read(), own);
+    }
+    assert_eq!(rig.disk_writes.get(), 2);
+}
+
+/// How many values a histogram has, and their sum.
+fn counted(rig: &Rig, phase: Phase) -> (u64, u64) {
+    let distribution = rig.server.shared.metrics.distribution(phase);
+    (distribution.count(), distribution.sum())
+}
+
+#[test]
+fn the_way_of_a_250_is_measured_before_its_sync_within_it_and_behind_it() {
+    const MS: u64 = 1_000_000;
+    let mut rig = Rig::new(options(), Survive::Power);
+    let client = greeted(&mut rig);
+    let start = rig.now.0;
+    // Two messages end in one turn, a third 2 ms later, while the first sync runs: it took 3 ms to begin and 1 ms.
+    rig.send(&client, &[MESSAGE, MESSAGE].concat());
+    rig.now = Instant(start + 2 * MS);
+    rig.send(&client, MESSAGE);
+    rig.now = Instant(start + 7 * MS);
+    rig.syncs
+        .times
+        .set((Instant(start), Instant(start + 3 * MS)));
+    rig.sync(true);
+    assert_eq!(counted(&rig, Phase::SyncStart), (1, 3 * MS));
+    assert_eq!(counted(&rig, Phase::Sync), (1, MS));
+    assert_eq!(counted(&rig, Phase::SyncWait), (0, 0), "its turn goes on");
+    rig.server.shared.record_turn(MS / 2);
+    assert_eq!(counted(&rig, Phase::CommitWait), (2, 14 * MS));
+    assert_eq!(counted(&rig, Phase::SyncWait), (2, 6 * MS));
+    assert_eq!(counted(&rig, Phase::Release), (2, 7 * MS));
+    assert_eq!(counted(&rig, Phase::EndOfData), (2, 15 * MS));
+    // The third waits for a sync of its own, begun at 8 ms and seen in the turn at 9 ms, which lasts 1 ms.
+    rig.now = Instant(start + 9 * MS);
+    rig.syncs
+        .times
+        .set((Instant(start + 7 * MS), Instant(start + 8 * MS)));
+    rig.sync(true);
+    rig.server.shared.record_turn(MS);
+    assert_eq!(counted(&rig, Phase::SyncStart), (2, 4 * MS));
+    assert_eq!(counted(&rig, Phase::CommitWait), (3, 21 * MS));
+    assert_eq!(counted(&rig, Phase::SyncWait), (3, 12 * MS));
+    assert_eq!(counted(&rig, Phase::Release), (3, 8 * MS));
+    assert_eq!(counted(&rig, Phase::EndOfData), (3, 23 * MS));
+}
+
+#[test]
+fn a_250_that_needs_no_sync_has_no_stages_of_one() {
+    let mut rig = Rig::new(options(), Survive::Process);
+    let client = greeted(&mut rig);
+    rig.send(&client, MESSAGE);
+    rig.server.shared.record_turn(5);
+    assert_eq!(counted(&rig, Phase::EndOfData), (1, 5));
+    assert_eq!(counted(&rig, Phase::CommitWait), (1, 0));
+    for phase in [Phase::SyncWait, Phase::Release, Phase::SyncStart] {
+        assert_eq!(counted(&rig, phase), (0, 0), "{}", phase.name());
+    }
 }
 
 #[test]

@@ -171,13 +171,14 @@ class Null(Peer):
 
     version, lacks = "this repository", ("tls",)
 
-    def __init__(self, tools, durable):
+    def __init__(self, tools, durable, *more):
+        self.more = more
         self.name = "null server, durable" if durable else "null server"
         self.promise, self.tools, self.durable = (DURABLE if durable else DISCARD), tools, durable
 
     def command(self, place, port, tls, web):
         more = ["--durable", os.path.join(place, "file"), "--file-size", "512"] if self.durable else []
-        return [self.tools["null"], f"127.0.0.1:{port}", *more]
+        return [self.tools["null"], f"127.0.0.1:{port}", *more, *self.more]
 
 
 class Ringmx(Peer):

@@ -614,7 +614,7 @@ pub static OPTIONS: &[Opt] = &[
         name: "listen",
         group: Group::Addresses,
         kind: Kind::Listen,
-        help: "address that takes mail; may be given up to 16 times",
+        help: "address that takes mail; may be given up to 16 times; none if only the next two are given",
         set: |c, v| c.listen = listens(v),
         show: |c| listen_settings(&c.listen),
     },

@@ -172,6 +172,40 @@ fn a_flag_counts_more_than_the_file_and_the_file_more_than_the_default() {
     assert_eq!(config.source("ring"), None);
 }
 
+/// A submission server had a sink on 127.0.0.1:2525 besides, which takes everything without AUTH, and two servers with
+/// `listen-tls` alone could not run at the same time: the default of `listen` counted whatever else was given.
+#[test]
+fn the_default_of_listen_counts_only_where_no_listening_address_was_given() {
+    let places = |words: &[&str]| -> Vec<String> {
+        let listeners = config(words).listeners().into_iter();
+        listeners.map(|(_, place, _)| place.to_string()).collect()
+    };
+    let tls = ["--tls-self-signed", "--listen-tls", "127.0.0.1:1"];
+    let submission = [
+        "--listen-submission",
+        "127.0.0.1:2",
+        "--tls-self-signed",
+        "--users",
+        "users",
+    ];
+    assert_eq!(places(&[]), ["127.0.0.1:2525"]);
+    assert_eq!(places(&tls), ["127.0.0.1:1"]);
+    assert_eq!(places(&submission), ["127.0.0.1:2"]);
+    let listen = ["--listen", "127.0.0.1:3"];
+    assert_eq!(
+        places(&[&tls[..], &listen].concat()),
+        ["127.0.0.1:3", "127.0.0.1:1"]
+    );
+    // The printed file means the same when it is read.
+    let only_tls = config(&tls);
+    let mut again = Config::default();
+    let text = only_tls.to_toml();
+    again.apply_file(Path::new("r.toml"), &text).unwrap();
+    again.validate("mx.example").unwrap();
+    assert_eq!(again.listen, []);
+    assert_eq!(again.listen_tls, only_tls.listen_tls);
+}
+
 #[test]
 fn lmtp_is_taken_everywhere_but_on_port_25() {
     let on = |place: &str| {

@@ -363,7 +363,7 @@ families! {
         }
     };
     Histogram "ringmx_phase_seconds" ["phase"]
-        "Times: greeting, command, data, commit_wait, end_of_data, write, sync, turn." => |out, s| {
+        "Times: greeting, command, data, commit_wait, sync_wait, release, end_of_data, write, sync_start, sync, turn." => |out, s| {
         for phase in Phase::TIMES {
             let label = format!("phase=\"{}\",", phase.name());
             let distribution = s.metrics.distribution(phase);

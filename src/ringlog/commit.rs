@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use super::backing::{self, Backing, Flush};
 use super::format::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS};
-use super::handshake::{Handshake, LoopSide};
+use super::handshake::{Handshake, LoopSide, Times};
 use super::writer::{
     BACKGROUND_SYNC_AFTER, BACKGROUND_SYNC_BYTES, CHECKPOINT_BYTES, FREE_STEP_PARTS, Failed,
     InFlight, Log, Survive,
 };
 use crate::clock::{self, Clock, Instant};
+use crate::limits::SYNC_SLICE_NS;
+use crate::sys::schedule;
 
 /// What the sync thread is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,8 +205,19 @@ pub struct SyncDone {
     pub target: u64,
     /// What fdatasync, or the write of the superblock before it, returned.
     pub result: io::Result<()>,
+    /// When the request was handed over.
+    pub asked: Instant,
+    /// When it was begun: later than `asked` by what the thread needed to get a core.
+    pub began: Instant,
     /// Time the request took, superblock included.
     pub took: Duration,
+}
+
+impl SyncDone {
+    /// When the outcome was there.
+    pub fn ended(&self) -> Instant {
+        self.began.after(self.took)
+    }
 }
 
 /// A thread that writes a superblock when asked, syncs, stores the outcome, and wakes the loop.
@@ -213,6 +226,9 @@ pub struct SyncDone {
 pub struct SyncThread {
     shared: Arc<Handshake<Job>>,
     side: LoopSide,
+    clock: Clock,
+    /// When the last request was handed over.
+    asked: Instant,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -241,19 +257,25 @@ impl Job {
 
 impl SyncThread {
     /// Starts the thread. `wake` is called after each finished request, with the outcome already
-    /// stored.
+    /// stored. Times are those of `clock`.
     ///
     /// # Errors
     /// As pthread_create(3).
-    pub fn start(flush: Box<dyn Flush>, wake: Box<dyn Fn() + Send>) -> io::Result<SyncThread> {
+    pub fn start(
+        flush: Box<dyn Flush>,
+        wake: Box<dyn Fn() + Send>,
+        clock: Clock,
+    ) -> io::Result<SyncThread> {
         let shared = Arc::new(Handshake::new(Job::new()));
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("sync".to_owned())
-            .spawn(move || run(&theirs, flush, wake))?;
+            .spawn(move || run(&theirs, flush, wake, clock))?;
         Ok(SyncThread {
             shared,
             side: LoopSide::default(),
+            clock,
+            asked: Instant(0),
             thread: Some(thread),
         })
     }
@@ -264,6 +286,7 @@ impl SyncThread {
     /// # Panics
     /// When the outcome of the last request has not been taken yet.
     pub fn submit(&mut self, request: &SyncRequest<'_>) {
+        self.asked = self.clock.now();
         self.shared.submit(&mut self.side, request.target, |job| {
             job.set(request.superblock);
         });
@@ -275,7 +298,9 @@ impl SyncThread {
         Some(SyncDone {
             target: outcome.target,
             result: outcome.result.map_err(io::Error::from_raw_os_error),
-            took: Duration::from_nanos(outcome.took_ns),
+            asked: self.asked,
+            began: Instant(outcome.times.began_ns),
+            took: Duration::from_nanos(outcome.times.took_ns),
         })
     }
 }
@@ -290,8 +315,15 @@ impl Drop for SyncThread {
     }
 }
 
-fn run(shared: &Handshake<Job>, mut flush: Box<dyn Flush>, wake: Box<dyn Fn() + Send>) {
-    let clock = Clock::new();
+fn run(
+    shared: &Handshake<Job>,
+    mut flush: Box<dyn Flush>,
+    wake: Box<dyn Fn() + Send>,
+    clock: Clock,
+) {
+    // A sync sleeps several times and has a few microseconds of work in between. On a core that it shares with the
+    // loop each of them would wait for the end of the loop's slice. Where the kernel does not allow it, it does.
+    let _ = schedule::shorten_slices(SYNC_SLICE_NS);
     let job = RefCell::new(Job::new());
     let take = |asked: &mut Job| {
         let superblock = asked.superblock_at.map(|at| (at, &*asked.superblock));
@@ -306,9 +338,12 @@ fn run(shared: &Handshake<Job>, mut flush: Box<dyn Flush>, wake: Box<dyn Fn() + 
                 .and_then(|()| flush.sync()),
             None => flush.sync(),
         };
-        let took_ns = clock.now().since_ns(start);
+        let times = Times {
+            began_ns: start.0,
+            took_ns: clock.now().since_ns(start),
+        };
         let result = result.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
-        (result, took_ns)
+        (result, times)
     };
     shared.run(take, work, wake);
 }
@@ -353,7 +388,7 @@ mod tests {
         let wake = move || {
             let _ = wake_in.send(());
         };
-        let mut thread = SyncThread::start(Box::new(flush), Box::new(wake)).unwrap();
+        let mut thread = SyncThread::start(Box::new(flush), Box::new(wake), Clock::new()).unwrap();
         assert!(thread.completed().is_none());
         let bytes = [9; SUPERBLOCK_BYTES];
         let mut run = |request: &SyncRequest<'_>| {

@@ -531,7 +531,7 @@ fn note_lost(dir: &Path, ranges: &[LostRange], wall_ns: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Instant;
+    use crate::clock::{Clock, Instant};
     use crate::ringlog::commit::SyncThread;
     use std::io::IoSlice;
     use std::os::unix::fs::PermissionsExt;
@@ -672,7 +672,7 @@ mod tests {
             let _ = wake_in.send(());
         };
         let flush = Box::new(log.backing().flusher().unwrap());
-        let mut thread = SyncThread::start(flush, Box::new(wake)).unwrap();
+        let mut thread = SyncThread::start(flush, Box::new(wake), Clock::new()).unwrap();
         let mut last = 0;
         for turn in 0..300 {
             log.begin_turn(turn);

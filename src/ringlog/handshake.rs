@@ -21,6 +21,7 @@ pub(super) struct Handshake<J> {
     done: AtomicU64,
     /// Written before `done` and read after it.
     errno: AtomicI32,
+    began_ns: AtomicU64,
     took_ns: AtomicU64,
 }
 
@@ -49,7 +50,16 @@ pub(super) struct Outcome {
     pub(super) target: u64,
     /// Error number of the system, if the work failed.
     pub(super) result: Result<(), i32>,
-    /// Time that the work took, nanoseconds.
+    /// When the work began and how long it took, nanoseconds, on the thread's clock.
+    pub(super) times: Times,
+}
+
+/// When a piece of work was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Times {
+    /// Its begin, nanoseconds.
+    pub(super) began_ns: u64,
+    /// Its length, nanoseconds.
     pub(super) took_ns: u64,
 }
 
@@ -71,6 +81,7 @@ impl<J> Handshake<J> {
             wanted: Condvar::new(),
             done: AtomicU64::new(0),
             errno: AtomicI32::new(0),
+            began_ns: AtomicU64::new(0),
             took_ns: AtomicU64::new(0),
         }
     }
@@ -114,7 +125,10 @@ impl<J> Handshake<J> {
                 0 => Ok(()),
                 _ => Err(self.errno.load(Ordering::Relaxed)),
             },
-            took_ns: self.took_ns.load(Ordering::Relaxed),
+            times: Times {
+                began_ns: self.began_ns.load(Ordering::Relaxed),
+                took_ns: self.took_ns.load(Ordering::Relaxed),
+            },
         })
     }
 
@@ -125,11 +139,11 @@ impl<J> Handshake<J> {
     }
 
     /// What the thread does. `take` copies a job under the lock; `work` carries it out and returns its result with
-    /// the time it took, nanoseconds; `wake` wakes the loop when the outcome is stored.
+    /// its times; `wake` wakes the loop when the outcome is stored.
     pub(super) fn run(
         &self,
         mut take: impl FnMut(&mut J),
-        mut work: impl FnMut() -> (Result<(), i32>, u64),
+        mut work: impl FnMut() -> (Result<(), i32>, Times),
         wake: impl Fn(),
     ) {
         let mut finished = 0;
@@ -149,8 +163,9 @@ impl<J> Handshake<J> {
             take(&mut request.job);
             drop(request);
 
-            let (result, took_ns) = work();
-            self.took_ns.store(took_ns, Ordering::Relaxed);
+            let (result, times) = work();
+            self.began_ns.store(times.began_ns, Ordering::Relaxed);
+            self.took_ns.store(times.took_ns, Ordering::Relaxed);
             let failed = match result {
                 Ok(()) => 0,
                 Err(errno) => {

@@ -8,8 +8,10 @@ use super::out::Out;
 use super::secure::Answer;
 use super::storage::Committer;
 use super::{Server, Shared, live, run_later, waits_for};
-use crate::conn::{Stream, Token};
-use crate::limits::{KIB, PASSWORD_CHECKS_MAX, PASSWORD_WAIT_MAX, USERS_FILE_BYTES_MAX};
+use crate::conn::{Io, Stream, Token};
+use crate::limits::{
+    KIB, PASSWORD_CHECKS_CLIENT_MAX, PASSWORD_CHECKS_MAX, PASSWORD_WAIT_MAX, USERS_FILE_BYTES_MAX,
+};
 use crate::logger::{Class, Value};
 use crate::offload::{Job, Timing};
 use crate::ringlog::backing::Backing;
@@ -72,14 +74,24 @@ pub fn read(path: &Path) -> io::Result<String> {
 }
 
 impl<B: Backing, C> Shared<B, C> {
-    /// Hands a password to the helper. False when too many wait already.
+    /// Hands a password to the helper. False when too many wait already, of all clients or of this one.
+    /// **Bounds:** looks at [`PASSWORD_CHECKS_MAX`] entries.
     pub(super) fn check_password(
         &mut self,
         token: Token,
+        io: &Io,
         verifier: Verifier,
         password: &[u8],
     ) -> bool {
-        if self.passwords_under_way >= PASSWORD_CHECKS_MAX {
+        let client = io.client().ip();
+        let bucket = io.flags.is_limited.then(|| self.prefixes.bucket(client));
+        let of_client = || {
+            let theirs = self.passwords.iter().filter(|(_, of)| *of == bucket);
+            theirs.count()
+        };
+        if self.passwords.len() >= PASSWORD_CHECKS_MAX
+            || (bucket.is_some() && of_client() >= PASSWORD_CHECKS_CLIENT_MAX)
+        {
             return false;
         }
         let password = Zeroizing::new(password.to_vec());
@@ -93,7 +105,9 @@ impl<B: Backing, C> Shared<B, C> {
         });
         let deadline = self.now.after(PASSWORD_WAIT_MAX);
         let taken = self.offload.submit(deadline, job).is_ok();
-        self.passwords_under_way += usize::from(taken);
+        if taken {
+            self.passwords.push((token, bucket));
+        }
         taken
     }
 }
@@ -101,7 +115,10 @@ impl<B: Backing, C> Shared<B, C> {
 impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
     /// A password was checked: its session goes on, if it still waits.
     pub(super) fn password_checked(&mut self, token: Token, verdict: PasswordVerdict) {
-        self.shared.passwords_under_way = self.shared.passwords_under_way.saturating_sub(1);
+        let mut waiting = self.shared.passwords.iter();
+        if let Some(at) = waiting.position(|(of, _)| *of == token) {
+            self.shared.passwords.swap_remove(at);
+        }
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };

@@ -86,7 +86,7 @@ impl<B: Backing, C> Shared<B, C> {
         self.forget_client(io);
         let role = self.listeners[usize::from(io.listener)].role;
         let limiter = self.limiter.as_mut()?;
-        let client = io.peer.ip();
+        let client = io.client().ip();
         let is_exempt = (role == Role::Sink && !limiter.on_sinks)
             || io.flags.is_health_check
             || self.rules.unlimited.contains(client);

@@ -4,14 +4,14 @@
 use core::net::SocketAddr;
 
 use super::auth::Accounts;
-use super::storage::{Large, Pending, Queued};
+use super::storage::{Commit, Large, Pending, Queued};
 use super::{Shared, urgency};
 use crate::buffer::{Pool, Urgency};
 use crate::conn::{Io, Token};
 use crate::ctl::PROMISES;
 use crate::envelope::{Facts, Field};
 use crate::ip_prefix::IpPrefix;
-use crate::message::{ID_BYTES_MAX, Message};
+use crate::message::{Front, ID_BYTES_MAX, Message};
 use crate::metrics::{CloseCause, Phase};
 use crate::policy::rules::Subject;
 use crate::ringlog::backing::Backing;
@@ -23,6 +23,7 @@ use crate::smtp::sasl::{Binding, BindingData};
 use crate::smtp::sink::{
     CloseReason, Completion, MessageFacts, PasswordVerdict, Question, Sink, Verb, Verdict,
 };
+use crate::smtp::trace::Date;
 use crate::tls;
 use crate::users::Verifier;
 
@@ -36,6 +37,17 @@ pub(super) struct Out<'a, B: Backing, C> {
     pub(super) token: Token,
 }
 
+/// The numbers below 100 in two digits.
+const PAIRS: [[u8; 2]; 100] = {
+    let mut pairs = [[b'0'; 2]; 100];
+    let mut number = 0;
+    while number < 100 {
+        pairs[number] = [b'0' + number as u8 / 10, b'0' + number as u8 % 10];
+        number += 1;
+    }
+    pairs
+};
+
 /// Text of a number without allocation.
 pub(super) struct Digits {
     bytes: [u8; 20],
@@ -48,14 +60,21 @@ impl Digits {
             bytes: [0; 20],
             start: 20,
         };
-        loop {
-            digits.start -= 1;
-            digits.bytes[digits.start] = b'0' + (value % 10) as u8;
-            value /= 10;
-            if value == 0 {
-                return digits;
-            }
+        while value >= 100 {
+            let [tens, ones] = PAIRS[(value % 100) as usize];
+            digits.start -= 2;
+            digits.bytes[digits.start] = tens;
+            digits.bytes[digits.start + 1] = ones;
+            value /= 100;
         }
+        let [tens, ones] = PAIRS[value as usize];
+        digits.start -= 1;
+        digits.bytes[digits.start] = ones;
+        if value >= 10 {
+            digits.start -= 1;
+            digits.bytes[digits.start] = tens;
+        }
+        digits
     }
 
     pub(super) fn as_bytes(&self) -> &[u8] {
@@ -147,7 +166,7 @@ impl<B: Backing, C> Out<'_, B, C> {
     /// Asks the access rules and, when they have nothing against it, the policy.
     fn decide(&mut self, question: &Question<'_>) -> Option<Verdict> {
         let subject = Subject {
-            client: self.io.peer.ip(),
+            client: self.io.client().ip(),
             role: self.shared.listeners[usize::from(self.io.listener)].role,
             is_user: self.io.flags.is_user,
         };
@@ -283,7 +302,10 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let Some(verifier) = self.verifier(user) else {
             return Some(PasswordVerdict::Right);
         };
-        if self.shared.check_password(self.token, verifier, password) {
+        if self
+            .shared
+            .check_password(self.token, self.io, verifier, password)
+        {
             None
         } else {
             Some(PasswordVerdict::Busy)
@@ -338,30 +360,38 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         if self.shared.storage.is_none() {
             return true;
         }
-        let Some(mut message) = Message::begin(&mut self.shared.pool) else {
+        let (client, address) = self.addresses();
+        let listener = usize::from(self.io.listener);
+        let role = self.shared.listeners[listener].role.name();
+        let front = &mut self.shared.fronts[listener];
+        // XCLIENT may have named another address.
+        if !front.is_of(address, role) {
+            *front = Front::new(address, role);
+        }
+        let pool = &mut self.shared.pool;
+        let Some(mut message) = Message::begin_at(pool, front, client) else {
             self.shared.metrics.pool_low_events += 1;
             return false;
         };
-        let (client, listener) = self.addresses();
-        let pool = &mut self.shared.pool;
-        let address = |socket: core::net::SocketAddr| {
-            let ip = match socket.ip() {
-                core::net::IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-                core::net::IpAddr::V6(ip) => ip,
-            };
-            (ip.octets(), socket.port().to_le_bytes())
-        };
-        let (client_ip, client_port) = address(client);
-        let (listener_ip, listener_port) = address(listener);
-        let role = self.shared.listeners[usize::from(self.io.listener)].role;
-        let taken = message.envelope_field(pool, Field::Client, &[&client_ip, &client_port])
-            && message.envelope_field(pool, Field::Listener, &[&listener_ip, &listener_port])
-            && message.envelope_field(pool, Field::Role, &[role.name().as_bytes()]);
         let tls = self.io.tls.as_ref().and_then(|tls| tls.facts());
-        let taken = taken && tls.is_none_or(|facts| put_tls(&mut message, pool, facts));
+        let taken = tls.is_none_or(|facts| put_tls(&mut message, pool, facts));
         debug_assert!(taken, "a few short fields fit into a fresh chunk");
         self.shared.put_message(self.io, message);
         true
+    }
+
+    fn envelope_fields(&mut self, fields: &[(Field, &[u8])]) -> bool {
+        match self.message_and_pool() {
+            Some((message, pool)) => message.envelope_fields(pool, fields),
+            None => true,
+        }
+    }
+
+    fn date(&mut self, wall_ns: u64) -> Date {
+        if !self.shared.trace_date.is_at(wall_ns) {
+            self.shared.trace_date = Date::at(wall_ns);
+        }
+        self.shared.trace_date
     }
 
     fn envelope_field(&mut self, field: Field, parts: &[&[u8]]) -> bool {
@@ -428,7 +458,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let Some(storage) = &mut shared.storage else {
             shared.metrics.messages_accepted += 1;
             shared.metrics.message_bytes_accepted += facts.content.octets;
-            shared.note_wait(0);
+            shared.note_answered(ended_at, Commit::Discarded);
             shared.metrics.reply(Reply::Stored as usize);
             self.io.push_reply(&mut shared.pool, DISCARDED);
             self.queue_to_flush();
@@ -579,5 +609,17 @@ mod tests {
         let longest = Named::new(999, u64::MAX);
         assert_eq!(longest.id(), b"999-18446744073709551615");
         assert!(longest.id().len() <= ID_BYTES_MAX);
+    }
+
+    #[test]
+    fn numbers_are_written_as_everywhere() {
+        let powers = (0..20).map(|power| 10_u64.pow(power));
+        let around = powers.flat_map(|power| [power - 1, power, power + 1]);
+        for number in (0..1_100).chain(around).chain([u64::MAX - 1, u64::MAX]) {
+            assert_eq!(
+                Digits::new(number).as_bytes(),
+                number.to_string().as_bytes()
+            );
+        }
     }
 }

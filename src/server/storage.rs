@@ -17,7 +17,7 @@ use crate::metrics::Phase;
 use crate::ringlog::backing::Backing;
 use crate::ringlog::commit::{SyncDone, SyncRequest, SyncThread};
 use crate::ringlog::format::WHOLE_BYTES;
-use crate::ringlog::writer::{Failed, LargeSlot, Log, ReserveError, Slot};
+use crate::ringlog::writer::{Failed, LargeSlot, Log, ReserveError, Slot, Survive};
 use crate::smtp::reply::Reply;
 use crate::smtp::sink::Blocked;
 
@@ -102,6 +102,25 @@ pub(super) struct Pending {
     pub(super) ended_at: Instant,
     /// Octets of the message, trace field included.
     pub(super) octets: u64,
+}
+
+/// What let a message have its 250.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Commit {
+    /// Nothing: it is thrown away.
+    Discarded,
+    /// Its write.
+    Written,
+    /// A sync, from its begin to its end.
+    Synced { began: Instant, ended: Instant },
+}
+
+/// Messages that ended in one turn and got their 250 in one turn.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answered {
+    pub(super) ended_at: Instant,
+    pub(super) commit: Commit,
+    pub(super) count: u64,
 }
 
 /// Empties a vector and lends its memory to slices of another lifetime.
@@ -209,21 +228,35 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         let Some(storage) = &mut shared.storage else {
             return;
         };
+        let mut commit = Commit::Written;
         if let Some(done) = storage.committer.poll() {
             shared.sync_since = None;
             shared.metrics.syncs += 1;
             let took_ns = crate::clock::nanos(done.took);
+            let start_ns = done.began.since_ns(done.asked);
+            shared.metrics.record(Phase::SyncStart, start_ns);
             shared.metrics.record(Phase::Sync, took_ns);
             if took_ns > super::SYNC_SLOW_NS {
                 let fields = [("took_ms", Value::Number(took_ns / 1_000_000))];
                 shared.logger.line(Class::SyncSlow, &fields, shared.now);
             }
+            let (began, ended) = (done.began, done.ended());
             if let Err(failed) = storage.log.sync_completed(done.target, done.result) {
                 self.fail_storage(failed);
                 return;
             }
+            if storage.log.settings().survive == Survive::Power {
+                commit = Commit::Synced { began, ended };
+            }
         }
-        self.release();
+        self.release(commit);
+    }
+
+    /// Whether messages have ended that a sync has to cover before they are answered.
+    pub(super) fn owes_commit(&self) -> bool {
+        let storage = self.shared.storage.as_ref();
+        let syncs = storage.is_some_and(|s| s.log.settings().survive == Survive::Power);
+        syncs && !(self.shared.pending.is_empty() && self.shared.large.is_empty())
     }
 
     /// Hands the next sync to the committer, if one is due and none is under way.
@@ -244,8 +277,8 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         }
     }
 
-    /// Settles every pending message that the acknowledged part of the log covers.
-    fn release(&mut self) {
+    /// Settles every pending message that the acknowledged part of the log covers, because of `commit`.
+    fn release(&mut self, commit: Commit) {
         let Some(storage) = &self.shared.storage else {
             return;
         };
@@ -260,9 +293,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 break;
             };
             self.shared.pending_settled = self.shared.pending_settled.wrapping_add(1);
-            let waited_ns = self.shared.now.since_ns(pending.ended_at);
-            self.shared.metrics.record(Phase::CommitWait, waited_ns);
-            self.shared.note_wait(waited_ns);
+            self.shared.note_answered(pending.ended_at, commit);
             self.shared.metrics.messages_accepted += 1;
             self.shared.metrics.message_bytes_accepted += pending.octets;
             if let Some(number) = pending.large_number {

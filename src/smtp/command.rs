@@ -8,6 +8,7 @@
 use super::path::{self, ForwardPath, ReversePath};
 use super::reply::Reply;
 use super::sink::Verb;
+use crate::sys::scan::has_controls;
 
 /// A command with its arguments, borrowed from its line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,14 +301,6 @@ const HTTP_METHODS: [&[u8]; 10] = [
 fn is_http(verb: &[u8], arguments: &[u8]) -> bool {
     HTTP_METHODS.contains(&verb)
         && (arguments.starts_with(b"/") || arguments.windows(6).any(|window| window == b" HTTP/"))
-}
-
-/// Whether a control octet other than a tab stands in `bytes`.
-fn has_controls(bytes: &[u8]) -> bool {
-    // No early exit: the loop over a few dozen octets is vectorised.
-    bytes.iter().fold(false, |found, &octet| {
-        found | ((octet < b' ') & (octet != b'\t')) | (octet == 0x7f)
-    })
 }
 
 fn is_blank(octet: u8) -> bool {

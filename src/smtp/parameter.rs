@@ -279,8 +279,13 @@ fn split(parameters: &[u8]) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
         )
 }
 
-fn is(keyword: &[u8], name: &[u8]) -> bool {
-    keyword.eq_ignore_ascii_case(name)
+/// Whether `keyword` is `name`, which is in upper case, in any case.
+fn is<const N: usize>(keyword: &[u8], name: &[u8; N]) -> bool {
+    // Of one length: a few instructions, where slices are compared octet by octet.
+    <[u8; N]>::try_from(keyword).is_ok_and(|mut keyword| {
+        keyword.make_ascii_uppercase();
+        keyword == *name
+    })
 }
 
 /// Stores the value of a parameter that may be given once; `None` is a bad or missing value.

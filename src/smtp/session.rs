@@ -1546,17 +1546,7 @@ impl Session {
             return Outcome::Reply(Reply::NoSpace);
         }
         let complete = !out.stores()
-            || (out.envelope_field(Field::Helo, &[self.helo.as_bytes()])
-                && self
-                    .user()
-                    .is_none_or(|user| out.envelope_field(Field::User, &[user.as_bytes()]))
-                && self.store_proxied(out)
-                && out.envelope_field(Field::ReversePath, &[path.mailbox])
-                && (parameters.is_empty()
-                    || out.envelope_field(
-                        Field::MailParameters,
-                        &[Normalized::of(parameters, &mut None)],
-                    ))
+            || (self.store_sender(path.mailbox, parameters, out)
                 && times.store(out)
                 && priority.is_none_or(|priority| {
                     out.envelope_field(Field::Priority, &[&priority.to_le_bytes()])
@@ -1586,6 +1576,32 @@ impl Session {
         } else {
             Reply::MailOk
         })
+    }
+
+    /// Puts who sends, and what MAIL said of it, into the envelope; false when it is full.
+    fn store_sender(&self, mailbox: &[u8], parameters: &[u8], out: &mut impl Sink) -> bool {
+        let mut room = None;
+        let helo = (Field::Helo, self.helo.as_bytes());
+        let sender = [
+            (Field::ReversePath, mailbox),
+            (Field::MailParameters, Normalized::of(parameters, &mut room)),
+        ];
+        let sender = match parameters {
+            [] => &sender[..1],
+            _ => &sender[..],
+        };
+        if self.auth.is_none() && self.proxied.is_none() {
+            return match *sender {
+                [path, parameters] => out.envelope_fields(&[helo, path, parameters]),
+                _ => out.envelope_fields(&[helo, sender[0]]),
+            };
+        }
+        out.envelope_fields(&[helo])
+            && self
+                .user()
+                .is_none_or(|user| out.envelope_field(Field::User, &[user.as_bytes()]))
+            && self.store_proxied(out)
+            && out.envelope_fields(sender)
     }
 
     fn rcpt(
@@ -1626,7 +1642,8 @@ impl Session {
         if let Some(normalized) = normalized {
             needed += FIELD_HEADER_BYTES + normalized.len();
         }
-        if needed > out.envelope_room() || !out.envelope_field(Field::ForwardPath, &[path.mailbox])
+        if needed > out.envelope_room()
+            || !out.envelope_fields(&[(Field::ForwardPath, path.mailbox)])
         {
             return Outcome::Reply(Reply::EnvelopeFull);
         }
@@ -1744,6 +1761,7 @@ impl Session {
         if !out.stores() {
             return out.begin_body(&[], 0);
         }
+        let date = out.date(wall_ns);
         let protocol = Protocol::new(ProtocolFacts {
             esmtp: self.esmtp,
             lmtp: ctx.lmtp,
@@ -1764,7 +1782,7 @@ impl Session {
             recipient,
             priority: self.work.transaction.priority,
             tls_cipher: self.tls.copied(),
-            wall_ns,
+            date,
         });
         out.begin_body(trace.bytes(), trace.id_at())
     }
@@ -2110,6 +2128,22 @@ impl Session {
     }
 }
 
+/// Whether parameters stand as [`Normalized`] has them: one space between two, and keywords in upper case.
+fn is_in_order(parameters: &[u8]) -> bool {
+    let (mut begins, mut in_keyword) = (true, true);
+    for &octet in parameters {
+        match octet {
+            b' ' if begins => return false,
+            b' ' => in_keyword = true,
+            b'=' => in_keyword = false,
+            b'a'..=b'z' if in_keyword => return false,
+            _ => {}
+        }
+        begins = octet == b' ';
+    }
+    !begins || parameters.is_empty()
+}
+
 /// RFC 3207 4: what is answered without TLS where TLS is required.
 fn is_allowed_before_tls(command: &Command<'_>) -> bool {
     matches!(
@@ -2221,11 +2255,7 @@ impl Normalized {
     /// Parameters as they are stored: the given ones where these are in order already, as most clients write
     /// them, otherwise what `room` is filled with.
     fn of<'a>(parameters: &'a [u8], room: &'a mut Option<Normalized>) -> &'a [u8] {
-        let in_order = parameters.split(|byte| *byte == b' ').all(|word| {
-            let keyword_len = memchr(b'=', word).unwrap_or(word.len());
-            !word.is_empty() && !word[..keyword_len].iter().any(u8::is_ascii_lowercase)
-        });
-        if in_order {
+        if is_in_order(parameters) {
             return parameters;
         }
         room.insert(Normalized::new(parameters)).as_bytes()

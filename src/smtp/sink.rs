@@ -5,6 +5,7 @@ use core::net::SocketAddr;
 use super::parameter::Offered;
 use super::reply::Reply;
 use super::sasl::{Binding, BindingData};
+use super::trace::Date;
 use crate::clock::Instant;
 use crate::users::Verifier;
 
@@ -292,6 +293,19 @@ pub trait Sink {
     /// Appends one envelope field, its value the concatenation of `parts`. False when the envelope is full;
     /// then nothing of it was appended.
     fn envelope_field(&mut self, field: Field, parts: &[&[u8]]) -> bool;
+    /// Appends envelope fields, one after the other. False when the envelope is full; then some of them may have been
+    /// appended, and the message can't go on.
+    fn envelope_fields(&mut self, fields: &[(Field, &[u8])]) -> bool {
+        fields
+            .iter()
+            .all(|(field, value)| self.envelope_field(*field, &[value]))
+    }
+
+    /// The date and time of `wall_ns`, nanoseconds since 1970, for trace fields. Whoever has many of them keeps it for
+    /// a second.
+    fn date(&mut self, wall_ns: u64) -> Date {
+        Date::at(wall_ns)
+    }
     /// The forward-path of the open message's first recipient, as it was given to [`Sink::envelope_field`]; `None`
     /// where nothing is kept. Asked only when there is one recipient.
     fn recipient(&self) -> Option<&[u8]> {

@@ -155,8 +155,97 @@ pub struct TraceArguments<'a> {
     pub priority: Option<i8>,
     /// Registered name of the cipher suite under TLS (RFC 8314 4.3), 64 bytes of it are used.
     pub tls_cipher: Option<&'static str>,
-    /// Time of arrival, nanoseconds since 1970.
-    pub wall_ns: u64,
+    /// Time of arrival.
+    pub date: Date,
+}
+
+/// A date and time in UTC as the field has it (RFC 5322 3.3), to the second.
+///
+/// Whoever makes a field for each message keeps the last one: [`Date::is_at`].
+#[derive(Clone, Copy)]
+pub struct Date {
+    /// Seconds since 1970.
+    seconds: u64,
+    text: [u8; DATE_BYTES_MAX],
+    len: u8,
+}
+
+impl Date {
+    /// The date and time `wall_ns` nanoseconds after the beginning of 1970.
+    pub fn at(wall_ns: u64) -> Date {
+        let mut date = Date {
+            seconds: wall_ns / NS_PER_SECOND,
+            text: [0; DATE_BYTES_MAX],
+            len: 0,
+        };
+        let c = calendar(date.seconds);
+        let year = u64::try_from(c.year).unwrap_or(0);
+        for part in [
+            WEEKDAYS[usize::from(c.weekday % 7)].as_bytes(),
+            b", ",
+            Digits::of(u64::from(c.day), 1).as_bytes(),
+            b" ",
+            MONTHS[usize::from((c.month + 11) % 12)].as_bytes(),
+            b" ",
+            Digits::of(year, 4).as_bytes(),
+            b" ",
+            Digits::of(u64::from(c.hour), 2).as_bytes(),
+            b":",
+            Digits::of(u64::from(c.minute), 2).as_bytes(),
+            b":",
+            Digits::of(u64::from(c.second), 2).as_bytes(),
+            b" +0000",
+        ] {
+            let start = usize::from(date.len);
+            // No year that nanoseconds reach has more than four digits.
+            if let Some(room) = date.text.get_mut(start..start + part.len()) {
+                room.copy_from_slice(part);
+                date.len += part.len() as u8;
+            }
+        }
+        date
+    }
+
+    /// Whether this is the date and time of `wall_ns` too.
+    pub fn is_at(&self, wall_ns: u64) -> bool {
+        self.seconds == wall_ns / NS_PER_SECOND
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.text[..usize::from(self.len)]
+    }
+}
+
+impl fmt::Debug for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Date({})", self.as_bytes().escape_ascii())
+    }
+}
+
+/// A number in decimal.
+struct Digits {
+    bytes: [u8; 20],
+    start: usize,
+}
+
+impl Digits {
+    /// With zeros in front up to `digits_min`, which is 20 at most.
+    fn of(mut number: u64, digits_min: usize) -> Digits {
+        let mut digits = Digits {
+            bytes: [b'0'; 20],
+            start: 20,
+        };
+        while number > 0 || 20 - digits.start < digits_min {
+            digits.start -= 1;
+            digits.bytes[digits.start] = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+        digits
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
 }
 
 /// A Received field without the message's id.
@@ -189,6 +278,7 @@ impl Trace {
     }
 
     /// Appends; what does not fit is an error of this module, see the assertion above [`build`].
+    #[inline]
     fn push(&mut self, bytes: &[u8]) {
         let end = self.len + bytes.len();
         debug_assert!(end <= TRACE_BYTES_MAX, "the trace field outgrew its bound");
@@ -225,19 +315,14 @@ impl fmt::Debug for Trace {
     }
 }
 
-impl Write for Trace {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.push(text.as_bytes());
-        Ok(())
-    }
-}
-
 /// A line is folded before it grows past this (RFC 5322 2.1.1: 78 without CRLF), where words allow.
 const LINE_BYTES_PREFERRED: usize = 78;
 /// Room kept on the line of the id: shard, hyphen, message number.
 const ID_BYTES: usize = 26;
 /// Longest text of a client address: `([IPv6:` eight groups `])`.
 const ADDRESS_BYTES_MAX: usize = 48;
+/// Longest date: `Mon, 23 Nov 2026 01:02:03 +0000`.
+const DATE_BYTES_MAX: usize = 31;
 /// Longest name of a cipher suite.
 const CIPHER_BYTES_MAX: usize = 64;
 /// Longest mailbox of a path, with `@`.
@@ -256,22 +341,21 @@ const _: () = assert!(MAILBOX_BYTES_MAX + 16 <= 998);
 pub fn build(arguments: &TraceArguments<'_>) -> Trace {
     let utf8 = arguments.protocol.is_utf8();
     let mut trace = Trace::new();
-    trace.push(b"Received:");
-    trace.word(b"from");
+    trace.push(b"Received: from");
     // RFC 5321 4.4: what the client called itself, then what TCP says in a comment. Without a name
     // that can stand here, the address literal takes its place.
-    let address = Address(arguments.client);
+    let address = Address::new(arguments.client);
     if allowed(arguments.helo, utf8) {
         trace.word(arguments.helo);
         trace.fold(address.len_max());
         trace.push(b"(");
-        address.put(&mut trace);
+        trace.push(address.as_bytes());
         trace.push(b")");
     } else {
         trace.fold(address.len_max());
-        address.put(&mut trace);
+        trace.push(address.as_bytes());
         trace.push(b" (");
-        address.put(&mut trace);
+        trace.push(address.as_bytes());
         trace.push(b")");
     }
     trace.word(b"by");
@@ -303,7 +387,7 @@ pub fn build(arguments: &TraceArguments<'_>) -> Trace {
         if priority < 0 {
             trace.push(b"-");
         }
-        put_number(&mut trace, u64::from(priority.unsigned_abs()), 1);
+        trace.push(Digits::of(u64::from(priority.unsigned_abs()), 1).as_bytes());
     }
     if let Some(cipher) = arguments.tls_cipher {
         trace.push(b"\r\n");
@@ -312,40 +396,9 @@ pub fn build(arguments: &TraceArguments<'_>) -> Trace {
         trace.push(&cipher.as_bytes()[..cipher.len().min(CIPHER_BYTES_MAX)]);
     }
     trace.push(b";\r\n\t");
-    put_date(&mut trace, arguments.wall_ns / NS_PER_SECOND);
+    trace.push(arguments.date.as_bytes());
+    trace.push(b"\r\n");
     trace
-}
-
-/// Appends the date of RFC 5322 3.3 and the end of the field. Written out by hand: the formatting machinery of
-/// the library was a sixth of all instructions of a small message.
-fn put_date(trace: &mut Trace, seconds: u64) {
-    let c = calendar(seconds);
-    trace.push(WEEKDAYS[usize::from(c.weekday % 7)].as_bytes());
-    trace.push(b", ");
-    put_number(trace, u64::from(c.day), 1);
-    trace.push(b" ");
-    trace.push(MONTHS[usize::from((c.month + 11) % 12)].as_bytes());
-    trace.push(b" ");
-    put_number(trace, u64::try_from(c.year).unwrap_or(0), 4);
-    trace.push(b" ");
-    put_number(trace, u64::from(c.hour), 2);
-    trace.push(b":");
-    put_number(trace, u64::from(c.minute), 2);
-    trace.push(b":");
-    put_number(trace, u64::from(c.second), 2);
-    trace.push(b" +0000\r\n");
-}
-
-/// Appends a number in decimal, with zeros in front up to `digits_min`.
-fn put_number(trace: &mut Trace, mut number: u64, digits_min: usize) {
-    let mut digits = [b'0'; 20];
-    let mut start = digits.len();
-    while number > 0 || digits.len() - start < digits_min {
-        start -= 1;
-        digits[start] = b'0' + (number % 10) as u8;
-        number /= 10;
-    }
-    trace.push(&digits[start..]);
 }
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
@@ -362,38 +415,71 @@ fn is_recipient(mailbox: &[u8], utf8: bool) -> bool {
 }
 
 /// An address as an address literal (RFC 5321 4.1.3).
-#[derive(Clone, Copy)]
-struct Address(IpAddr);
+struct Address {
+    text: [u8; ADDRESS_BYTES_MAX],
+    len: usize,
+    is_v4: bool,
+}
 
 impl Address {
+    fn new(address: IpAddr) -> Address {
+        let mut literal = Address {
+            text: [0; ADDRESS_BYTES_MAX],
+            len: 0,
+            is_v4: false,
+        };
+        literal.push(b'[');
+        match address.to_canonical() {
+            IpAddr::V4(address) => {
+                literal.is_v4 = true;
+                for (index, octet) in address.octets().into_iter().enumerate() {
+                    if index > 0 {
+                        literal.push(b'.');
+                    }
+                    if octet >= 100 {
+                        literal.push(b'0' + octet / 100);
+                    }
+                    if octet >= 10 {
+                        literal.push(b'0' + octet / 10 % 10);
+                    }
+                    literal.push(b'0' + octet % 10);
+                }
+            }
+            IpAddr::V6(address) => {
+                let written = write!(literal, "IPv6:{address}");
+                debug_assert!(written.is_ok(), "Address::write_str never fails");
+            }
+        }
+        literal.push(b']');
+        literal
+    }
+
+    /// Appends; no address is longer than the room for it.
+    fn push(&mut self, octet: u8) {
+        if let Some(place) = self.text.get_mut(self.len) {
+            *place = octet;
+            self.len += 1;
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.text[..self.len]
+    }
+
     /// Octets of the longest literal of this family, with the parentheses around it.
-    fn len_max(self) -> usize {
-        match self.0.to_canonical() {
-            IpAddr::V4(_) => "([255.255.255.255])".len(),
-            IpAddr::V6(_) => ADDRESS_BYTES_MAX,
+    fn len_max(&self) -> usize {
+        if self.is_v4 {
+            "([255.255.255.255])".len()
+        } else {
+            ADDRESS_BYTES_MAX
         }
     }
 }
 
-impl Address {
-    fn put(self, trace: &mut Trace) {
-        trace.push(b"[");
-        match self.0.to_canonical() {
-            IpAddr::V4(address) => {
-                for (index, octet) in address.octets().into_iter().enumerate() {
-                    if index > 0 {
-                        trace.push(b".");
-                    }
-                    put_number(trace, u64::from(octet), 1);
-                }
-            }
-            IpAddr::V6(address) => {
-                trace.push(b"IPv6:");
-                let written = write!(trace, "{address}");
-                debug_assert!(written.is_ok(), "Trace::write_str never fails");
-            }
-        }
-        trace.push(b"]");
+impl Write for Address {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.bytes().for_each(|octet| self.push(octet));
+        Ok(())
     }
 }
 
@@ -414,7 +500,7 @@ mod tests {
             recipient: Some(b"user@example.org"),
             priority: None,
             tls_cipher: None,
-            wall_ns: WALL_NS,
+            date: Date::at(WALL_NS),
         }
     }
 
@@ -636,7 +722,7 @@ mod tests {
             recipient: Some(recipient.as_bytes()),
             priority: None,
             tls_cipher: None,
-            wall_ns: u64::MAX,
+            date: Date::at(u64::MAX),
         });
         let expected = format!(
             "Received: from {domain} ([IPv6:1111:2222:3333:4444:5555:6666:7777:8888]) by {domain} \
@@ -646,5 +732,32 @@ mod tests {
 
         let usual = with_id(&build(&arguments()), "127-18446744073709551615");
         assert!(usual.split("\r\n").all(|line| line.len() <= 78), "{usual}");
+    }
+
+    #[test]
+    fn a_date_is_good_for_its_second() {
+        let date = Date::at(WALL_NS);
+        assert_eq!(date.as_bytes(), b"Mon, 23 Nov 2026 01:02:03 +0000");
+        let second = WALL_NS / NS_PER_SECOND * NS_PER_SECOND;
+        for (wall_ns, is_good) in [
+            (second - 1, false),
+            (second, true),
+            (second + NS_PER_SECOND - 1, true),
+            (second + NS_PER_SECOND, false),
+        ] {
+            assert_eq!(date.is_at(wall_ns), is_good, "{wall_ns}");
+        }
+        let day = Date::at(86_400 * NS_PER_SECOND);
+        assert_eq!(day.as_bytes(), b"Fri, 2 Jan 1970 00:00:00 +0000");
+    }
+
+    #[test]
+    fn every_octet_of_an_address_is_written_in_decimal() {
+        for octet in 0..=u8::MAX {
+            let address = Ipv4Addr::new(octet, 255 - octet, 0, octet);
+            let literal = Address::new(address.into());
+            let text = format!("[{address}]");
+            assert_eq!(literal.as_bytes(), text.as_bytes());
+        }
     }
 }

@@ -13,6 +13,7 @@ pub mod mmap;
 pub mod privileges;
 pub mod process;
 pub mod scan;
+pub mod schedule;
 pub mod signal;
 pub mod socket;
 pub mod wait;

@@ -1,4 +1,5 @@
-//! Finding what is not plain text in message content, with the widest vectors that the processor has.
+//! Finding what is not plain text in message content, and what may stand in a name, with the widest vectors that the
+//! processor has.
 
 /// Octets in front of which nothing is looked at beyond the scalar rule.
 const BLOCK_BYTES: usize = 32;
@@ -51,16 +52,147 @@ fn portable<const DOTS: bool>(text: &[u8], from: usize) -> usize {
     at + clean.count()
 }
 
+/// Octets that [`name_octets`] looks at.
+pub const NAME_WINDOW_BYTES: usize = 64;
+
+/// What the first [`NAME_WINDOW_BYTES`] octets of a text are: bit n of each set stands for octet n. Bits behind the end
+/// of a shorter text are clear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameOctets {
+    /// ASCII letters and digits, hyphens, underscores and dots.
+    pub names: u64,
+    /// Dots.
+    pub dots: u64,
+    /// Hyphens.
+    pub hyphens: u64,
+}
+
+/// Which of the first octets of `text` may stand in a name of host or mailbox; `None` where the processor has no
+/// vectors for it, and octet by octet is as good.
+///
+/// **Bounds:** at most [`NAME_WINDOW_BYTES`] octets are read.
+pub fn name_octets(text: &[u8]) -> Option<NameOctets> {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2.
+        return Some(unsafe { avx2::name_octets(text) });
+    }
+    let _ = text;
+    None
+}
+
+/// Whether a control octet other than a tab stands in `text`: 0 to 31 or 127.
+///
+/// **Bounds:** linear in `text`.
+pub fn has_controls(text: &[u8]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2.
+        return unsafe { avx2::has_controls(text) };
+    }
+    controls_by_octets(text)
+}
+
+fn controls_by_octets(text: &[u8]) -> bool {
+    // No early exit: the loop over a few dozen octets is vectorised.
+    text.iter().fold(false, |found, &octet| {
+        found | ((octet < b' ') & (octet != b'\t')) | (octet == 0x7f)
+    })
+}
+
 /// What both ways by vectors do alike: 256 bits at a time, a long step as long as all of it is clean, then short steps.
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::{
-        __m256i, _mm256_and_si256, _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_min_epu8,
-        _mm256_movemask_epi8, _mm256_or_si256, _mm256_set1_epi8, _mm256_setzero_si256,
-        _mm256_xor_si256,
+        __m256i, _mm256_and_si256, _mm256_andnot_si256, _mm256_cmpeq_epi8, _mm256_loadu_si256,
+        _mm256_min_epu8, _mm256_movemask_epi8, _mm256_or_si256, _mm256_set1_epi8,
+        _mm256_setzero_si256, _mm256_sub_epi8, _mm256_xor_si256,
     };
 
-    use super::BLOCK_BYTES;
+    use super::{BLOCK_BYTES, NAME_WINDOW_BYTES, NameOctets};
+
+    /// All ones where an octet of `octets` is this one.
+    #[target_feature(enable = "avx2")]
+    fn equal(octets: __m256i, octet: u8) -> __m256i {
+        _mm256_cmpeq_epi8(octets, _mm256_set1_epi8(octet as i8))
+    }
+
+    /// All ones where an octet of `octets` is between `first` and `last`.
+    #[target_feature(enable = "avx2")]
+    fn within(octets: __m256i, first: u8, last: u8) -> __m256i {
+        let from_first = _mm256_sub_epi8(octets, _mm256_set1_epi8(first as i8));
+        let capped = _mm256_min_epu8(from_first, _mm256_set1_epi8((last - first) as i8));
+        _mm256_cmpeq_epi8(capped, from_first)
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn bits(mask: __m256i) -> u64 {
+        u64::from(_mm256_movemask_epi8(mask) as u32)
+    }
+
+    /// Names, dots and hyphens of one block.
+    #[target_feature(enable = "avx2")]
+    fn name_block(octets: &[u8; BLOCK_BYTES]) -> [u64; 3] {
+        let octets = load(octets);
+        // The bit that tells the cases apart: no other octet becomes a letter by it.
+        let lower = _mm256_or_si256(octets, _mm256_set1_epi8(0x20));
+        let (dots, hyphens) = (equal(octets, b'.'), equal(octets, b'-'));
+        let letters_or_digits =
+            _mm256_or_si256(within(lower, b'a', b'z'), within(octets, b'0', b'9'));
+        let marks = _mm256_or_si256(_mm256_or_si256(dots, hyphens), equal(octets, b'_'));
+        let names = _mm256_or_si256(letters_or_digits, marks);
+        [bits(names), bits(dots), bits(hyphens)]
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn name_octets(text: &[u8]) -> NameOctets {
+        let mut room = [0; NAME_WINDOW_BYTES];
+        let window = match text.first_chunk() {
+            Some(window) => window,
+            None => {
+                room[..text.len()].copy_from_slice(text);
+                &room
+            }
+        };
+        let (blocks, _) = window.as_chunks::<BLOCK_BYTES>();
+        let mut sets = [0; 3];
+        for (block, at) in blocks.iter().zip([0, BLOCK_BYTES]) {
+            for (set, more) in sets.iter_mut().zip(name_block(block)) {
+                *set |= more << at;
+            }
+        }
+        let [names, dots, hyphens] = sets;
+        NameOctets {
+            names,
+            dots,
+            hyphens,
+        }
+    }
+
+    /// Whether controls stand in a block.
+    #[target_feature(enable = "avx2")]
+    fn controls(octets: &[u8; BLOCK_BYTES]) -> __m256i {
+        let octets = load(octets);
+        let low = _mm256_andnot_si256(equal(octets, b'\t'), within(octets, 0, 31));
+        _mm256_or_si256(low, equal(octets, 0x7f))
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn has_controls(text: &[u8]) -> bool {
+        let (blocks, rest) = text.as_chunks::<BLOCK_BYTES>();
+        let mut found = _mm256_setzero_si256();
+        for block in blocks {
+            found = _mm256_or_si256(found, controls(block));
+        }
+        if let Some(last) = text.last_chunk() {
+            found = _mm256_or_si256(found, controls(last));
+        } else {
+            let mut room = [b'x'; BLOCK_BYTES];
+            room[..rest.len()].copy_from_slice(rest);
+            found = _mm256_or_si256(found, controls(&room));
+        }
+        _mm256_movemask_epi8(found) != 0
+    }
 
     /// Blocks whose results are joined before one branch.
     const UNROLLED: usize = 4;
@@ -267,6 +399,52 @@ mod tests {
         for found in ways::<false>(text, from) {
             assert_eq!(found, no_dots, "from {from}");
         }
+    }
+
+    /// Every octet at every place of texts that are as long as what is read at once, or a little more or less.
+    fn each_octet_at_each_place(mut check: impl FnMut(&[u8])) {
+        for len in [0, 1, 2, 31, 32, 33, 63, 64, 65, 96, 100] {
+            let mut text = vec![b'n'; len];
+            check(&text);
+            for at in 0..len {
+                for octet in 0..=u8::MAX {
+                    text[at] = octet;
+                    check(&text);
+                }
+                text[at] = b'n';
+            }
+        }
+    }
+
+    #[test]
+    fn octets_of_names_are_found_wherever_they_stand() {
+        each_octet_at_each_place(|text| {
+            let set = |is: fn(u8) -> bool| {
+                let window = text.iter().take(NAME_WINDOW_BYTES).enumerate();
+                window.fold(0, |set, (at, &octet)| set | u64::from(is(octet)) << at)
+            };
+            let expected = NameOctets {
+                names: set(|octet| {
+                    octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_' | b'.')
+                }),
+                dots: set(|octet| octet == b'.'),
+                hyphens: set(|octet| octet == b'-'),
+            };
+            if let Some(found) = name_octets(text) {
+                assert_eq!(found, expected, "{}", text.escape_ascii());
+            }
+        });
+    }
+
+    #[test]
+    fn controls_are_found_wherever_they_stand() {
+        each_octet_at_each_place(|text| {
+            let expected = text
+                .iter()
+                .any(|&octet| octet.is_ascii_control() && octet != b'\t');
+            assert_eq!(has_controls(text), expected, "{}", text.escape_ascii());
+            assert_eq!(controls_by_octets(text), expected);
+        });
     }
 
     #[test]

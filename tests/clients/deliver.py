@@ -5,6 +5,7 @@
     deliver.py RINGMX tls CLIENT        swaks, smtplib, curl, msmtp or openssl, over STARTTLS and over
                                         TLS from the first octet, the certificate checked
     deliver.py RINGMX scram             SCRAM-SHA-256 and -PLUS (RFC 5802, RFC 7677), written here
+    deliver.py RINGMX gsasl             GNU SASL over STARTTLS: SCRAM bound by tls-exporter (RFC 9266), and the others
     deliver.py RINGMX renegotiation     openssl wishes to renegotiate TLS 1.2, and is refused
     deliver.py RINGMX submission CLIENT swaks, smtplib, curl, msmtp, nodemailer, go or lettre as a user, over
                                         STARTTLS and over TLS from the first octet, the certificate checked
@@ -507,8 +508,55 @@ def scram(program):
     print("SCRAM-SHA-256 and -PLUS: who is bound to this channel is let in, nobody who is bound to another")
 
 
+def gsasl(program):
+    """A SCRAM client of other people's making, over a TLS library of other people's making (GnuTLS), that binds to the
+    channel by its exporter: both ends have to have made the same octets of it."""
+    path = tool("gsasl")
+    with tempfile.TemporaryDirectory(prefix="ringmx-gsasl-") as scratch:
+        users = os.path.join(scratch, "users")
+        add = [program, "users", "add", "--file", users, USER, "--iterations", "4096"]
+        run(add, PASSWORD.encode() + b"\n")
+        options = ["--users", users, "--tls-self-signed"]
+        with Server(program, *options, listen="127.0.0.1:0,role=submission,tls=required") as server:
+            with Server(program, "--tls-self-signed") as other:
+                strange = os.path.join(scratch, "strange")
+                shutil.copy(other.certificate, strange)
+            plain, plus = "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"
+            tls_1_2 = ["--priority", "NORMAL:-VERS-TLS1.3"]
+            failed, unknown = "535 5.7.8 Authentication credentials invalid", "504 5.5.4"
+            for mechanism, password, authority, more, reply in (
+                (plus, PASSWORD, server.certificate, [], "235 2.7.0"),
+                (plus, WRONG, server.certificate, [], failed),
+                (plus, PASSWORD, strange, [], None),
+                # Not offered under TLS 1.2: docs/smtp-conformance.md, "Deviations and choices".
+                (plus, PASSWORD, server.certificate, tls_1_2, unknown),
+                # Who can bind refuses to do without; --no-cb makes it one that can't.
+                (plain, PASSWORD, server.certificate, ["--no-cb"], "235 2.7.0"),
+                (plain, WRONG, server.certificate, ["--no-cb"], failed),
+                ("PLAIN", PASSWORD, server.certificate, [], "235 2.7.0"),
+                ("PLAIN", WRONG, server.certificate, [], failed),
+                ("LOGIN", PASSWORD, server.certificate, [], "235 2.7.0"),
+                ("LOGIN", WRONG, server.certificate, [], failed),
+            ):
+                command = [path, "--smtp", "--client", "--mechanism", mechanism, "--x509-ca-file", authority]
+                command += ["--authentication-id", USER, "--password", password, "--verbose", *more]
+                command += ["--connect", f"localhost:{server.port}"]
+                said = succeeds(command, reply is not None and reply.startswith("235"))
+                lines = [line.rstrip("\r") for line in said.decode("utf-8", "replace").splitlines()]
+                asked = f"AUTH {mechanism}" in lines
+                assert asked == (reply is not None), (command, lines)
+                got = [line for line in lines if re.match(r"(235|5\d\d) ", line)]
+                # What the server refuses is printed twice by gsasl.
+                assert bool(got) == asked and all(line.startswith(reply) for line in got), (command, got, lines)
+                if mechanism == plus and reply != unknown and asked:
+                    first = lines[lines.index(f"AUTH {mechanism}") + 2]
+                    assert base64.b64decode(first).startswith(b"p=tls-exporter,,n="), first
+            assert server.listed() == []
+    print("gsasl: bound by tls-exporter or not at all, with the password and not without")
+
+
 def succeeds(command, right, stdin=b"", environment=None):
-    """Runs a command that has to succeed exactly when it is `right`."""
+    """Runs a command that has to succeed exactly when it is `right`; what it said."""
     done = subprocess.run(
         command,
         input=stdin,
@@ -518,6 +566,7 @@ def succeeds(command, right, stdin=b"", environment=None):
         env={**os.environ, **(environment or {})},
     )
     assert (done.returncode == 0) == right, (command, right, done.returncode, done.stdout)
+    return done.stdout
 
 
 def submit_swaks(server, _scratch):
@@ -803,6 +852,8 @@ def main(arguments):
         deliver_over_tls(program, *rest)
     elif what == "scram":
         scram(program)
+    elif what == "gsasl":
+        gsasl(program)
     elif what == "renegotiation":
         renegotiation(program)
     elif what == "submission":

@@ -47,7 +47,7 @@ mod sync {
     }
 }
 
-use handshake::{Handshake, LoopSide, Outcome};
+use handshake::{Handshake, LoopSide, Outcome, Times};
 use loom::cell::Cell;
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
@@ -110,7 +110,7 @@ fn loop_and_thread(results: &'static [Result<(), i32>], wake_up: WakeUp, polls: 
                         if wake_up == WakeUp::Before {
                             wake.set();
                         }
-                        (*next.next().expect("no more than was asked"), job.get() + 7)
+                        (*next.next().expect("no more than was asked"), times(job.get()))
                     },
                     || {
                         if wake_up == WakeUp::After {
@@ -139,7 +139,7 @@ fn loop_and_thread(results: &'static [Result<(), i32>], wake_up: WakeUp, polls: 
             let exact = Outcome {
                 target,
                 result: *result,
-                took_ns: target + 7,
+                times: times(target),
             };
             assert_eq!(outcome, exact);
             assert_eq!(shared.completed(&mut side), None, "an outcome comes once");
@@ -148,6 +148,14 @@ fn loop_and_thread(results: &'static [Result<(), i32>], wake_up: WakeUp, polls: 
         shared.stop();
         assert_eq!(thread.join().unwrap(), expected);
     });
+}
+
+/// The times that the work for a target says it had.
+fn times(target: u64) -> Times {
+    Times {
+        began_ns: target + 5,
+        took_ns: target + 7,
+    }
 }
 
 const TWO: &[Result<(), i32>] = &[Ok(()), Err(5)];
@@ -175,7 +183,7 @@ fn a_thread_that_is_told_to_stop_ends_behind_the_request_that_it_was_given() {
                 |()| {},
                 || {
                     worked += 1;
-                    (Ok(()), 0)
+                    (Ok(()), times(0))
                 },
                 || {},
             );

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -65,7 +66,8 @@ impl Drop for TestDir {
 pub struct Process {
     child: Child,
     lines: Receiver<String>,
-    errors: Option<JoinHandle<String>>,
+    errors: Arc<Mutex<String>>,
+    errors_end: Option<JoinHandle<()>>,
 }
 
 impl Process {
@@ -92,16 +94,21 @@ impl Process {
                 }
             }
         });
-        let mut errors = child.stderr.take().unwrap();
-        let errors = std::thread::spawn(move || {
-            let mut text = String::new();
-            let _ = errors.read_to_string(&mut text);
-            text
+        let said = BufReader::new(child.stderr.take().unwrap());
+        let errors = Arc::new(Mutex::new(String::new()));
+        let collected = Arc::clone(&errors);
+        let errors_end = std::thread::spawn(move || {
+            for line in said.lines().map_while(Result::ok) {
+                let mut text = collected.lock().unwrap();
+                text.push_str(&line);
+                text.push('\n');
+            }
         });
         Process {
             child,
             lines,
-            errors: Some(errors),
+            errors,
+            errors_end: Some(errors_end),
         }
     }
 
@@ -117,6 +124,11 @@ impl Process {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Standard error so far, in whole lines.
+    pub fn said(&self) -> String {
+        self.errors.lock().unwrap().clone()
     }
 
     pub fn terminate(&self) {
@@ -142,8 +154,8 @@ impl Process {
             out += "\n";
         }
         let status: ExitStatus = self.child.wait().unwrap();
-        let errors = self.errors.take().unwrap().join().unwrap();
-        (status.code(), out, errors)
+        self.errors_end.take().unwrap().join().unwrap();
+        (status.code(), out, self.said())
     }
 }
 

@@ -14,6 +14,7 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::time::Duration;
 
+use ringmx::clock::Instant;
 use ringmx::ringlog::backing::{Backing, MemoryBacking};
 use ringmx::ringlog::commit::{SyncDone, SyncRequest};
 use ringmx::ringlog::format::{DATA_OFFSET, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock};
@@ -425,6 +426,8 @@ impl Disk {
         self.done = Some(SyncDone {
             target: *target,
             result,
+            asked: Instant(submitted_ns),
+            began: Instant(submitted_ns),
             took: Duration::from_nanos(self.now_ns - submitted_ns),
         });
     }

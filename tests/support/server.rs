@@ -153,6 +153,8 @@ impl Backing for Disk {
 pub struct Syncs {
     under_way: Rc<Cell<Option<u64>>>,
     done: Rc<Cell<Option<(u64, bool)>>>,
+    /// When the next one that ends was asked for and begun.
+    pub times: Rc<Cell<(Instant, Instant)>>,
     /// End by themselves, in the turn after the one that asked.
     pub at_once: Rc<Cell<bool>>,
 }
@@ -185,6 +187,8 @@ impl Committer for Syncs {
             } else {
                 Err(io::Error::from_raw_os_error(5))
             },
+            asked: self.times.get().0,
+            began: self.times.get().1,
             took: Duration::from_millis(1),
         })
     }
@@ -248,6 +252,21 @@ impl Rig {
         tls: TlsMode,
         offered: Offered,
     ) -> Rig {
+        let offers = ContextOptions {
+            offered: extension::ALL.with(offered),
+            ..ContextOptions::default()
+        };
+        Rig::with_context(options, survive, data_size, tls, offers)
+    }
+
+    /// A server whose sessions are of this kind; name, largest message and whether TLS comes first are as always.
+    pub fn with_context(
+        options: Options,
+        survive: Survive,
+        data_size: u64,
+        tls: TlsMode,
+        context: ContextOptions,
+    ) -> Rig {
         let mut memory = MemoryBacking {
             bytes: vec![0; (DATA_OFFSET + data_size) as usize],
         };
@@ -271,9 +290,8 @@ impl Rig {
         let context = Context::new(ContextOptions {
             server_name: "mx.example".into(),
             message_bytes_max: options.message_bytes_max,
-            offered: extension::ALL.with(offered),
             needs_tls: tls == TlsMode::Required,
-            ..ContextOptions::default()
+            ..context
         })
         .expect("a good name");
         let storage = (!options.discard).then(|| Storage {

@@ -5,7 +5,7 @@
 use ringmx::smtp::parameter::{self, Offered};
 use ringmx::smtp::path;
 use ringmx::smtp::reply::Reply;
-use ringmx::smtp::trace::{self, Protocol, TraceArguments};
+use ringmx::smtp::trace::{self, Date, Protocol, TraceArguments};
 
 /// Tokens of paths and parameters.
 pub const DICTIONARY: &[&[u8]] = &[
@@ -158,7 +158,7 @@ fn assert_trace(bytes: &[u8]) {
                 recipient: Some(recipient),
                 priority: None,
                 tls_cipher: None,
-                wall_ns: 0,
+                date: Date::at(0),
             });
             let text = core::str::from_utf8(trace.bytes()).expect("the field is UTF-8");
             assert!(text[..trace.id_at()].ends_with("id "));
