@@ -289,6 +289,8 @@ impl Scanner {
         while let Some(&octet) = input.get(cursor.at) {
             if cursor.at >= search_from && !matches!(self.state, State::Dot | State::DotCr) {
                 let suspect = first_suspect::<DOTS>(input, cursor.at);
+                // It is known that the suspect needs a closer look: a search from there would find it again.
+                search_from = suspect + SINGLE_OCTETS;
                 if suspect > cursor.at {
                     cursor.at = suspect;
                     self.state = match input[suspect - 1] {
@@ -298,7 +300,6 @@ impl Scanner {
                     };
                     continue;
                 }
-                search_from = cursor.at + SINGLE_OCTETS;
             }
             match self.state {
                 State::DotCr if octet == b'\n' => {
@@ -589,6 +590,77 @@ mod tests {
                     }
                 );
             }
+        }
+    }
+
+    #[test]
+    fn any_mixture_is_decoded_and_checked_as_octet_by_octet() {
+        // The search leaves off at each suspect and goes on some octets later: suspects stand at any distance.
+        let mut state = 11_u64;
+        let mut next = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for round in 0..600 {
+            let rare = 1 + next() % 60;
+            let lines = 1 + next() % 12;
+            let mut input = Vec::new();
+            for _ in 0..lines {
+                if next().is_multiple_of(2) {
+                    input.push(b'.');
+                }
+                let len = next() % 90;
+                input.extend((0..len).map(|_| match next() % (8 * rare) {
+                    0 => b'\r',
+                    1 => b'\n',
+                    2 => 0,
+                    3 | 4 => b'.',
+                    _ => b'x',
+                }));
+                input.extend_from_slice(b"\r\n");
+            }
+            let mode = [BareNewlines::Keep, BareNewlines::Normalize][round % 2];
+            let mut whole = Decoder::new(mode);
+            let (body, decoded) = decode(&mut whole, &input);
+            let mut single = Decoder::new(mode);
+            let mut expected = Vec::new();
+            let mut taken = 0;
+            for octet in &input {
+                let (pieces, one) = decode(&mut single, &[*octet]);
+                expected.extend(pieces.concat());
+                taken += 1;
+                if one.end {
+                    break;
+                }
+            }
+            let ended = decoded.end;
+            assert_eq!(decoded.consumed, taken, "round {round}");
+            assert_eq!(body.concat(), expected, "round {round}");
+            assert_eq!(whole.facts(), single.facts(), "round {round}");
+            if mode == BareNewlines::Keep {
+                let mut buf = input.clone();
+                let mut in_place = Decoder::new(mode);
+                let done = in_place.decode_in_place(&mut buf);
+                assert_eq!((done.consumed, done.end), (taken, ended), "round {round}");
+                // A CR withheld at the very end of the input is in neither.
+                assert_eq!(&buf[..done.kept], expected, "round {round}");
+                assert_eq!(in_place.facts(), whole.facts(), "round {round}");
+            }
+            let mut whole = Checker::new(mode);
+            let mut single = Checker::new(mode);
+            let (mut body, mut expected) = (Vec::new(), Vec::new());
+            let push = |into: &mut Vec<u8>, from: &[u8], piece: Piece| match piece {
+                Piece::Input(range) => into.extend_from_slice(&from[range]),
+                Piece::Literal(octets) => into.extend_from_slice(octets),
+            };
+            whole.check(&input, |piece| push(&mut body, &input, piece));
+            for octet in input.chunks(1) {
+                single.check(octet, |piece| push(&mut expected, octet, piece));
+            }
+            assert_eq!(body, expected, "round {round}");
+            assert_eq!(whole.facts(), single.facts(), "round {round}");
         }
     }
 
