@@ -225,8 +225,8 @@ fn bits_below(at: u32) -> u64 {
     (1 << at) - 1
 }
 
-/// Length of the mailbox at the front of `input` when it is one of the usual form: a Dot-string and a Domain, all ASCII,
-/// which end within the window. `None` says nothing: the grammar decides.
+/// Length of the mailbox at the front of `input` when it is one of the usual form: a Dot-string and a Domain, all
+/// ASCII, which end within the window. `None` says nothing: the grammar decides.
 ///
 /// All octets are classified at once, and the rules about dots and hyphens are about neighbouring bits. Within
 /// the window no length limit can be passed.

@@ -300,8 +300,9 @@ pub trait Sink {
             .iter()
             .all(|(field, value)| self.envelope_field(*field, &[value]))
     }
-    /// The date and time of `wall_ns`, nanoseconds since 1970, for trace fields. Whoever has many of them keeps it for a
-    /// second.
+
+    /// The date and time of `wall_ns`, nanoseconds since 1970, for trace fields. Whoever has many of them keeps it for
+    /// a second.
     fn date(&mut self, wall_ns: u64) -> Date {
         Date::at(wall_ns)
     }

@@ -64,8 +64,8 @@ pub struct NameOctets {
     pub hyphens: u64,
 }
 
-/// Which of the first octets of `text` may stand in a name of host or mailbox; `None` where the processor has no vectors
-/// for it, and octet by octet is as good.
+/// Which of the first octets of `text` may stand in a name of host or mailbox; `None` where the processor has no
+/// vectors for it, and octet by octet is as good.
 ///
 /// **Bounds:** at most [`NAME_WINDOW_BYTES`] octets are read.
 pub fn name_octets(text: &[u8]) -> Option<NameOctets> {
