@@ -39,6 +39,27 @@ fn rig(mode: TlsMode, identity: &Identity) -> Rig {
     rig
 }
 
+/// A client that has just come has its message stored within three turns: its connection and its group of commands
+/// take the first two.
+fn assert_serves(rig: &mut Rig) {
+    let before = rig.server.shared.metrics.messages_accepted;
+    let client = rig.connect();
+    rig.send(
+        &client,
+        b"EHLO fresh.example\r\nMAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\n\
+          BDAT 3 LAST\r\nx\r\n",
+    );
+    rig.turn();
+    let replies = client.read();
+    assert!(
+        replies.contains("250 2.0.0 Ok: stored as 0-"),
+        "no 250 within three turns: {replies:?}"
+    );
+    assert_eq!(rig.server.shared.metrics.messages_accepted, before + 1);
+    rig.send(&client, b"QUIT\r\n");
+    assert!(client.pipe.borrow().dropped);
+}
+
 /// A client whose handshake behind STARTTLS is done.
 fn starttls(rig: &mut Rig, identity: &Identity, cut: Cut) -> TlsClient {
     let plain = rig.connect();
@@ -140,6 +161,9 @@ fn garbage(mode: TlsMode, octets: &[u8], cut: Cut) -> (Vec<u8>, bool, Vec<&'stat
         rig.server.shared.pool.free_bytes(),
         rig.server.shared.pool.total_bytes()
     );
+    if mode == TlsMode::Offered {
+        assert_serves(&mut rig);
+    }
     let failed = rig.server.shared.metrics.tls.failed;
     let reasons = Failure::NAMES
         .iter()
@@ -321,10 +345,12 @@ fn a_flood_of_handshakes_does_not_keep_a_session_in_the_clear_waiting() {
         clients.iter().filter(waits).count()
     };
     assert_eq!(answered(&clients), 16, "one turn's share");
+    assert_eq!(rig.server.handshakes_under_way(), 40);
     rig.turn();
     assert_eq!(answered(&clients), 32);
     rig.turn();
     assert_eq!(answered(&clients), 40);
+    assert_serves(&mut rig);
     for (client, _) in &mut clients {
         client.shake_hands(&mut rig);
     }
@@ -383,6 +409,7 @@ fn a_message_cut_by_the_end_of_tls_is_never_stored_nor_completed_in_the_clear() 
             assert_eq!(pool.free_bytes(), pool.total_bytes());
             let storage = rig.server.shared.storage.as_ref().expect("storage");
             assert_eq!(storage.log.messages(), 0);
+            assert_serves(&mut rig);
         }
     }
 }
@@ -407,6 +434,7 @@ fn octets_in_the_clear_amid_a_session_end_it() {
         assert_eq!(rig.server.shared.metrics.tls.broken, 1);
         assert!(client.plain.pipe.borrow().output_ended);
         assert_eq!(rig.server.shared.metrics.messages_accepted, 0);
+        assert_serves(&mut rig);
     }
 }
 
@@ -434,6 +462,7 @@ fn a_record_that_was_changed_on_its_way_ends_the_session_and_stores_nothing() {
     assert_eq!(client.failed, Some(alert));
     assert_eq!(rig.server.shared.metrics.messages_accepted, 0);
     assert_eq!(rig.server.shared.metrics.tls.broken, 1);
+    assert_serves(&mut rig);
 }
 
 #[test]
