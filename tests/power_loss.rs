@@ -190,9 +190,15 @@ impl<'a> Cut<'a> {
                 2 if kept => blocks.write(*at, octets),
                 2 => {}
                 _ => {
+                    let mut keep = false;
                     for (index, sector) in octets.chunks(SECTOR).enumerate() {
-                        if random.below(2) == 0 {
-                            blocks.write(at + (index * SECTOR) as u64, sector);
+                        let place = at + (index * SECTOR) as u64;
+                        let within = self.recorded.kind.torn_never().contains(&place);
+                        if !within || index == 0 {
+                            keep = random.below(2) == 0;
+                        }
+                        if keep {
+                            blocks.write(place, sector);
                         }
                     }
                 }

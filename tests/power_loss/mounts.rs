@@ -3,6 +3,7 @@
 //! Needs root, loop devices and the programs that make the file systems; [`able`] says what is missing.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -26,6 +27,16 @@ impl Kind {
         match self {
             Kind::Ext4 => 48 << 20,
             Kind::Xfs => 300 << 20,
+        }
+    }
+
+    /// Octets of the device that a loss of power leaves as it leaves the sector before them: the second half of ext4's
+    /// superblock. Its checksum covers both sectors and it is written in place, also without the journal, so that ext4
+    /// itself can't be mounted any more where a disk tears it ("invalid superblock checksum"; e2fsck has copies).
+    pub fn torn_never(self) -> Range<u64> {
+        match self {
+            Kind::Ext4 => 1_536..2_048,
+            Kind::Xfs => 0..0,
         }
     }
 
