@@ -2,6 +2,7 @@
 //!
 //! Needs root and loop devices; says so and does nothing otherwise.
 
+#[allow(dead_code, reason = "each test crate uses a part of it")]
 #[path = "power_loss/mounts.rs"]
 mod mounts;
 #[allow(dead_code, reason = "other tests use what this one does not")]
