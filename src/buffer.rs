@@ -8,16 +8,14 @@
 //! Taking and freeing are O(1). Nothing here allocates after [`Pool::new`].
 
 use core::num::NonZeroU32;
-use core::ops::{Deref, DerefMut};
 
 use crate::limits::{CHUNK_LARGE_BYTES, CHUNK_SMALL_BYTES};
+use crate::sys::memory::Pages;
 
 /// Small chunks in a large one.
 const SPLIT: u32 = (CHUNK_LARGE_BYTES / CHUNK_SMALL_BYTES) as u32;
 /// Free small chunks that are kept as such; beyond it, wholly free large chunks are joined again.
 const SMALL_FREE_KEPT: u32 = 64;
-/// What memory is aligned to: the page of the processors this runs on, or a part of it.
-const PAGE_BYTES: usize = 4_096;
 const NONE: u32 = u32::MAX;
 const LARGE_BIT: u32 = 1 << 31;
 
@@ -99,47 +97,9 @@ enum LargeState {
     },
 }
 
-/// Zeros that begin at a page, untouched until they are used.
-///
-/// Large allocations begin 16 octets behind a page, behind the allocator's own word. Processors that copy by microcode
-/// (`rep movsb` in read, write and send) are several times slower between places of which one lies so little behind the
-/// other within its page: the copy of a durable message into the page cache took 22 to 26 % of all its time.
-#[derive(Default)]
-pub struct PageAligned {
-    memory: Box<[u8]>,
-    start: usize,
-}
-
-impl PageAligned {
-    /// `len` octets of zeros.
-    pub fn zeroed(len: usize) -> PageAligned {
-        // An allocation of its own, so that its pages are not touched; a page more than is used.
-        let memory = vec![0; len + PAGE_BYTES].into_boxed_slice();
-        let start = memory.as_ptr().align_offset(PAGE_BYTES);
-        assert!(start < PAGE_BYTES, "octets can be aligned");
-        PageAligned { memory, start }
-    }
-}
-
-impl Deref for PageAligned {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        let end = self.memory.len().saturating_sub(PAGE_BYTES - self.start);
-        &self.memory[self.start..end]
-    }
-}
-
-impl DerefMut for PageAligned {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        let end = self.memory.len().saturating_sub(PAGE_BYTES - self.start);
-        &mut self.memory[self.start..end]
-    }
-}
-
 /// The pool of chunks.
 pub struct Pool {
-    memory: PageAligned,
+    memory: Pages,
     units: Box<[Unit]>,
     large: Box<[LargeState]>,
     /// Free large chunks; the last was freed last.
@@ -172,7 +132,7 @@ impl Pool {
             .unwrap_or(usize::MAX)
             .clamp(2, count / 2);
         Pool {
-            memory: PageAligned::zeroed(count * CHUNK_LARGE_BYTES),
+            memory: Pages::zeroed(count * CHUNK_LARGE_BYTES),
             units: vec![[0; 3]; count * SPLIT as usize].into_boxed_slice(),
             large: vec![LargeState::Free { touched: false }; count].into_boxed_slice(),
             large_free: (0..count as u32).rev().collect(),

@@ -47,7 +47,7 @@ use self::storage::{Answered, Commit, FragmentWrite, Large, Pending, Queued};
 pub use self::storage::{Committer, Storage};
 use self::transfer::{discard_input, flush_one, read_and_receive, read_in_place};
 use self::watch::Watch;
-use crate::buffer::{PageAligned, Pool, Urgency};
+use crate::buffer::{Pool, Urgency};
 use crate::clock::{Instant, nanos};
 use crate::conn::{Conn, Io, MessageKey, Stream, Token};
 use crate::ctl::Attachments;
@@ -65,6 +65,7 @@ use crate::smtp::reply::Reply;
 use crate::smtp::session::{Context, Phase, Role, Session, SpareWork};
 use crate::smtp::sink::{Blocked, Verdict};
 use crate::smtp::trace::Date;
+use crate::sys::memory::Pages;
 use crate::timer_wheel::TimerWheel;
 
 /// Bytes one connection may have read in one turn; the rest of the loop is protected by it.
@@ -181,7 +182,7 @@ pub struct Shared<B: Backing, C> {
     messages: Slab<Message>,
     /// What sessions without a message under way have given back for those that begin one.
     spare_work: SpareWork,
-    scratch: PageAligned,
+    scratch: Pages,
     batch: Vec<Queued>,
     /// Complete messages that wait for their place: large ones, and all while the ring is being freed.
     large: VecDeque<Large>,
@@ -526,7 +527,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 logger,
                 storage,
                 attachments: Attachments::default(),
-                scratch: PageAligned::zeroed(SCRATCH_BYTES),
+                scratch: Pages::zeroed(SCRATCH_BYTES),
                 batch: Vec::with_capacity(1_024),
                 fragments: Vec::with_capacity(64),
                 written_large: Vec::with_capacity(64),
@@ -737,7 +738,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         }
         let shared = &mut self.shared;
         if shared.scratch.is_empty() {
-            shared.scratch = PageAligned::zeroed(SCRATCH_BYTES);
+            shared.scratch = Pages::zeroed(SCRATCH_BYTES);
         }
         shared.secure.restore();
         shared.metrics.session_panics += 1;
