@@ -5,7 +5,6 @@
 
 // L0: vocabulary and containers, no I/O.
 pub mod base64;
-pub mod buffer;
 pub mod checksum;
 mod choice;
 pub mod clock;
@@ -13,12 +12,13 @@ pub mod envelope;
 pub mod ip_prefix;
 pub mod limits;
 pub mod logger;
-pub mod message;
 pub mod metrics;
 pub mod offload;
 pub mod timer_wheel;
 pub mod users;
-// L1: the only unsafe code.
+// L1: the only unsafe code, and what lies in its memory.
+pub mod buffer;
+pub mod message;
 pub mod sys;
 // L2: pure; bytes and events in, bytes and events out.
 pub mod ctl;
