@@ -306,7 +306,7 @@ fn a_user_that_does_not_exist_or_may_not_write_is_told_before_anything_is_made()
     assert_eq!(code, Some(2));
     assert_eq!(
         error,
-        "ringmx: user: there is no user 'no-such-user-here'\n"
+        "ringmx: --user: there is no user 'no-such-user-here'\n"
     );
     if privileges::effective_user() != 0 {
         println!("skipped: becoming another user needs root");
