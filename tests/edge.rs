@@ -190,6 +190,33 @@ fn a_service_manager_opens_the_sockets_and_hears_when_the_server_is_ready() {
     );
 }
 
+/// Whoever connected to it waited for a greeting until his own time limit, and no line said why.
+#[test]
+fn a_socket_that_was_handed_over_and_that_no_listener_takes_is_named() {
+    let dir = TestDir::new();
+    let (path, ring) = (dir.join("local.sock"), dir.ring());
+    let mut command = Command::new("python3");
+    command.args(["-c", ACTIVATE, &path, RINGMX, "serve"]);
+    command.args(["--listen", "systemd:smtp", "--accept-any-recipient"]);
+    command.args(["--http", "off", "--ring", &ring, "--ring-size", "32MiB"]);
+    let process = Process::spawn(command);
+    first_lines(&process, "Try:");
+    process.terminate();
+    let (code, _, errors) = process.wait();
+    assert_eq!(code, Some(0), "{errors}");
+    let warnings: Vec<&str> = errors
+        .lines()
+        .filter(|line| line.contains("handed over"))
+        .collect();
+    assert_eq!(
+        warnings,
+        [
+            "ringmx: warning: no listener takes the socket \"local\" that was handed over: who connects there gets \
+             no answer; '--listen systemd:local' would take it"
+        ]
+    );
+}
+
 #[test]
 fn a_socket_that_was_not_handed_over_is_named() {
     let dir = TestDir::new();

@@ -688,8 +688,14 @@ fn survive_nothing_keeps_mail_for_readers_until_the_server_ends() {
     drop(client);
     server.stop();
     let after = ringmx(&["log", "cat", "1", "--raw", "--ring", &dir.ring()]);
-    assert_ne!(after.status.code(), Some(0));
+    assert_eq!(after.status.code(), Some(2));
     assert_eq!(after.stdout, b"");
+    let expected = format!(
+        "ringmx log: no ring in '{ring}': a ring in memory (--survive nothing) ends with its server \
+         ('ringmx serve --ring {ring}' makes one)\n",
+        ring = dir.ring()
+    );
+    assert_eq!(String::from_utf8(after.stderr).unwrap(), expected);
 }
 
 #[test]
