@@ -190,6 +190,67 @@ fn a_service_manager_opens_the_sockets_and_hears_when_the_server_is_ready() {
     );
 }
 
+/// Opens a socket of both families, as systemd does for `ListenStream=25`, and becomes ringmx.
+const ACTIVATE_BOTH: &str = r#"
+import os, socket, sys
+both = socket.socket(socket.AF_INET6)
+both.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+both.bind(("::", 0))
+both.listen()
+if both.fileno() == 3:
+    os.set_inheritable(3, True)
+else:
+    os.dup2(both.fileno(), 3)
+both.detach()
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.environ["LISTEN_FDS"] = "1"
+os.environ["LISTEN_FDNAMES"] = "smtp"
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+/// Log lines said `[::ffff:127.0.0.1]:1234`, so that no search for the address of a stored message found them.
+#[test]
+fn an_ipv4_client_of_a_socket_of_both_families_has_one_address_in_mail_and_log_lines() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        println!("skipped: this machine has no IPv6");
+        return;
+    }
+    let dir = TestDir::new();
+    let ring = dir.ring();
+    let mut command = Command::new("python3");
+    command.args([
+        "-c",
+        ACTIVATE_BOTH,
+        RINGMX,
+        "serve",
+        "--accept-any-recipient",
+    ]);
+    command.args(["--listen", "systemd:smtp", "--http", "off", "--ring", &ring]);
+    command.args(["--ring-size", "32MiB"]);
+    let process = Process::spawn(command);
+    let lines = first_lines(&process, "Try:");
+    let port = lines[0]
+        .split_once(" on [::]:")
+        .and_then(|(_, rest)| rest.strip_suffix(" (systemd:smtp)"))
+        .unwrap_or_else(|| panic!("{lines:?}"));
+    let mut client = Client::open(format!("127.0.0.1:{port}").parse().unwrap()).unwrap();
+    client.deliver(CONTENT).unwrap();
+    client.send(b"NONSENSE\r\n").unwrap();
+    client.expect("500 5.5.1").unwrap();
+    drop(client);
+    process.terminate();
+    let (code, _, errors) = process.wait();
+    assert_eq!(code, Some(0), "{errors}");
+    let sent_from = &log_json(&ring)["client"];
+    assert_eq!(sent_from["address"], "127.0.0.1");
+    let named = format!(
+        " class=refused client=127.0.0.1:{} code=500 ",
+        sent_from["port"]
+    );
+    assert!(errors.contains(&named), "{named}: {errors}");
+    assert!(!errors.contains("::ffff:"), "{errors}");
+}
+
 /// Whoever connected to it waited for a greeting until his own time limit, and no line said why.
 #[test]
 fn a_socket_that_was_handed_over_and_that_no_listener_takes_is_named() {
