@@ -569,8 +569,14 @@ fn print_end(config: &Config, done: &[Done], lines: &[String]) {
     if config.survive == Survive::Nothing && !config.discard {
         text += "The messages were kept in memory and are gone.\n";
     } else if !config.discard {
+        // Behind a takeover, and with fewer workers than there were, others have mail as well.
+        let found = shards(&config.ring).map_or(0, |found| found.len());
+        let others = match found.saturating_sub(config.workers) {
+            0 => String::new(),
+            n => format!(" (not counted: {n} of its shards, to which this server did not write)"),
+        };
         text += &format!(
-            "Stored: {} messages in {}. Read them with: ringmx log{}\n",
+            "Stored: {} messages in {}{others}. Read them with: ringmx log{}\n",
             sum(|done| done.stored),
             config.ring.display(),
             ring_option(config),
@@ -1093,8 +1099,9 @@ fn start_lines(
         }
         if !leftover.is_empty() {
             let names: Vec<String> = leftover.iter().map(|n| format!("shard-{n}")).collect();
+            let it = if names.len() == 1 { "it" } else { "them" };
             text += &format!(
-                "  shards      no worker writes to {}: ringmx log reads it, ringmx consume empties it\n",
+                "  shards      no worker writes to {}: ringmx log reads {it}, ringmx consume empties {it}\n",
                 names.join(", ")
             );
         }
