@@ -7,16 +7,15 @@
 mod session_support;
 
 use ringmx::envelope::Field;
-use ringmx::limits::AUTH_LINE_BYTES_MAX;
 use ringmx::smtp::data::BareNewlines;
 use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::{self, Reply};
 use ringmx::smtp::sasl::Mechanisms;
 use ringmx::smtp::session::{Context, ContextOptions, Role, Services};
-use ringmx::smtp::sink::{CloseReason, Verb, Verdict};
+use ringmx::smtp::sink::Verdict;
 use ringmx::users::Users;
 use session_support::{
-    Connection, Cut, Manner, Random, Recorder, Stored, WALL_NS, converse, is_challenge, manners,
+    Cut, Manner, Outcome, Random, Recorder, Stored, WALL_NS, is_challenge, manners,
 };
 
 const ROUNDS_DEFAULT: u64 = 400;
@@ -202,16 +201,6 @@ fn dialogue(random: &mut Random, hello: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Everything about a session that must not depend on how it is driven.
-#[derive(Debug, PartialEq, Eq)]
-struct Outcome {
-    wire: Vec<u8>,
-    stored: Vec<Stored>,
-    closed: Option<CloseReason>,
-    verbs: [u32; Verb::COUNT],
-    unread: usize,
-}
-
 /// Who plays, beside the context of the listener.
 #[derive(Clone, Copy, Debug)]
 struct Cast {
@@ -282,24 +271,7 @@ fn play(ctx: &Context, cast: Cast, input: &[u8], manner: Manner, cut: Cut, seed:
         ),
         ("end 21".to_owned(), Verdict::Refuse(Reply::ContentRefused)),
     ];
-    let mut connection = Connection::new(ctx, recorder);
-    converse(&mut connection, input, cut);
-    let unread = match connection.out.closed {
-        // What follows the close is not read; how much of it was given depends on the cut.
-        Some(_) => 0,
-        None => connection.unread(),
-    };
-    assert!(unread < AUTH_LINE_BYTES_MAX, "a line that long is not kept");
-    connection.session.connection_lost(&mut connection.out);
-    assert!(!connection.out.is_open(), "a message outlived its session");
-    let out = connection.out;
-    Outcome {
-        wire: out.wire,
-        stored: out.stored,
-        closed: out.closed,
-        verbs: out.verbs,
-        unread,
-    }
+    Outcome::of(ctx, recorder, input, cut)
 }
 
 /// Checks one dialogue in every manner; returns how many messages were stored.

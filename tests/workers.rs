@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use process::{
-    Client, ENVELOPE, Key, Process, Server, TestDir, content, key_of, output_of, ringmx, stuffed,
-    wait_until, without_trace,
+    Client, ENVELOPE, Key, Process, Server, TestDir, content, key_of, output_of, refused_start,
+    ringmx, stuffed, wait_until, without_trace,
 };
 use ringmx::sys::signal;
 
@@ -1067,18 +1067,8 @@ fn takeover_that_cannot_be_is_refused_and_the_old_server_goes_on() {
     let dir = TestDir::new();
     let ring = dir.ring();
     let refused = |more: &[&str]| {
-        let fixed = [
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--http",
-            "off",
-            "--ring",
-            &ring,
-        ];
-        let output = ringmx(&[&fixed[..], more].concat());
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        (output.status.code(), errors)
+        let (code, _, errors) = refused_start(&[&["--ring", &ring], more].concat());
+        (code, errors)
     };
     assert_eq!(
         refused(&["--takeover"]),

@@ -445,6 +445,18 @@ pub fn ringmx(arguments: &[&str]) -> Output {
     output.unwrap()
 }
 
+/// Runs a server that does not start to its end: exit code, standard output, standard error.
+pub fn refused_start(options: &[&str]) -> (Option<i32>, String, String) {
+    let fixed = ["serve", "--listen", "127.0.0.1:0", "--http", "off"];
+    let output = ringmx(&[&fixed[..], options].concat());
+    let text = |octets| String::from_utf8(octets).unwrap();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
 /// Standard output of a tool that has to succeed.
 pub fn output_of(arguments: &[&str]) -> Vec<u8> {
     let output = ringmx(arguments);

@@ -8,6 +8,7 @@
 use std::net::SocketAddr;
 
 use ringmx::clock::Instant;
+use ringmx::limits::AUTH_LINE_BYTES_MAX;
 use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::Reply;
 use ringmx::smtp::sasl::{Binding, BindingData};
@@ -484,6 +485,41 @@ pub fn converse(connection: &mut Connection<'_>, input: &[u8], cut: Cut) {
             connection.secure();
         }
         rest = behind;
+    }
+}
+
+/// Everything about a session that must not depend on how it is driven.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Every octet of the replies.
+    pub wire: Vec<u8>,
+    pub stored: Vec<Stored>,
+    pub closed: Option<CloseReason>,
+    pub verbs: [u32; Verb::COUNT],
+    pub unread: usize,
+}
+
+impl Outcome {
+    /// Plays a dialogue to its end, at which the connection is lost.
+    pub fn of(ctx: &Context, recorder: Recorder, input: &[u8], cut: Cut) -> Outcome {
+        let mut connection = Connection::new(ctx, recorder);
+        converse(&mut connection, input, cut);
+        let unread = match connection.out.closed {
+            // What follows the close is not read; how much of it was given depends on the cut.
+            Some(_) => 0,
+            None => connection.unread(),
+        };
+        assert!(unread < AUTH_LINE_BYTES_MAX, "a line that long is not kept");
+        connection.session.connection_lost(&mut connection.out);
+        assert!(!connection.out.is_open(), "a message outlived its session");
+        let out = connection.out;
+        Outcome {
+            wire: out.wire,
+            stored: out.stored,
+            closed: out.closed,
+            verbs: out.verbs,
+            unread,
+        }
     }
 }
 

@@ -4,17 +4,14 @@
 //! session (TLS, AUTH, LMTP, XCLIENT), the next eight seed the cuts. The rest is what the client sends: as it
 //! stands, or, when the top bit of the first byte is set, one byte for each part of a dialogue.
 
-use super::session_support::{
-    Connection, Cut, Manner, Random, Recorder, Stored, WALL_NS, converse, is_challenge,
-};
+use super::session_support::{Cut, Manner, Outcome, Random, Recorder, WALL_NS, is_challenge};
 use ringmx::envelope::Field;
-use ringmx::limits::AUTH_LINE_BYTES_MAX;
 use ringmx::smtp::data::BareNewlines;
 use ringmx::smtp::parameter::Offered;
 use ringmx::smtp::reply::{self, Reply};
 use ringmx::smtp::sasl::Mechanisms;
 use ringmx::smtp::session::{Context, ContextOptions, Role, Services};
-use ringmx::smtp::sink::{CloseReason, Verb, Verdict};
+use ringmx::smtp::sink::Verdict;
 use ringmx::users::Users;
 
 /// Largest message that the sessions take, octets.
@@ -270,16 +267,6 @@ fn dialogue(choices: &[u8], is_lmtp: bool) -> Vec<u8> {
     out
 }
 
-/// Everything about a session that must not depend on how it is driven.
-#[derive(Debug, PartialEq, Eq)]
-struct Outcome {
-    wire: Vec<u8>,
-    stored: Vec<Stored>,
-    closed: Option<CloseReason>,
-    verbs: [u32; Verb::COUNT],
-    unread: usize,
-}
-
 fn check(kind: Kind, input: &[u8], seed: u64) {
     let ctx = kind.context();
     let whole = play(&ctx, kind, input, Manner::default(), Cut::Whole, seed);
@@ -308,24 +295,7 @@ fn check(kind: Kind, input: &[u8], seed: u64) {
 
 fn play(ctx: &Context, kind: Kind, input: &[u8], manner: Manner, cut: Cut, seed: u64) -> Outcome {
     let recorder = kind.recorder(manner, seed);
-    let mut connection = Connection::new(ctx, recorder);
-    converse(&mut connection, input, cut);
-    let unread = match connection.out.closed {
-        // What follows the close is not read; how much of it was given depends on the cut.
-        Some(_) => 0,
-        None => connection.unread(),
-    };
-    assert!(unread < AUTH_LINE_BYTES_MAX, "a line that long is not kept");
-    connection.session.connection_lost(&mut connection.out);
-    assert!(!connection.out.is_open(), "a message outlived its session");
-    let out = connection.out;
-    Outcome {
-        wire: out.wire,
-        stored: out.stored,
-        closed: out.closed,
-        verbs: out.verbs,
-        unread,
-    }
+    Outcome::of(ctx, recorder, input, cut)
 }
 
 /// Every octet sent belongs to a known reply, a 250 stands for each stored message (and each of its recipients, with
