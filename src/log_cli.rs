@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::cli::words::Words;
 use crate::clock::{self, Clock};
 use crate::config::units::parse_size;
 use crate::consume::target::{Maildir, Mbox, Target};
@@ -132,16 +133,9 @@ pub fn parse(args: &[String]) -> Result<LogArguments, String> {
     let mut words: Vec<&str> = Vec::new();
     let mut export = Vec::new();
     let mut rescue = RescueArguments::default();
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        let (flag, joined) = match arg.split_once('=') {
-            Some((flag, value)) if flag.starts_with("--") => (flag, Some(value.to_owned())),
-            _ => (arg.as_str(), None),
-        };
-        let mut value = || {
-            let next = joined.clone().or_else(|| args.next().cloned());
-            next.ok_or_else(|| format!("{flag} needs a value"))
-        };
+    let mut args = Words::new(args);
+    while let Some((flag, arg)) = args.next() {
+        let mut value = || args.value(flag);
         match flag {
             "--help" | "-h" => out.command = LogCommand::Help,
             "--json" => out.json = true,
