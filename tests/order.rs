@@ -13,8 +13,8 @@ use std::path::Path;
 use std::process::Command;
 
 use process::{
-    Client, Key, Process, RINGMX, Server, TestDir, content, key_of, load, output_of, wait_until,
-    without_trace,
+    Client, Key, Process, RINGMX, Server, TestDir, content, key_of, load, output_of, strace_works,
+    wait_until, without_trace,
 };
 
 /// What a traced program did to files, in order.
@@ -28,19 +28,6 @@ enum Event {
     Sync(String),
     /// A file got this name.
     Rename(String),
-}
-
-fn strace_works() -> bool {
-    let output = Command::new("strace")
-        .args(["-o", "/dev/null", "true"])
-        .output();
-    let works = output.as_ref().is_ok_and(|output| output.status.success());
-    if !works {
-        let required = std::env::var("RINGMX_STRACE").is_ok_and(|value| value == "required");
-        assert!(!required, "strace does not work: {output:?}");
-        println!("skipped: strace is not installed, or ptrace is forbidden: {output:?}");
-    }
-    works
 }
 
 /// Runs the program under strace; it has to end with exit code 0.

@@ -22,6 +22,7 @@ use super::backing::{self, Backing};
 use super::format::{
     DATA_OFFSET, Header, Kind, RECORD_ALIGN, RECORD_LEN_MAX, RECORD_LOST, RECORD_MAGIC,
     SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, SuperblockError, WHOLE_BYTES, Whole,
+    write_newer,
 };
 use super::reader::{BadRecord, Message};
 use crate::limits::{
@@ -102,11 +103,7 @@ impl fmt::Display for RescueError {
                 major,
                 minor,
                 features,
-            } => write!(
-                f,
-                "the ring has format {major}.{minor} with features {features:#x}; use the ringmx \
-                 version that wrote it, or a later one"
-            ),
+            } => write_newer(f, *major, *minor, *features),
             RescueError::TooShort { bytes } => {
                 write!(f, "{bytes} bytes are too few for a ring")
             }

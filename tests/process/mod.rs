@@ -457,6 +457,22 @@ pub fn refused_start(options: &[&str]) -> (Option<i32>, String, String) {
     )
 }
 
+/// Whether strace works here; says so if not, and fails where RINGMX_STRACE demands it.
+pub fn strace_works() -> bool {
+    let output = Command::new("strace")
+        .args(["-D", "-f", "-o", "/dev/null", "-e", "trace=fdatasync"])
+        .arg("true")
+        .stdin(Stdio::null())
+        .output();
+    let works = output.as_ref().is_ok_and(|output| output.status.success());
+    if !works {
+        let required = std::env::var("RINGMX_STRACE").is_ok_and(|value| value == "required");
+        assert!(!required, "strace does not work: {output:?}");
+        println!("skipped: strace is not installed, or ptrace is forbidden: {output:?}");
+    }
+    works
+}
+
 /// Standard output of a tool that has to succeed.
 pub fn output_of(arguments: &[&str]) -> Vec<u8> {
     let output = ringmx(arguments);

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use ringmx::clock::Instant;
 use ringmx::limits::AUTH_LINE_BYTES_MAX;
 use ringmx::smtp::parameter::Offered;
-use ringmx::smtp::reply::Reply;
+use ringmx::smtp::reply::{self, Reply};
 use ringmx::smtp::sasl::{Binding, BindingData};
 use ringmx::smtp::session::{Context, Phase, Session};
 use ringmx::smtp::sink::{
@@ -520,6 +520,57 @@ impl Outcome {
             verbs: out.verbs,
             unread,
         }
+    }
+}
+
+impl Outcome {
+    /// Every octet sent belongs to a known reply, those of the context (`configured`), a row of the table or a
+    /// challenge; a 250 stands for each stored message (and each of its recipients, with LMTP), and there are as many
+    /// replies as commands and messages ask for.
+    pub fn assert_replies_are_due(&self, configured: &[&[u8]], is_lmtp: bool) {
+        let mut rest = &self.wire[..];
+        let (mut replies, mut stored, mut more) = (0, 0, 0);
+        while !rest.is_empty() {
+            let end = rest.iter().position(|octet| *octet == b'\n');
+            let line = &rest[..end.map_or(rest.len(), |at| at + 1)];
+            let known = configured
+                .iter()
+                .copied()
+                .chain(reply::ROWS.iter().map(|row| row.wire))
+                .chain(is_challenge(line).then_some(line))
+                .find(|wire| !wire.is_empty() && rest.starts_with(wire));
+            let Some(known) = known else {
+                panic!("no known reply: {}", line.escape_ascii());
+            };
+            replies += 1;
+            stored += usize::from(known == Reply::Stored.row().wire);
+            // A message's end gets a reply of its own, or one for each recipient; what follows a challenge too.
+            more += u32::from(known == Reply::DataStart.row().wire || is_challenge(known));
+            more += u32::from(is_lmtp && known == Reply::RcptOk.row().wire);
+            rest = &rest[known.len()..];
+        }
+        let answers = self
+            .stored
+            .iter()
+            .map(|message| message.facts.expect("facts").answers);
+        assert_eq!(stored, answers.sum::<u32>() as usize);
+        let commands: u32 = self.verbs.iter().sum();
+        // The greeting, one for each command, one more for each DATA whose content ended and for each answer to a
+        // challenge. A BDAT whose octets are still to come has none yet.
+        assert!(replies <= 1 + commands + more, "{replies} replies");
+        // RFC 2033 4.3: the end of a message that no recipient was accepted for gets none.
+        assert!(replies >= commands || is_lmtp, "{replies} replies");
+    }
+}
+
+impl Stored {
+    pub fn has_user(&self) -> bool {
+        let mut fields = self.fields.iter();
+        fields.any(|(field, _)| *field == Field::User as u8)
+    }
+
+    pub fn came_under_tls(&self) -> bool {
+        self.trace.windows(7).any(|part| part == b"\r\n\ttls ")
     }
 }
 
