@@ -505,10 +505,25 @@ fn observed(threshold: &Value) -> String {
 
 /// Renders a run's JSON as text.
 pub fn text(report: &Value) -> String {
-    let totals = &report["totals"];
-    let number = |value: &Value| grouped(value.as_f64().unwrap_or(0.0));
-    let count = |name: &str| totals[name].as_u64().unwrap_or(0);
     let mut text = String::new();
+    for part in [
+        verdict_text,
+        totals_text,
+        latency_text,
+        outcomes_text,
+        network_text,
+        hostile_text,
+        steadiness_text,
+        generator_text,
+        plan_text,
+    ] {
+        part(report, &mut text);
+    }
+    text
+}
+
+/// What the run is worth, and which thresholds it kept.
+fn verdict_text(report: &Value, text: &mut String) {
     let verdict = &report["verdict"];
     let reasons: Vec<&str> = verdict["reasons"]
         .as_array()
@@ -541,6 +556,13 @@ pub fn text(report: &Value) -> String {
             "            interrupted: what follows is the part that was run"
         );
     }
+}
+
+/// What became of the messages.
+fn totals_text(report: &Value, text: &mut String) {
+    let totals = &report["totals"];
+    let number = |value: &Value| grouped(value.as_f64().unwrap_or(0.0));
+    let count = |name: &str| totals[name].as_u64().unwrap_or(0);
     let attempted = count("attempted").max(1);
     let _ = writeln!(
         text,
@@ -561,6 +583,10 @@ pub fn text(report: &Value) -> String {
         count("unfinished"),
         count("unsent"),
     );
+}
+
+/// How long messages took, and each phase of them.
+fn latency_text(report: &Value, text: &mut String) {
     let latency = &report["latency"];
     if latency["response"].is_object() {
         let _ = writeln!(
@@ -610,6 +636,10 @@ pub fn text(report: &Value) -> String {
             );
         }
     }
+}
+
+/// Every other end than an accepted message, with the first reply or error that was seen.
+fn outcomes_text(report: &Value, text: &mut String) {
     let _ = writeln!(text, "\nOutcome       code           count  first text");
     for outcome in report["outcomes"].as_array().into_iter().flatten() {
         let code = match outcome["fault"].as_str() {
@@ -632,6 +662,12 @@ pub fn text(report: &Value) -> String {
             outcome["sample"].as_str().unwrap_or(""),
         );
     }
+}
+
+/// Connections, octets and what TLS agreed on.
+fn network_text(report: &Value, text: &mut String) {
+    let totals = &report["totals"];
+    let count = |name: &str| totals[name].as_u64().unwrap_or(0);
     let _ = writeln!(
         text,
         "\nNetwork     segments sent again {}   connections {}   written {}   read {}",
@@ -654,6 +690,10 @@ pub fn text(report: &Value) -> String {
             grouped(tls["connections"].as_f64().unwrap_or(0.0)),
         );
     }
+}
+
+/// What the hostile sessions beside the run came to.
+fn hostile_text(report: &Value, text: &mut String) {
     for row in report["hostile"].as_array().into_iter().flatten() {
         let _ = writeln!(
             text,
@@ -676,6 +716,11 @@ pub fn text(report: &Value) -> String {
             row["replies_5xx"],
         );
     }
+}
+
+/// How the rate varied from second to second.
+fn steadiness_text(report: &Value, text: &mut String) {
+    let number = |value: &Value| grouped(value.as_f64().unwrap_or(0.0));
     let steady = &report["steadiness"];
     if steady.is_object() {
         let _ = writeln!(
@@ -691,8 +736,12 @@ pub fn text(report: &Value) -> String {
             steady["silent_seconds"],
         );
     }
-    let generator = &report["generator"];
+}
+
+/// What the generator used, and how far it was from its ceiling.
+fn generator_text(report: &Value, text: &mut String) {
     let config = &report["config"];
+    let generator = &report["generator"];
     let _ = writeln!(
         text,
         "\nGenerator   cpu {:.0} % of a core, with waiting {:.0} %, in the busiest of {} thread(s){}; \
@@ -718,6 +767,11 @@ pub fn text(report: &Value) -> String {
             .map_or(String::new(), |name| format!("; congestion control {name}")),
         ceiling_text(&generator["ceiling"]),
     );
+}
+
+/// What was sent to whom, and when.
+fn plan_text(report: &Value, text: &mut String) {
+    let config = &report["config"];
     let _ = writeln!(
         text,
         "Plan        {} loop, {} sessions, seed {}, plan {}, run {}",
@@ -735,7 +789,6 @@ pub fn text(report: &Value) -> String {
         report["target"]["address"].as_str().unwrap_or(""),
         report["target"]["banner"].as_str().unwrap_or(""),
     );
-    text
 }
 
 #[cfg(test)]
