@@ -736,14 +736,49 @@ fn document(dir: &ShardDir, args: &RescueArguments, report: &Report, saved: &Sav
 
 /// The document for people.
 fn report_text(document: &Value) -> String {
-    let number = |value: &Value| value.as_u64().unwrap_or(0);
-    let word = |value: &Value| value.as_str().unwrap_or("?").to_owned();
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let plural = |count: u64, one: &str, more: &str| match count {
-        1 => format!("1 {one}"),
-        _ => format!("{count} {more}"),
-    };
     let mut out = format!("shard {}: {}\n", document["shard"], word(&document["path"]));
+    superblocks_text(document, &mut out);
+    saved_text(document, &mut out);
+    let mut missing = Vec::new();
+    damaged_ranges_text(document, &mut out, &mut missing);
+    incomplete_text(document, &mut out, &mut missing);
+    for range in list(&document["unreadable"]).iter().take(DAMAGE_SHOWN) {
+        out.push_str(&format!(
+            "  bytes {} to {} of the file cannot be read\n",
+            range[0], range[1]
+        ));
+    }
+    out.push_str(
+        &match (document["whole"] == json!(true), missing.is_empty()) {
+            (true, _) => "  nothing that was acknowledged is missing\n".to_owned(),
+            (false, true) => "  no message is known to be missing\n".to_owned(),
+            (false, false) => {
+                let hidden = missing.len().saturating_sub(STRETCHES_SHOWN);
+                missing.truncate(STRETCHES_SHOWN);
+                if hidden > 0 {
+                    missing.push(format!("and {hidden} more"));
+                }
+                format!("  may be missing: {}\n", missing.join(", "))
+            }
+        },
+    );
+    out
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(0)
+}
+
+fn word(value: &Value) -> String {
+    value.as_str().unwrap_or("?").to_owned()
+}
+
+fn list(value: &Value) -> Vec<Value> {
+    value.as_array().cloned().unwrap_or_default()
+}
+
+/// What is wrong with the superblocks, the key or the length of the file, if anything is.
+fn superblocks_text(document: &Value, out: &mut String) {
     let slots = list(&document["superblocks"]);
     let states: Vec<String> = slots.iter().map(|slot| word(&slot["state"])).collect();
     if states.iter().any(|state| state != "good") || document["tail"].is_null() {
@@ -769,6 +804,10 @@ fn report_text(document: &Value) -> String {
             document["missing_bytes"]
         ));
     }
+}
+
+/// What was saved, or would be, and where to.
+fn saved_text(document: &Value, out: &mut String) {
     let targets = list(&document["targets"]);
     let done = match targets.is_empty() {
         true => "would save",
@@ -789,7 +828,10 @@ fn report_text(document: &Value) -> String {
         }
         out.push_str(&format!(
             "  {done} {}, {} octets{about}",
-            plural(messages, "message", "messages"),
+            match messages {
+                1 => "1 message".to_owned(),
+                _ => format!("{messages} messages"),
+            },
             part["octets"]
         ));
         let mut ids: Vec<String> = list(&part["ids"])
@@ -814,8 +856,11 @@ fn report_text(document: &Value) -> String {
             word(&target["path"])
         ));
     }
+}
+
+/// The damaged ranges; `missing` gets what may have been acknowledged and is gone.
+fn damaged_ranges_text(document: &Value, out: &mut String, missing: &mut Vec<String>) {
     let damaged = list(&document["damaged"]);
-    let mut missing = Vec::new();
     for (index, range) in damaged.iter().enumerate() {
         let numbers = missing_text(range);
         let lost = range["acknowledged"] == json!(true);
@@ -848,6 +893,10 @@ fn report_text(document: &Value) -> String {
             "  and {omitted} more ranges (--json lists them)\n"
         ));
     }
+}
+
+/// The large messages without all of their parts; `missing` gets those that were acknowledged.
+fn incomplete_text(document: &Value, out: &mut String, missing: &mut Vec<String>) {
     for message in list(&document["incomplete"]) {
         let (id, at) = (word(&message["id"]), &message["position"]);
         match message["damaged"] == json!(true) {
@@ -862,27 +911,6 @@ fn report_text(document: &Value) -> String {
             )),
         }
     }
-    for range in list(&document["unreadable"]).iter().take(DAMAGE_SHOWN) {
-        out.push_str(&format!(
-            "  bytes {} to {} of the file cannot be read\n",
-            range[0], range[1]
-        ));
-    }
-    out.push_str(
-        &match (document["whole"] == json!(true), missing.is_empty()) {
-            (true, _) => "  nothing that was acknowledged is missing\n".to_owned(),
-            (false, true) => "  no message is known to be missing\n".to_owned(),
-            (false, false) => {
-                let hidden = missing.len().saturating_sub(STRETCHES_SHOWN);
-                missing.truncate(STRETCHES_SHOWN);
-                if hidden > 0 {
-                    missing.push(format!("and {hidden} more"));
-                }
-                format!("  may be missing: {}\n", missing.join(", "))
-            }
-        },
-    );
-    out
 }
 
 /// Stretches of numbers, and damaged ranges, that the text shows.
@@ -890,10 +918,9 @@ const STRETCHES_SHOWN: usize = 100;
 const DAMAGE_SHOWN: usize = 100;
 
 fn stretch_text(first: &Value, last: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     match first == last {
-        true => text(first),
-        false => format!("{} to {}", text(first), text(last)),
+        true => word(first),
+        false => format!("{} to {}", word(first), word(last)),
     }
 }
 
