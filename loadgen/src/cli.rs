@@ -1243,14 +1243,14 @@ fn part_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     Ok(OK)
 }
 
-/// Runs `plan` once and reports on it.
-fn execute(
+/// Sends what `plan` says, by threads or by processes, beside the hostile sessions that the options ask for; returns
+/// what was recorded, and what came of those.
+fn send(
     options: &Options,
     prepared: &Prepared,
     plan: &Plan,
-) -> Result<(Value, verdict::Verdict, bool), Stop> {
+) -> Result<(run::Done, Vec<hostile::Tally>), Stop> {
     let load = workload(options, plan)?;
-    let load_before = report::load_average();
     let resident_before = sys::resident_max();
     let target = target(options, &prepared.address, prepared.security.clone());
     let stop = Arc::new(AtomicBool::new(false));
@@ -1281,26 +1281,28 @@ fn execute(
     };
     display.clear();
     stop.store(true, Ordering::Relaxed);
+    let invalid = |text: String| Stop {
+        code: INVALID,
+        text,
+    };
     let tallies = match hostile.map(std::thread::JoinHandle::join) {
         None => Vec::new(),
         Some(Ok(Ok(tallies))) => tallies,
-        Some(Ok(Err(error))) => {
-            return Err(Stop {
-                code: INVALID,
-                text: format!("hostile sessions: {error}"),
-            });
-        }
-        Some(Err(_)) => {
-            return Err(Stop {
-                code: INVALID,
-                text: "the hostile thread panicked".into(),
-            });
-        }
+        Some(Ok(Err(error))) => return Err(invalid(format!("hostile sessions: {error}"))),
+        Some(Err(_)) => return Err(invalid("the hostile thread panicked".into())),
     };
-    let done = done.map_err(|error| Stop {
-        code: INVALID,
-        text: format!("run failed: {error}"),
-    })?;
+    let done = done.map_err(|error| invalid(format!("run failed: {error}")))?;
+    Ok((done, tallies))
+}
+
+/// Runs `plan` once and reports on it.
+fn execute(
+    options: &Options,
+    prepared: &Prepared,
+    plan: &Plan,
+) -> Result<(Value, verdict::Verdict, bool), Stop> {
+    let load_before = report::load_average();
+    let (done, tallies) = send(options, prepared, plan)?;
     let open = matches!(plan.mode, Mode::Open { .. });
     let mut verdict = verdict::judge(&done.recorder, open);
     if let Some(trouble) = done.trouble {

@@ -9,7 +9,7 @@ use crate::hdr;
 use crate::plan::{Mode, Plan};
 use crate::processes::Process;
 use crate::raw::Summary;
-use crate::recorder::{Recorder, Row};
+use crate::recorder::{Recorder, Row, Totals};
 use crate::verdict::{Verdict, busiest};
 use hdrhistogram::Histogram;
 use rustls::ProtocolVersion;
@@ -211,28 +211,11 @@ fn environment(load_before: &str) -> Value {
     })
 }
 
-/// Builds the report of a run.
-pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
-    let totals = &recorder.totals;
-    let window_ns = recorder.window.1.saturating_sub(recorder.window.0);
-    let per_s = |count: u64| {
-        if window_ns == 0 {
-            0.0
-        } else {
-            count as f64 * 1e9 / window_ns as f64
-        }
-    };
-    let (used, wanted) = busiest(recorder);
-    let phases: serde_json::Map<String, Value> = Phase::ALL
-        .iter()
-        .filter(|phase| !matches!(phase, Phase::Transaction | Phase::Response))
-        .map(|phase| (phase, &recorder.phases[*phase as usize]))
-        .filter(|(_, histogram)| !histogram.is_empty())
-        .map(|(phase, histogram)| (phase.name().to_owned(), latency(histogram)))
-        .collect();
-    let (mode, rate) = match facts.plan.mode {
+/// The name of the arrival process, and the rate of an open loop, messages a second.
+fn mode_and_rate(plan: &Plan) -> (&'static str, Option<f64>) {
+    match plan.mode {
         Mode::Closed => ("closed", None),
-        Mode::Open { rate, .. } if facts.plan.trace.is_some() => ("open trace", Some(rate)),
+        Mode::Open { rate, .. } if plan.trace.is_some() => ("open trace", Some(rate)),
         Mode::Open {
             rate,
             poisson: false,
@@ -243,8 +226,56 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
             poisson: true,
             ..
         } => ("open poisson", Some(rate)),
-    };
-    let accepted_per_s = per_s(totals.window_accepted);
+    }
+}
+
+fn per_s(count: u64, window_ns: u64) -> f64 {
+    if window_ns == 0 {
+        0.0
+    } else {
+        count as f64 * 1e9 / window_ns as f64
+    }
+}
+
+/// What became of the messages, and how much that was in the measured window.
+fn totals_json(totals: &Totals, window_ns: u64) -> Value {
+    json!({
+        "accepted_per_s": per_s(totals.window_accepted, window_ns),
+        "offered_per_s": per_s(totals.window_offered, window_ns),
+        "bytes_per_s": per_s(totals.window_bytes, window_ns),
+        "connections_per_s": per_s(totals.window_connections, window_ns),
+        "attempted": totals.attempted,
+        "accepted": totals.accepted,
+        "deferred": totals.deferred,
+        "rejected": totals.rejected,
+        "failed": totals.failed,
+        "unfinished": totals.unfinished,
+        "unsent": totals.unsent,
+        "connections": totals.connections,
+        "message_bytes": totals.message_bytes,
+        "written_bytes": totals.written_bytes,
+        "read_bytes": totals.read_bytes,
+        "above_range": totals.above_range,
+        "retransmitted_segments": totals.retransmits,
+        "window_accepted": totals.window_accepted,
+        "window_offered": totals.window_offered,
+        "window_sent": totals.window_sent,
+    })
+}
+
+/// Builds the report of a run.
+pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
+    let window_ns = recorder.window.1.saturating_sub(recorder.window.0);
+    let (used, wanted) = busiest(recorder);
+    let phases: serde_json::Map<String, Value> = Phase::ALL
+        .iter()
+        .filter(|phase| !matches!(phase, Phase::Transaction | Phase::Response))
+        .map(|phase| (phase, &recorder.phases[*phase as usize]))
+        .filter(|(_, histogram)| !histogram.is_empty())
+        .map(|(phase, histogram)| (phase.name().to_owned(), latency(histogram)))
+        .collect();
+    let (mode, rate) = mode_and_rate(facts.plan);
+    let accepted_per_s = per_s(recorder.totals.window_accepted, window_ns);
     let sum = |part: fn(&Process) -> u64| facts.processes.iter().map(part).sum::<u64>();
     let mut value = json!({
         "schema": SCHEMA,
@@ -284,28 +315,7 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
             "measured_ns": window_ns,
             "drain_ns": facts.plan.drain_ns,
         },
-        "totals": {
-            "accepted_per_s": accepted_per_s,
-            "offered_per_s": per_s(totals.window_offered),
-            "bytes_per_s": per_s(totals.window_bytes),
-            "connections_per_s": per_s(totals.window_connections),
-            "attempted": totals.attempted,
-            "accepted": totals.accepted,
-            "deferred": totals.deferred,
-            "rejected": totals.rejected,
-            "failed": totals.failed,
-            "unfinished": totals.unfinished,
-            "unsent": totals.unsent,
-            "connections": totals.connections,
-            "message_bytes": totals.message_bytes,
-            "written_bytes": totals.written_bytes,
-            "read_bytes": totals.read_bytes,
-            "above_range": totals.above_range,
-            "retransmitted_segments": totals.retransmits,
-            "window_accepted": totals.window_accepted,
-            "window_offered": totals.window_offered,
-            "window_sent": totals.window_sent,
-        },
+        "totals": totals_json(&recorder.totals, window_ns),
         "latency": {
             "end_of_data": latency(&recorder.phases[Phase::EndOfData as usize]),
             "service": latency(&recorder.phases[Phase::Transaction as usize]),
