@@ -1080,44 +1080,7 @@ fn start_lines(
     if config.discard {
         text += "  storage     none: --discard answers 250 and throws every message away\n";
     } else {
-        let promise = match config.survive {
-            Survive::Power => "power: 250 means that the message is on stable storage",
-            Survive::Process => "process: a 250 survives kill -9, not power loss",
-            Survive::Nothing => "nothing: messages are kept in memory and end with the process",
-        };
-        text += &format!("  durability  {promise}\n");
-        let sum = |of: fn(&Ready) -> u64| ready.iter().map(of).sum::<u64>();
-        text += &format!(
-            "  ring        {}{} in {}, {} messages kept, {} free\n",
-            match several {
-                true => format!("{} rings, together ", ready.len()),
-                false => String::new(),
-            },
-            size(sum(|ready| ready.ring_bytes)),
-            match config.survive {
-                Survive::Nothing => "memory".to_owned(),
-                _ => config.ring.display().to_string(),
-            },
-            sum(|ready| ready.messages),
-            size(sum(|ready| ready.free_bytes)),
-        );
-        let mut said: Vec<&str> = Vec::new();
-        for ready in ready {
-            if !said.contains(&ready.retention.as_str()) {
-                said.push(&ready.retention);
-                text += &format!("  retention   {}\n", ready.retention);
-            }
-        }
-        if !leftover.is_empty() {
-            let names: Vec<String> = leftover.iter().map(|n| format!("shard-{n}")).collect();
-            text += &format!(
-                "  shards      no worker writes to {}: ringmx log reads it, ringmx consume empties it\n",
-                names.join(", ")
-            );
-        }
-        if let Some(ready) = ready.iter().find(|ready| !ready.warning.is_empty()) {
-            complain(&format!("ringmx: warning: {}\n", ready.warning));
-        }
+        storage_lines(config, ready, leftover, &mut text);
     }
     let memory = memory_bound(config);
     let largest = ready.iter().map(|ready| ready.message_bytes_max).max();
@@ -1153,6 +1116,48 @@ fn start_lines(
         text += &format!("Then: ringmx log{}\n", ring_option(config));
     }
     text
+}
+
+/// What the rings promise, how large they are, and how long they keep what.
+fn storage_lines(config: &Config, ready: &[Ready], leftover: &[u32], text: &mut String) {
+    let promise = match config.survive {
+        Survive::Power => "power: 250 means that the message is on stable storage",
+        Survive::Process => "process: a 250 survives kill -9, not power loss",
+        Survive::Nothing => "nothing: messages are kept in memory and end with the process",
+    };
+    *text += &format!("  durability  {promise}\n");
+    let sum = |of: fn(&Ready) -> u64| ready.iter().map(of).sum::<u64>();
+    *text += &format!(
+        "  ring        {}{} in {}, {} messages kept, {} free\n",
+        match ready.len() > 1 {
+            true => format!("{} rings, together ", ready.len()),
+            false => String::new(),
+        },
+        size(sum(|ready| ready.ring_bytes)),
+        match config.survive {
+            Survive::Nothing => "memory".to_owned(),
+            _ => config.ring.display().to_string(),
+        },
+        sum(|ready| ready.messages),
+        size(sum(|ready| ready.free_bytes)),
+    );
+    let mut said: Vec<&str> = Vec::new();
+    for ready in ready {
+        if !said.contains(&ready.retention.as_str()) {
+            said.push(&ready.retention);
+            *text += &format!("  retention   {}\n", ready.retention);
+        }
+    }
+    if !leftover.is_empty() {
+        let names: Vec<String> = leftover.iter().map(|n| format!("shard-{n}")).collect();
+        *text += &format!(
+            "  shards      no worker writes to {}: ringmx log reads it, ringmx consume empties it\n",
+            names.join(", ")
+        );
+    }
+    if let Some(ready) = ready.iter().find(|ready| !ready.warning.is_empty()) {
+        complain(&format!("ringmx: warning: {}\n", ready.warning));
+    }
 }
 
 fn join(bound: &[Bound]) -> String {

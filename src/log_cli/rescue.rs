@@ -25,7 +25,7 @@ use crate::limits::{
 use crate::ringlog::backing::{FileBacking, WriteMethod};
 use crate::ringlog::copy::{CopyError, RingCopy};
 use crate::ringlog::directory::{CopyPlan, CreateOptions, copy_ring, open_ring_read_only};
-use crate::ringlog::format::Consumer;
+use crate::ringlog::format::{Consumer, Superblock};
 use crate::ringlog::reader::{Message, MessageId};
 use crate::ringlog::recover::OpenError;
 use crate::ringlog::rescue::{
@@ -183,6 +183,65 @@ fn open(dir: &ShardDir, args: &RescueArguments) -> Result<FileBacking, Failure> 
         .map_err(|error| Failure::storage(format!("'{}': {error}", dir.path.display())))
 }
 
+impl Verified {
+    fn note_superblocks(&mut self, superblock: Option<&Superblock>, report: &Report) {
+        let clean = superblock.is_some_and(|superblock| superblock.clean);
+        for (name, state) in ["A", "B"].iter().zip(report.slots) {
+            let state = match state {
+                SuperblockState::Good { .. } => continue,
+                SuperblockState::Damaged => "is damaged",
+                SuperblockState::Absent => "is not there",
+                SuperblockState::Unreadable => "cannot be read",
+            };
+            match (superblock, clean) {
+                (None, _) | (Some(_), true) => {
+                    let reason = format!("superblock {name} {state}");
+                    self.damaged.push(json!({"reason": reason}));
+                }
+                // A stop while it was being written leaves this; the next start writes it again.
+                (Some(_), false) => self
+                    .notes
+                    .push(format!("superblock {name} {state}; the other counts")),
+            }
+        }
+        if superblock.is_some() && report.tail.is_none() {
+            let reason = "the superblock is an old one; which messages were released is not known";
+            self.damaged.push(json!({"reason": reason}));
+        }
+    }
+
+    /// Damaged ranges, and large messages without all of their parts.
+    fn note_damage(&mut self, shard: u32, report: &Report) {
+        let id = |number: u64| MessageId { shard, number }.to_string();
+        for damage in &report.damage {
+            match (damage.acknowledged, damage.reason) {
+                (_, Reason::GivenUp) => self.notes.push(format!(
+                    "positions {} to {}: {}",
+                    damage.from, damage.to, damage.reason
+                )),
+                (true, _) => self.damaged.push(damage_json(shard, damage)),
+                (false, _) => self.notes.push(format!(
+                    "positions {} to {} were not finished when it stopped: {}",
+                    damage.from, damage.to, damage.reason
+                )),
+            }
+        }
+        for message in &report.incomplete {
+            let (id, at) = (id(message.number), message.position);
+            match message.damaged {
+                true => {
+                    let reason = format!("parts of large message {id} at position {at} are gone");
+                    self.damaged
+                        .push(json!({"reason": reason, "first_id": id, "last_id": id}));
+                }
+                false => self.notes.push(format!(
+                    "large message {id} at position {at} was not finished when it stopped"
+                )),
+            }
+        }
+    }
+}
+
 /// Checks everything that a ring without a server holds.
 pub(super) fn verify(dir: &ShardDir, backing: &FileBacking) -> Result<Verified, Failure> {
     let options = RescueOptions {
@@ -204,69 +263,12 @@ pub(super) fn verify(dir: &ShardDir, backing: &FileBacking) -> Result<Verified, 
     found.tail = report.tail.unwrap_or(report.start);
     found.end = report.end;
     found.records = report.records;
-    let clean = rescue
-        .superblock()
-        .is_some_and(|superblock| superblock.clean);
-    for (name, state) in ["A", "B"].iter().zip(report.slots) {
-        let state = match state {
-            SuperblockState::Good { .. } => continue,
-            SuperblockState::Damaged => "is damaged",
-            SuperblockState::Absent => "is not there",
-            SuperblockState::Unreadable => "cannot be read",
-        };
-        match (rescue.superblock(), clean) {
-            (None, _) | (Some(_), true) => {
-                let reason = format!("superblock {name} {state}");
-                found.damaged.push(json!({"reason": reason}));
-            }
-            // A stop while it was being written leaves this; the next start writes it again.
-            (Some(_), false) => found
-                .notes
-                .push(format!("superblock {name} {state}; the other counts")),
-        }
-    }
-    if rescue.superblock().is_some() && report.tail.is_none() {
-        let reason = "the superblock is an old one; which messages were released is not known";
-        found.damaged.push(json!({"reason": reason}));
-    }
+    found.note_superblocks(rescue.superblock(), report);
     if report.missing_bytes > 0 {
         let reason = format!("the file is {} bytes too short", report.missing_bytes);
         found.damaged.push(json!({"reason": reason}));
     }
-    let id = |number: u64| {
-        MessageId {
-            shard: dir.shard,
-            number,
-        }
-        .to_string()
-    };
-    for damage in &report.damage {
-        match (damage.acknowledged, damage.reason) {
-            (_, Reason::GivenUp) => found.notes.push(format!(
-                "positions {} to {}: {}",
-                damage.from, damage.to, damage.reason
-            )),
-            (true, _) => found.damaged.push(damage_json(dir.shard, damage)),
-            (false, _) => found.notes.push(format!(
-                "positions {} to {} were not finished when it stopped: {}",
-                damage.from, damage.to, damage.reason
-            )),
-        }
-    }
-    for message in &report.incomplete {
-        let (id, at) = (id(message.number), message.position);
-        match message.damaged {
-            true => {
-                let reason = format!("parts of large message {id} at position {at} are gone");
-                found
-                    .damaged
-                    .push(json!({"reason": reason, "first_id": id, "last_id": id}));
-            }
-            false => found.notes.push(format!(
-                "large message {id} at position {at} was not finished when it stopped"
-            )),
-        }
-    }
+    found.note_damage(dir.shard, report);
     for (from, to) in &report.unreadable {
         let reason = format!("bytes {from} to {to} of the file cannot be read");
         found.damaged.push(json!({"reason": reason}));
