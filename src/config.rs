@@ -17,7 +17,7 @@ use crate::choice::choices;
 use crate::ip_prefix::IpPrefix;
 use crate::limits::{
     ACCEPTED_DOMAINS_MAX, DOMAIN_BYTES_MAX, ENVELOPE_BYTES_MAX, GIB, HOLD_S_DEFAULT,
-    HOPS_MAX_DEFAULT, KIB, MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, MIB,
+    HOPS_MAX_DEFAULT, MESSAGE_BYTES_MAX_DEFAULT, MESSAGES_PER_SESSION_MAX_DEFAULT, MIB,
     NETWORKS_MAX, POOL_BYTES_DEFAULT, RECIPIENTS_MAX_DEFAULT, RING_BYTES_DEFAULT, RING_BYTES_STEP,
     SESSIONS_MAX_DEFAULT, TLS_CERTIFICATES_MAX, TLS_HANDSHAKES_DEFAULT,
 };
@@ -28,6 +28,7 @@ use crate::smtp::extension::{self, EXTENSIONS};
 use crate::smtp::parameter::Offered;
 use crate::smtp::sasl::Mechanisms;
 use crate::smtp::session::Role;
+use crate::sys::process::host_name;
 use crate::tls::credentials::ClientCertificates;
 use listen::{Listen, Place};
 use options::{Kind, OPTIONS, Opt, Setting};
@@ -512,7 +513,7 @@ impl Config {
             config.apply_file(&path, &text)?;
         }
         config.apply_flags(&flags)?;
-        config.validate(&system_host_name())?;
+        config.validate(&host_name())?;
         Ok(Request::Run(Box::new(config)))
     }
 
@@ -1091,19 +1092,6 @@ pub fn is_domain(name: &str) -> bool {
             && bytes.last() != Some(&b'-')
     };
     name.len() <= DOMAIN_BYTES_MAX && name.split('.').all(label)
-}
-
-/// The system's host name; empty where it can't be read.
-pub fn system_host_name() -> String {
-    let files = ["/proc/sys/kernel/hostname", "/etc/hostname"];
-    let mut names = files.iter().filter_map(|file| {
-        let mut text = String::new();
-        let opened = std::fs::File::open(file).ok()?;
-        opened.take(KIB).read_to_string(&mut text).ok()?;
-        let name = text.trim();
-        (!name.is_empty()).then(|| name.to_owned())
-    });
-    names.next().unwrap_or_default()
 }
 
 /// The name of `known` that is closest to `name`, if one is close enough to be a slip of the fingers.

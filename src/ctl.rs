@@ -794,19 +794,19 @@ impl std::convert::From<io::Error> for ClientError {
 }
 
 /// Longest path that fits into the address of a UNIX socket, bytes.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
+const SOCKET_PATH_BYTES_MAX: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
 /// Calls `action` with a name of the socket `path` that is short enough for the address of a
 /// socket: a longer one goes through a descriptor of its directory. For binding as for connecting.
 ///
 /// # Errors
 /// Those of `action` and of opening the directory; `InvalidInput` when a long path has no directory
-/// or no name.
+/// or no name, and for every long path where a descriptor has no path of its own (beyond Linux).
 pub fn with_short_path<T>(
     path: &Path,
     action: impl FnOnce(&Path) -> io::Result<T>,
 ) -> io::Result<T> {
-    if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
+    if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX || cfg!(not(target_os = "linux")) {
         return action(path);
     }
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {

@@ -690,7 +690,7 @@ fn open_storage(
         *clock,
     )
     .map_err(|error| start_error(EXIT_FAILURE, format!("the sync thread: {error}")))?;
-    let ring = read_only(&log).map_err(handle)?;
+    let ring = read_only(&log, &dir).map_err(handle)?;
     let ctl = bind_ctl(&dir.join(CTL_FILE), !config.group.is_empty()).map_err(|error| {
         let text = format!("{}: {}", dir.join(CTL_FILE).display(), reason(&error));
         start_error(EXIT_FAILURE, text)
@@ -823,10 +823,25 @@ fn create(dir: &Path, config: &Config, place: &Place, clock: &Clock) -> Result<(
 }
 
 /// A descriptor that readers can be handed: it can't write.
-fn read_only(log: &Log<FileBacking>) -> io::Result<OwnedFd> {
+#[cfg(target_os = "linux")]
+fn read_only(log: &Log<FileBacking>, _dir: &Path) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fd/{}", log.backing().file().as_raw_fd());
     Ok(std::fs::File::open(path)?.into())
+}
+
+/// A descriptor that readers can be handed: it can't write. The file is opened by its name again, and has to be the
+/// same.
+#[cfg(not(target_os = "linux"))]
+fn read_only(log: &Log<FileBacking>, dir: &Path) -> io::Result<OwnedFd> {
+    use std::os::unix::fs::MetadataExt;
+    let own = std::fs::File::from(log.backing().file().try_clone_to_owned()?).metadata()?;
+    let file = std::fs::File::open(dir.join(RING_FILE))?;
+    let found = file.metadata()?;
+    if (found.dev(), found.ino()) != (own.dev(), own.ino()) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(file.into())
 }
 
 /// Binds the control socket in place of one that a dead server left.

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use crate::cli::complain;
 use crate::clock::{Clock, internet_date};
+use crate::config::is_domain;
 use crate::config::units::{parse_duration, quoted};
-use crate::config::{is_domain, system_host_name};
 use crate::limits::{MIB, PATH_BYTES_MAX};
+use crate::sys::process::host_name;
 
 /// Help text.
 pub const HELP: &str = "\
@@ -223,7 +224,7 @@ fn connect(options: &Options) -> Result<TcpStream, SendError> {
 }
 
 fn helo_name() -> String {
-    let host = system_host_name();
+    let host = host_name();
     if is_domain(&host) {
         host
     } else {

@@ -1134,7 +1134,7 @@ fn can_run(options: &Options) -> Result<(), Stop> {
     }
     if let Some(name) = &options.congestion {
         let tried = Socket::new(Domain::IPV4, Type::STREAM, None)
-            .and_then(|socket| socket.set_tcp_congestion(name.as_bytes()));
+            .and_then(|socket| sys::set_congestion(&socket, name));
         if let Err(error) = tried {
             let known = "/proc/sys/net/ipv4/tcp_available_congestion_control";
             let known = std::fs::read_to_string(known).unwrap_or_default();

@@ -7,7 +7,7 @@ use mio::net::{TcpStream, UnixStream};
 pub use mio::{Events, Poll, Token};
 use mio::{Interest, Registry};
 use rustls::{CipherSuite, ClientConnection, HandshakeKind, ProtocolVersion};
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 use std::path::PathBuf;
@@ -164,10 +164,10 @@ impl Wire {
             Address::Tcp(addr) => *addr,
         };
         let domain = Domain::for_address(addr);
-        let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        let socket = sys::nonblocking_tcp(domain)?;
         socket.set_tcp_nodelay(true)?;
         if let Some(name) = &target.congestion {
-            socket.set_tcp_congestion(name.as_bytes())?;
+            sys::set_congestion(&socket, name)?;
         }
         if let (Some(sources), SocketAddr::V4(_)) = (target.sources, addr) {
             sys::bind_without_port(&socket);
@@ -185,8 +185,7 @@ impl Wire {
 
     fn begin(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
         match socket.connect(&SockAddr::from(addr)) {
-            // EINPROGRESS.
-            Err(error) if error.raw_os_error() == Some(115) => Ok(()),
+            Err(error) if sys::is_in_progress(&error) => Ok(()),
             other => other,
         }
     }
@@ -238,7 +237,7 @@ impl Wire {
         let Stream::Tcp(stream) = &self.stream else {
             return None;
         };
-        let name = SockRef::from(stream).tcp_congestion().ok()?;
+        let name = sys::congestion(&SockRef::from(stream)).ok()?;
         let text = name.split(|byte| *byte == 0).next()?;
         Some(String::from_utf8_lossy(text).into_owned())
     }

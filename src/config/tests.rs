@@ -25,7 +25,7 @@ fn file_error(text: &str) -> String {
 #[test]
 fn no_flags_give_the_defaults_and_a_server_name() {
     let mut expected = Config::default();
-    expected.validate(&system_host_name()).unwrap();
+    expected.validate(&host_name()).unwrap();
     assert_eq!(config(&[]), expected);
     assert!(is_domain(&expected.server_name));
     assert_eq!(expected.given, []);

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+#[cfg(target_os = "linux")]
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
@@ -244,7 +245,10 @@ pub(super) fn notify(state: &str) {
     };
     let bytes = target.as_encoded_bytes();
     let address = match bytes.strip_prefix(b"@") {
+        #[cfg(target_os = "linux")]
         Some(name) => UnixAddr::from_abstract_name(name),
+        #[cfg(not(target_os = "linux"))]
+        Some(_) => Err(std::io::ErrorKind::Unsupported.into()),
         None => UnixAddr::from_pathname(&target),
     };
     let sent = address.and_then(|address| {

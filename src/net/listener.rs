@@ -208,7 +208,11 @@ fn bind_one(address: SocketAddr, group: bool) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
+    // Connections are spread over the group: FreeBSD has an option of its own for that.
+    #[cfg(not(target_os = "freebsd"))]
     socket.set_reuse_port(group)?;
+    #[cfg(target_os = "freebsd")]
+    socket.set_reuse_port_lb(group)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -244,13 +248,27 @@ pub fn bind_unix(path: &Path) -> io::Result<ListeningSocket> {
     Ok(ListeningSocket::Unix(UnixListener::from_std(socket)))
 }
 
+#[cfg(not(target_vendor = "apple"))]
+fn listens(socket: &AnySocket) -> io::Result<bool> {
+    socket.is_listener()
+}
+
+/// Where a socket does not say whether it listens: one that does can be told to again, a connected one can't.
+#[cfg(target_vendor = "apple")]
+fn listens(socket: &AnySocket) -> io::Result<bool> {
+    match socket.listen(BACKLOG) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
 /// Listens on a socket that was open when the process started.
 ///
 /// # Errors
 /// `InvalidInput` when it is no listening TCP or UNIX socket; otherwise what the system says.
 pub fn adopt(socket: OwnedFd) -> io::Result<ListeningSocket> {
     let socket = AnySocket::from(socket);
-    if !socket.is_listener()? {
+    if !listens(&socket)? {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     socket.set_nonblocking(true)?;

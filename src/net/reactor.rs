@@ -37,7 +37,8 @@ use crate::server::listener::TlsMode;
 use crate::server::{Committer, Server};
 use crate::smtp::reply::Reply;
 use crate::status::{self, About, Summary, snapshot};
-use crate::sys::signal::{Request, Signals};
+use crate::sys::process::is_orphan;
+use crate::sys::signal::{Request, Signals, exit_now};
 
 /// Events taken from the kernel at once.
 const EVENTS: usize = 1_024;
@@ -545,7 +546,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
                 // and a terminal send their signals to both.
                 Request::Stop if self.stop_since.is_some() && self.link.is_none() => {
                     // The second signal ends at once; recovery will find everything that was promised.
-                    crate::sys::signal::exit_now(3);
+                    exit_now(3);
                 }
                 Request::Stop => self.stop(now),
                 Request::Reload if self.link.is_none() => self.reload(),
@@ -656,7 +657,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             && parent.desk.send(PARENT_KEY, now, None).is_some()
         {
             // Nobody is left to say when to stop, and another server may be waiting for the ring.
-            crate::sys::signal::exit_now(1);
+            exit_now(1);
         }
     }
 
@@ -669,7 +670,7 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         {
             match visitor.protocol.orders(&buf[..len]) {
                 Ok(came) => orders.extend(came),
-                Err(link::Broken) => crate::sys::signal::exit_now(1),
+                Err(link::Broken) => exit_now(1),
             }
         }
         for order in orders {
@@ -737,6 +738,9 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             return;
         }
         self.idle_at = now;
+        if self.link.is_some() && is_orphan() {
+            exit_now(1);
+        }
         self.server.idle_tick();
         if let Some(at) = self.handed_over_at {
             match now.since_ns(at) >= nanos(HANDOVER_GRACE) {

@@ -1,4 +1,4 @@
-//! Passing a descriptor over a UNIX socket (SCM_RIGHTS). Linux.
+//! Passing a descriptor over a UNIX socket (SCM_RIGHTS).
 
 use std::io;
 use std::mem;
@@ -7,6 +7,12 @@ use std::ptr;
 
 /// Descriptors taken from one message at most; more are closed by the kernel (MSG_CTRUNC).
 const DESCRIPTORS_MAX: usize = 4;
+
+/// What is received is closed to programs that are started; where the call can't see to that, it is done behind it.
+#[cfg(not(target_vendor = "apple"))]
+const RECEIVE_FLAGS: libc::c_int = libc::MSG_CMSG_CLOEXEC;
+#[cfg(target_vendor = "apple")]
+const RECEIVE_FLAGS: libc::c_int = 0;
 
 /// Control buffer, aligned as `cmsghdr` has to be.
 #[repr(C, align(8))]
@@ -90,8 +96,7 @@ pub fn receive(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(usize, Opt
     message.msg_controllen = space as _;
     let len = loop {
         // SAFETY: `message` points to `buf` and `control`, both writable for the lengths given.
-        let len =
-            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+        let len = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, RECEIVE_FLAGS) };
         if let Ok(len) = usize::try_from(len) {
             break len;
         }
@@ -126,6 +131,11 @@ fn first_descriptor(message: &libc::msghdr) -> Option<OwnedFd> {
                 let owned = unsafe {
                     let data = libc::CMSG_DATA(header).cast::<RawFd>().add(index);
                     OwnedFd::from_raw_fd(ptr::read_unaligned(data))
+                };
+                #[cfg(target_vendor = "apple")]
+                // SAFETY: takes numbers; the descriptor is open.
+                unsafe {
+                    libc::fcntl(owned.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC)
                 };
                 first.get_or_insert(owned);
             }

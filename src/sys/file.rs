@@ -4,9 +4,11 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
+use std::os::fd::FromRawFd;
 use std::os::unix::fs::MetadataExt;
-#[cfg(target_os = "linux")]
+#[cfg(not(target_os = "freebsd"))]
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -132,9 +134,10 @@ pub fn open_direct(path: &Path) -> io::Result<File> {
 /// An anonymous file in memory, closed on exec. It vanishes with its last descriptor and map.
 ///
 /// # Errors
-/// As memfd_create(2); `Unsupported` where the system has none.
+/// As memfd_create(2); where the system has none, those of a file that is made in the directory for temporary files
+/// and taken out of it at once.
 pub fn memory_file(name: &CStr) -> io::Result<File> {
-    #[cfg(target_os = "linux")]
+    #[cfg(any(target_os = "linux", target_os = "freebsd"))]
     {
         // SAFETY: `name` is a NUL-terminated string that outlives the call.
         let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
@@ -144,10 +147,24 @@ pub fn memory_file(name: &CStr) -> io::Result<File> {
         // SAFETY: `fd` was just created and is owned by nobody else.
         Ok(unsafe { File::from_raw_fd(fd) })
     }
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
     {
-        let _ = name;
-        Err(io::Error::from(io::ErrorKind::Unsupported))
+        let mut suffix = [0; 16];
+        random(&mut suffix)?;
+        let name = format!(
+            "{}-{:032x}",
+            name.to_string_lossy(),
+            u128::from_ne_bytes(suffix)
+        );
+        let path = std::env::temp_dir().join(name);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        std::fs::remove_file(&path)?;
+        Ok(file)
     }
 }
 

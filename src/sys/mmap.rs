@@ -9,6 +9,13 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
+/// Address space that is only reserved needs no memory behind it; where the kernel has no word for that, a private map
+/// without access needs none either.
+#[cfg(target_os = "linux")]
+const RESERVED: libc::c_int = libc::MAP_NORESERVE;
+#[cfg(not(target_os = "linux"))]
+const RESERVED: libc::c_int = 0;
+
 /// A writable shared map of the first bytes of a file.
 #[derive(Debug)]
 pub struct WriteMap {
@@ -104,7 +111,7 @@ impl RingMap {
                 std::ptr::null_mut(),
                 twice,
                 libc::PROT_NONE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | RESERVED,
                 -1,
                 0,
             )

@@ -17,3 +17,13 @@ pub mod schedule;
 pub mod signal;
 pub mod socket;
 pub mod wait;
+
+/// Where the C library keeps this thread's errno.
+fn errno_place() -> *mut libc::c_int {
+    // SAFETY: takes nothing; the place is valid for as long as the thread lives.
+    #[cfg(target_os = "linux")]
+    return unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    #[cfg(not(target_os = "linux"))]
+    return unsafe { libc::__error() };
+}

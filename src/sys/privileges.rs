@@ -1,4 +1,4 @@
-//! Becoming an ordinary user for good, and what that user's processes may still do. Linux.
+//! Becoming an ordinary user for good, and what that user's processes may still do.
 
 use std::io;
 
@@ -58,15 +58,25 @@ pub fn become_user(user: User, groups: &[u32]) -> io::Result<()> {
     let mut all = vec![user.gid];
     all.extend_from_slice(groups);
     // SAFETY: setgroups reads `all.len()` numbers.
-    if unsafe { libc::setgroups(all.len(), all.as_ptr()) } != 0 {
+    if unsafe { libc::setgroups(all.len() as _, all.as_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: these calls take numbers.
-    if unsafe { libc::setresgid(user.gid, user.gid, user.gid) } != 0 {
+    #[cfg(not(target_vendor = "apple"))]
+    let group = unsafe { libc::setresgid(user.gid, user.gid, user.gid) };
+    // SAFETY: as above. Root's call changes the real, effective and saved number.
+    #[cfg(target_vendor = "apple")]
+    let group = unsafe { libc::setgid(user.gid) };
+    if group != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: as above.
-    if unsafe { libc::setresuid(user.uid, user.uid, user.uid) } != 0 {
+    #[cfg(not(target_vendor = "apple"))]
+    let own = unsafe { libc::setresuid(user.uid, user.uid, user.uid) };
+    // SAFETY: as above.
+    #[cfg(target_vendor = "apple")]
+    let own = unsafe { libc::setuid(user.uid) };
+    if own != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: as above. Where it works, what was given up was not given up.
@@ -76,13 +86,31 @@ pub fn become_user(user: User, groups: &[u32]) -> io::Result<()> {
     Ok(())
 }
 
-/// From now on no program that this process starts gains privileges (set-user-ID bits, file capabilities).
+/// From now on no program that this process starts gains privileges (set-user-ID bits, file capabilities). Linux and
+/// FreeBSD know such a promise; elsewhere nothing is done.
 ///
 /// # Errors
-/// Whatever prctl says.
+/// Whatever prctl or procctl says.
 pub fn no_new_privileges() -> io::Result<()> {
     // SAFETY: PR_SET_NO_NEW_PRIVS takes numbers.
-    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
+    #[cfg(target_os = "linux")]
+    let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    #[cfg(target_os = "freebsd")]
+    let result = {
+        let mut enable = libc::PROC_NO_NEW_PRIVS_ENABLE;
+        // SAFETY: the call reads one number, which outlives it; 0 is this process.
+        unsafe {
+            libc::procctl(
+                libc::P_PID,
+                0,
+                libc::PROC_NO_NEW_PRIVS_CTL,
+                (&raw mut enable).cast(),
+            )
+        }
+    };
+    #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+    let result = 0;
+    if result != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
@@ -92,6 +120,7 @@ pub fn no_new_privileges() -> io::Result<()> {
 ///
 /// # Errors
 /// Whatever prctl says.
+#[cfg(target_os = "linux")]
 pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
     // SAFETY: PR_SET_DUMPABLE takes numbers.
     if unsafe {
@@ -104,6 +133,23 @@ pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
         )
     } != 0
     {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Whether a crash may write this process's memory to a file: what is allowed already stays allowed.
+///
+/// # Errors
+/// Whatever setrlimit says.
+#[cfg(not(target_os = "linux"))]
+pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: setrlimit reads one rlimit from a valid pointer.
+    if !dumpable && unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())

@@ -80,7 +80,8 @@ impl Child {
 /// Those of fork(2); `Unsupported` while this process has threads: a copy has none of them, but all the locks that they
 /// held.
 pub fn fork() -> io::Result<Forked> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+    // Elsewhere nobody counts: the caller answers for it.
+    if cfg!(target_os = "linux") && std::fs::read_dir("/proc/self/task")?.count() != 1 {
         let text = "only a process without threads can be forked";
         return Err(io::Error::new(io::ErrorKind::Unsupported, text));
     }
@@ -122,14 +123,47 @@ fn restore(mask: &libc::sigset_t) {
 
 /// Has this process killed when its parent ends; ends it at once when the parent has ended already.
 fn die_with(parent: u32) {
-    // SAFETY: PR_SET_PDEATHSIG takes a signal; getppid takes nothing.
-    let now = unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        libc::getppid()
+    // SAFETY: PR_SET_PDEATHSIG takes a signal.
+    #[cfg(target_os = "linux")]
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)
     };
+    #[cfg(target_os = "freebsd")]
+    {
+        let mut signal = libc::SIGKILL;
+        // SAFETY: the call reads one number, which outlives it; 0 is this process.
+        unsafe {
+            libc::procctl(
+                libc::P_PID,
+                0,
+                libc::PROC_PDEATHSIG_CTL,
+                (&raw mut signal).cast(),
+            )
+        };
+    }
+    // SAFETY: getppid takes nothing. Where no signal can be asked for, `is_orphan` tells.
+    let now = unsafe { libc::getppid() };
     if now.unsigned_abs() != parent {
         signal::exit_now(1);
     }
+}
+
+/// Whether the parent of this process has ended, where no signal tells: it is then a child of the first process.
+pub fn is_orphan() -> bool {
+    // SAFETY: getppid takes nothing and can't fail.
+    cfg!(target_vendor = "apple") && unsafe { libc::getppid() } == 1
+}
+
+/// The system's name for this host, as gethostname(3) has it; empty when it has none that is text.
+pub fn host_name() -> String {
+    let mut name = [0_u8; 256];
+    // SAFETY: gethostname writes at most the octets that it is told there are; the last one is kept as an end.
+    let result = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
+    let text = std::ffi::CStr::from_bytes_until_nul(&name).ok();
+    text.filter(|_| result == 0)
+        .and_then(|text| text.to_str().ok())
+        .unwrap_or_default()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -137,6 +171,14 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn the_host_has_the_name_that_the_kernel_knows() {
+        let known = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        assert_eq!(host_name(), known.trim_end());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
     fn a_process_with_threads_is_not_forked() {
         // The test harness runs each test on a thread.
         let error = fork().expect_err("threads");

@@ -7,6 +7,7 @@
 use std::io;
 
 /// `struct sched_attr` of sched_setattr(2), without what deadline and utilisation hints add.
+#[cfg(target_os = "linux")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Attributes {
@@ -21,6 +22,7 @@ struct Attributes {
     period_ns: u64,
 }
 
+#[cfg(target_os = "linux")]
 const ATTRIBUTES_BYTES: u32 = size_of::<Attributes>() as u32;
 
 /// Asks the kernel to cut the calling thread's time into slices of `slice_ns` (100 us to 100 ms are taken as they are).
@@ -29,6 +31,7 @@ const ATTRIBUTES_BYTES: u32 = size_of::<Attributes>() as u32;
 ///
 /// # Errors
 /// Those of sched_getattr(2) and sched_setattr(2): a filter of system calls may forbid them.
+#[cfg(target_os = "linux")]
 pub fn shorten_slices(slice_ns: u64) -> io::Result<bool> {
     let mut attributes = attributes()?;
     if attributes.policy != libc::SCHED_OTHER as u32 {
@@ -44,7 +47,17 @@ pub fn shorten_slices(slice_ns: u64) -> io::Result<bool> {
     }
 }
 
+/// Other systems are not asked.
+///
+/// # Errors
+/// None.
+#[cfg(not(target_os = "linux"))]
+pub fn shorten_slices(_slice_ns: u64) -> io::Result<bool> {
+    Ok(false)
+}
+
 /// The calling thread's attributes.
+#[cfg(target_os = "linux")]
 fn attributes() -> io::Result<Attributes> {
     let mut attributes = Attributes::default();
     // SAFETY: the kernel writes at most the octets that it is told the struct has; 0 is the calling thread.
@@ -63,7 +76,7 @@ fn attributes() -> io::Result<Attributes> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
 

@@ -2,7 +2,7 @@
 //! signal that comes between the look at the flag and the poll.
 
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Write end of the pipe; -1 before `install`.
@@ -13,9 +13,9 @@ extern "C" fn on_signal(number: libc::c_int) {
     let byte = number as u8;
     // SAFETY: write(2) is async-signal-safe; the byte lives on this stack; errno is put back below.
     unsafe {
-        let errno = *libc::__errno_location();
+        let errno = *super::errno_place();
         libc::write(fd, (&raw const byte).cast(), 1);
-        *libc::__errno_location() = errno;
+        *super::errno_place() = errno;
     }
 }
 
@@ -39,16 +39,18 @@ impl Signals {
     /// size (`ulimit -f`) fails like any other, instead of ending the process without a word. Once per process.
     ///
     /// # Errors
-    /// Whatever pipe or sigaction says.
+    /// Whatever pipe, fcntl or sigaction says.
     pub fn install() -> io::Result<Signals> {
-        let mut ends = [0; 2];
-        // SAFETY: pipe2 writes two descriptors into a valid array.
-        if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) } != 0 {
-            return Err(io::Error::last_os_error());
+        let (reader, writer) = io::pipe()?;
+        // The write end stays open for ever.
+        let (reader, writer) = (OwnedFd::from(reader), OwnedFd::from(writer).into_raw_fd());
+        for end in [reader.as_raw_fd(), writer] {
+            // SAFETY: sets O_NONBLOCK on a descriptor that was just made; it is closed on exec already.
+            if unsafe { libc::fcntl(end, libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
         }
-        // SAFETY: the descriptor was just created and nobody else owns it. The write end stays open for ever.
-        let read_end = unsafe { OwnedFd::from_raw_fd(ends[0]) };
-        PIPE.store(ends[1], Ordering::Relaxed);
+        PIPE.store(writer, Ordering::Relaxed);
         for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
             // SAFETY: an all-zero sigaction is valid; the handler is async-signal-safe.
             let done = unsafe {
@@ -66,7 +68,7 @@ impl Signals {
             return Err(io::Error::last_os_error());
         }
         Ok(Signals {
-            pipe: std::fs::File::from(read_end),
+            pipe: std::fs::File::from(reader),
         })
     }
 

@@ -24,6 +24,7 @@ pub fn peek(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
 ///
 /// # Errors
 /// Those of getsockopt(2): it is no UNIX socket.
+#[cfg(target_os = "linux")]
 pub fn peer_user(socket: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: an all-zero ucred is a valid value to be overwritten.
     let mut found: libc::ucred = unsafe { std::mem::zeroed() };
@@ -40,6 +41,20 @@ pub fn peer_user(socket: BorrowedFd<'_>) -> io::Result<u32> {
     };
     match done {
         0 => Ok(found.uid),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Number of the user whose process is at the other end of a UNIX socket.
+///
+/// # Errors
+/// Those of getpeereid(3): it is no UNIX socket.
+#[cfg(not(target_os = "linux"))]
+pub fn peer_user(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let (mut user, mut group) = (0, 0);
+    // SAFETY: both pointers are valid for the call, which writes a number to each.
+    match unsafe { libc::getpeereid(socket.as_raw_fd(), &raw mut user, &raw mut group) } {
+        0 => Ok(user),
         _ => Err(io::Error::last_os_error()),
     }
 }

@@ -120,6 +120,7 @@ impl Process {
 ///
 /// # Errors
 /// As pidfd_open(2): `Unsupported` before Linux 5.3.
+#[cfg(target_os = "linux")]
 pub fn process(id: u32) -> io::Result<Process> {
     // SAFETY: takes two numbers and returns a new descriptor, close-on-exec, or an error.
     let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, id as libc::pid_t, 0) };
@@ -127,6 +128,47 @@ pub fn process(id: u32) -> io::Result<Process> {
         // SAFETY: just returned by the kernel; nobody else knows it.
         Ok(descriptor @ 0..) => Ok(Process(unsafe { OwnedFd::from_raw_fd(descriptor) })),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A descriptor of the child process `id`, which has not been waited for yet.
+///
+/// # Errors
+/// As kqueue(2) and kevent(2).
+#[cfg(not(target_os = "linux"))]
+pub fn process(id: u32) -> io::Result<Process> {
+    // SAFETY: takes nothing and returns a new descriptor or an error.
+    let queue = unsafe { libc::kqueue() };
+    if queue < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just returned by the kernel; nobody else knows it. No child inherits a kqueue.
+    let queue = unsafe { OwnedFd::from_raw_fd(queue) };
+    // SAFETY: kevent is plain data for which all zeros are a value.
+    let mut change: libc::kevent = unsafe { std::mem::zeroed() };
+    change.ident = id as libc::uintptr_t;
+    change.filter = libc::EVFILT_PROC;
+    change.flags = libc::EV_ADD;
+    change.fflags = libc::NOTE_EXIT;
+    // SAFETY: one initialised change is read, no event is asked for.
+    let result = unsafe {
+        libc::kevent(
+            queue.as_raw_fd(),
+            &raw const change,
+            1,
+            std::ptr::null_mut(),
+            0,
+            std::ptr::null(),
+        )
+    };
+    if result == 0 {
+        return Ok(Process(queue));
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        // It has ended already: a pipe that nobody can write to is readable from the beginning.
+        Some(libc::ESRCH) => Ok(Process(OwnedFd::from(std::io::pipe()?.0))),
+        _ => Err(error),
     }
 }
 
@@ -148,7 +190,7 @@ extern "C" fn on_stop(_signal: libc::c_int) {
     // failed call and the reading of its errno. write(2) is async-signal-safe; a full pipe already
     // says what is to be said.
     unsafe {
-        let errno = libc::__errno_location();
+        let errno = super::errno_place();
         let kept = *errno;
         libc::write(descriptor, [1_u8].as_ptr().cast(), 1);
         *errno = kept;

@@ -7,6 +7,7 @@
 
 pub mod counting;
 
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -78,10 +79,17 @@ pub fn resident_max() -> u64 {
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: `usage` is a valid place for one rusage.
     unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
-    usage.ru_maxrss as u64 * 1024
+    // Apple's systems count octets, the others units of 1,024.
+    let unit = if cfg!(target_vendor = "apple") {
+        1
+    } else {
+        1_024
+    };
+    usage.ru_maxrss as u64 * unit
 }
 
 /// Raises the limit of open files as far as allowed and returns it.
+#[allow(clippy::unnecessary_cast, reason = "the type differs between targets")]
 pub fn raise_descriptor_limit() -> u64 {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
@@ -96,13 +104,14 @@ pub fn raise_descriptor_limit() -> u64 {
         };
         // SAFETY: `wanted` is initialised.
         if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &wanted) } == 0 {
-            return wanted.rlim_cur;
+            return wanted.rlim_cur as u64;
         }
     }
-    limit.rlim_cur
+    limit.rlim_cur as u64
 }
 
 /// Returns the space that files may still take at `path`, in bytes; nothing when it can't be told.
+#[allow(clippy::unnecessary_cast, reason = "the types differ between targets")]
 pub fn disk_free(path: &std::path::Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
@@ -110,7 +119,7 @@ pub fn disk_free(path: &std::path::Path) -> Option<u64> {
     let mut space: libc::statvfs = unsafe { std::mem::zeroed() };
     // SAFETY: `path` ends with NUL and `space` is a valid place for one statvfs.
     let done = unsafe { libc::statvfs(path.as_ptr(), &mut space) };
-    (done == 0).then(|| space.f_bavail.saturating_mul(space.f_frsize))
+    (done == 0).then(|| (space.f_bavail as u64).saturating_mul(space.f_frsize as u64))
 }
 
 /// Returns the width of the terminal on standard error, if it is one.
@@ -127,6 +136,7 @@ pub fn terminal_columns() -> Option<usize> {
 }
 
 /// Binds this thread to one CPU.
+#[cfg(target_os = "linux")]
 pub fn pin_thread(cpu: usize) -> io::Result<()> {
     if cpu >= libc::CPU_SETSIZE as usize {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -140,8 +150,38 @@ pub fn pin_thread(cpu: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Binds this thread to one CPU.
+#[cfg(target_os = "freebsd")]
+pub fn pin_thread(cpu: usize) -> io::Result<()> {
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: cpuset_t is plain data for which all zeroes are valid.
+    let mut set: libc::cpuset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `cpu` is below CPU_SETSIZE, so the bit is inside `set`.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: `set` is initialised and its size is given; -1 is the calling thread.
+    check(unsafe {
+        libc::cpuset_setaffinity(
+            libc::CPU_LEVEL_WHICH,
+            libc::CPU_WHICH_TID,
+            -1,
+            size_of_val(&set),
+            &set,
+        )
+    })?;
+    Ok(())
+}
+
+/// Threads can't be bound here.
+#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+pub fn pin_thread(_cpu: usize) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Lets a bound socket choose its port when it connects, so that ports are shared between
-/// destinations (IP_BIND_ADDRESS_NO_PORT).
+/// destinations (IP_BIND_ADDRESS_NO_PORT of Linux; elsewhere nothing is done).
+#[cfg(target_os = "linux")]
 pub fn bind_without_port(socket: &impl AsFd) {
     let on: libc::c_int = 1;
     // SAFETY: the descriptor is open while borrowed, and `on` outlives the call. A kernel without
@@ -157,7 +197,61 @@ pub fn bind_without_port(socket: &impl AsFd) {
     }
 }
 
+/// Lets a bound socket choose its port when it connects: a wish that only Linux knows.
+#[cfg(not(target_os = "linux"))]
+pub fn bind_without_port(_socket: &impl AsFd) {}
+
+/// How many segments a TCP socket has sent again is asked of Linux alone.
+#[cfg(not(target_os = "linux"))]
+pub fn retransmits(_socket: &impl AsFd) -> Option<u64> {
+    None
+}
+
+/// Makes a TCP socket whose calls do not wait.
+pub fn nonblocking_tcp(domain: Domain) -> io::Result<Socket> {
+    #[cfg(not(target_vendor = "apple"))]
+    return Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP));
+    #[cfg(target_vendor = "apple")]
+    {
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    }
+}
+
+/// Returns whether a connect goes on by itself.
+pub fn is_in_progress(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINPROGRESS)
+}
+
+/// Chooses the congestion control of a socket.
+///
+/// **Errors**: those of setsockopt(2) for a name that the system does not have; `Unsupported` where none can be chosen.
+pub fn set_congestion(socket: &Socket, name: &str) -> io::Result<()> {
+    #[cfg(not(target_vendor = "apple"))]
+    return socket.set_tcp_congestion(name.as_bytes());
+    #[cfg(target_vendor = "apple")]
+    {
+        let _ = (socket, name);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Returns the name of a socket's congestion control, with what follows its end.
+///
+/// **Errors**: those of getsockopt(2); `Unsupported` where it can't be asked.
+pub fn congestion(socket: &SockRef<'_>) -> io::Result<Vec<u8>> {
+    #[cfg(not(target_vendor = "apple"))]
+    return socket.tcp_congestion();
+    #[cfg(target_vendor = "apple")]
+    {
+        let _ = socket;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
 /// Returns how many segments a TCP socket has sent again, its SYN included; nothing for others.
+#[cfg(target_os = "linux")]
 pub fn retransmits(socket: &impl AsFd) -> Option<u64> {
     // SAFETY: tcp_info is plain data for which all zeroes are valid.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
@@ -179,6 +273,7 @@ pub fn retransmits(socket: &impl AsFd) -> Option<u64> {
 /// with SO_LINGER at 0. The socket keeps its options and its place in a poll.
 ///
 /// **Errors**: those of connect(2), such as a socket that is closed already.
+#[cfg(target_os = "linux")]
 pub fn disconnect(socket: &impl AsFd) -> io::Result<()> {
     // SAFETY: sockaddr is plain data for which all zeroes are valid, and AF_UNSPEC is 0.
     let nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
@@ -188,11 +283,20 @@ pub fn disconnect(socket: &impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Other systems connect a TCP socket once.
+///
+/// **Errors**: always `Unsupported`.
+#[cfg(not(target_os = "linux"))]
+pub fn disconnect(_socket: &impl AsFd) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// A timer that a poll can wait for, finer than poll's milliseconds.
 pub struct Timer {
     fd: OwnedFd,
 }
 
+#[cfg(target_os = "linux")]
 impl Timer {
     /// Makes a timer that is not set.
     pub fn new() -> io::Result<Self> {
@@ -222,7 +326,34 @@ impl Timer {
         // SAFETY: `spec` is initialised; the old value is not asked for.
         unsafe { libc::timerfd_settime(self.fd.as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
     }
+}
 
+#[cfg(not(target_os = "linux"))]
+impl Timer {
+    /// Makes a timer that is not set.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: kqueue takes nothing.
+        let fd = check(unsafe { libc::kqueue() })?;
+        // SAFETY: `fd` was just returned and nothing else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd })
+    }
+
+    /// Rings once, `after_ns` from now, at least 1. Nobody has to read that it rang: setting it again makes it silent.
+    pub fn set(&self, after_ns: u64) {
+        // SAFETY: kevent is plain data for which all zeroes are valid.
+        let mut change: libc::kevent = unsafe { std::mem::zeroed() };
+        change.filter = libc::EVFILT_TIMER;
+        change.flags = libc::EV_ADD | libc::EV_ONESHOT;
+        change.fflags = libc::NOTE_NSECONDS;
+        change.data = after_ns.max(1) as _;
+        let queue = self.fd.as_raw_fd();
+        // SAFETY: one initialised change is read; no event is asked for.
+        unsafe { libc::kevent(queue, &change, 1, std::ptr::null_mut(), 0, std::ptr::null()) };
+    }
+}
+
+impl Timer {
     /// The descriptor to poll.
     pub fn raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
