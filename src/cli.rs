@@ -1,5 +1,7 @@
 //! The command line: which command runs, its help text, and the exit codes.
 
+pub(crate) mod words;
+
 use std::io::Write;
 
 use crate::config::options::{Group, Kind, OPTIONS, Opt, units_help};

@@ -104,6 +104,21 @@ pub fn calendar(unix_seconds: u64) -> Calendar {
     }
 }
 
+/// A date as mail and HTTP write it (RFC 5322 3.3, RFC 9110 5.6.7), in UTC, which `zone` names.
+pub fn internet_date(wall_ns: u64, zone: &str) -> String {
+    let c = calendar(wall_ns / 1_000_000_000);
+    format!(
+        "{}, {:02} {} {:04} {:02}:{:02}:{:02} {zone}",
+        WEEKDAYS[usize::from(c.weekday % 7)],
+        c.day,
+        MONTHS[usize::from((c.month + 11) % 12)],
+        c.year,
+        c.hour,
+        c.minute,
+        c.second
+    )
+}
+
 /// Names of the months as RFC 5322 writes them.
 pub const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::cli::words::Words;
 use crate::clock::{self, Clock, Instant};
 use crate::ctl::{self, ClientError, Cursor, Refusal};
 use crate::limits::MIB;
@@ -237,13 +238,6 @@ fn check_name(name: &str) -> Result<String, String> {
 }
 
 /// Splits `--flag=value`.
-fn split(arg: &str) -> (&str, Option<String>) {
-    match arg.split_once('=') {
-        Some((flag, value)) if flag.starts_with("--") => (flag, Some(value.to_owned())),
-        _ => (arg, None),
-    }
-}
-
 /// Reads the words behind `ringmx consume`.
 ///
 /// # Errors
@@ -262,13 +256,9 @@ pub fn parse(args: &[String]) -> Result<ConsumeArguments, String> {
         keeps: 0,
     };
     let (mut names, mut to, mut from) = (Vec::new(), None, None);
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        let (flag, joined) = split(arg);
-        let mut value = || {
-            let next = joined.clone().or_else(|| args.next().cloned());
-            next.ok_or_else(|| format!("{flag} needs a value"))
-        };
+    let mut args = Words::new(args);
+    while let Some((flag, arg)) = args.next() {
+        let mut value = || args.value(flag);
         match flag {
             "--help" | "-h" => out.help = true,
             "--to" => to = Some(TargetName::parse(&value()?)?),
@@ -324,13 +314,9 @@ pub fn parse_consumers(args: &[String]) -> Result<ConsumersArguments, String> {
         json: false,
     };
     let mut words: Vec<&str> = Vec::new();
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        let (flag, joined) = split(arg);
-        let mut value = || {
-            let next = joined.clone().or_else(|| args.next().cloned());
-            next.ok_or_else(|| format!("{flag} needs a value"))
-        };
+    let mut args = Words::new(args);
+    while let Some((flag, arg)) = args.next() {
+        let mut value = || args.value(flag);
         match flag {
             "--help" | "-h" => words = vec!["help"],
             "--ring" => out.ring = value()?.into(),

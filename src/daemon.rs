@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::net::handover::Head;
 use crate::net::listener::TcpListener;
 use crate::net::reactor::{self, Outcome, Reactor, Side, Wake};
+use crate::net::stream::MioStream;
 use crate::offload::Offload;
 use crate::policy::clients::{ClientLimits, ClientTable};
 use crate::policy::rules::Rules;
@@ -62,7 +63,7 @@ mod tls;
 mod workers;
 
 use self::first_steps::first_steps;
-use self::sockets::Bound;
+use self::sockets::{Bound, SocketFile};
 use self::takeover::Takeover;
 
 /// Bytes of one session at most: its entries in the slab, in the timer wheel and in the table of messages, what it
@@ -353,24 +354,8 @@ fn take_mail(up: Up, place: Place, mut logger: Logger) -> Result<i32, StartError
         Some(opened) => (Some(opened.storage), Some(opened.ctl), Some(opened.ring)),
         None => (None, None, None),
     };
-    let mut contexts = Vec::new();
-    let mut listeners = Vec::new();
-    for bound in &bound {
-        contexts.push(context(config, bound.listener)?);
-        listeners.push(bound.listener);
-    }
-    let mut server = Server::new(
-        server_options(config, place.shard),
-        contexts,
-        listeners,
-        storage,
-        Metrics::new(Verb::COUNT, reply::ROWS.len()),
-        logger,
-        clock.now(),
-    );
-    server.shared.proxy_from = config.proxy_from.clone();
-    server.shared.xclient_from = config.xclient_from.clone();
-    server.shared.xforward_from = config.xforward_from.clone();
+    let mut server = new_server(config, &place, &bound, storage, logger, &clock)?;
+    server.shared.rules = Arc::new(rules);
     if security.is_some() || users.is_some() {
         let handshakes = security.as_ref().map_or(0, |s| s.handshakes_max);
         let helper = Offload::start(handshakes + OFFLOAD_JOBS_MAX, clock, wake.handle())
@@ -384,8 +369,6 @@ fn take_mail(up: Up, place: Place, mut logger: Logger) -> Result<i32, StartError
         server.shared.accounts = Accounts::Users(Box::new(users));
         server.shared.users_source = Some(source);
     }
-    server.shared.rules = Arc::new(rules);
-    server.shared.limiter = config.limits_clients().then(|| Box::new(limiter(config)));
     let mut files = Vec::new();
     let mut smtp = Vec::new();
     for mut bound in bound {
@@ -412,17 +395,7 @@ fn take_mail(up: Up, place: Place, mut logger: Logger) -> Result<i32, StartError
             .then(|| load_rules(rule_files, stamps)),
         link: own_link,
     };
-    let options = reactor::Options {
-        spin: config.spin,
-        busy_poll: config.busy_poll,
-        drain_deadline: config.drain_deadline,
-        failed_grace: match config.on_storage_failure {
-            OnStorageFailure::Exit => Some(config.failed_grace),
-            OnStorageFailure::Stay => None,
-        },
-    };
-
-    let mut reactor = Reactor::new(wake, clock, server, side, options, about)
+    let mut reactor = Reactor::new(wake, clock, server, side, loop_options(config), about)
         .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
     if let Some(lines) = start_lines {
         // Connections wait in the sockets until the loop runs: whoever reads these lines may send.
@@ -441,6 +414,60 @@ fn take_mail(up: Up, place: Place, mut logger: Logger) -> Result<i32, StartError
     let outcome = reactor
         .run()
         .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
+    Ok(leave(config, place, reactor, outcome, files))
+}
+
+/// A server for these listeners, with what the configuration says of clients.
+fn new_server(
+    config: &Config,
+    place: &Place,
+    bound: &[Bound],
+    storage: Option<Storage<FileBacking, SyncThread>>,
+    logger: Logger,
+    clock: &Clock,
+) -> Result<Server<MioStream, FileBacking, SyncThread>, StartError> {
+    let mut contexts = Vec::new();
+    let mut listeners = Vec::new();
+    for bound in bound {
+        contexts.push(context(config, bound.listener)?);
+        listeners.push(bound.listener);
+    }
+    let mut server = Server::new(
+        server_options(config, place.shard),
+        contexts,
+        listeners,
+        storage,
+        Metrics::new(Verb::COUNT, reply::ROWS.len()),
+        logger,
+        clock.now(),
+    );
+    server.shared.proxy_from = config.proxy_from.clone();
+    server.shared.xclient_from = config.xclient_from.clone();
+    server.shared.xforward_from = config.xforward_from.clone();
+    server.shared.limiter = config.limits_clients().then(|| Box::new(limiter(config)));
+    Ok(server)
+}
+
+fn loop_options(config: &Config) -> reactor::Options {
+    reactor::Options {
+        spin: config.spin,
+        busy_poll: config.busy_poll,
+        drain_deadline: config.drain_deadline,
+        failed_grace: match config.on_storage_failure {
+            OnStorageFailure::Exit => Some(config.failed_grace),
+            OnStorageFailure::Stay => None,
+        },
+    }
+}
+
+/// Removes what others would look for, closes the log, and says what was done; returns the exit code.
+fn leave(
+    config: &Config,
+    place: Place,
+    reactor: Reactor<FileBacking, SyncThread>,
+    outcome: Outcome,
+    files: Vec<SocketFile>,
+) -> i32 {
     if place.worker.is_none() && !reactor.is_handed_over() {
         for file in files {
             file.remove();
@@ -461,7 +488,7 @@ fn take_mail(up: Up, place: Place, mut logger: Logger) -> Result<i32, StartError
             let _ = workers::say(&link, &Report::Done(done));
         }
     }
-    Ok(code)
+    code
 }
 
 /// What the start lines say of the storage.
@@ -1084,45 +1111,7 @@ fn start_lines(
     if config.discard {
         text += "  storage     none: --discard answers 250 and throws every message away\n";
     } else {
-        let promise = match config.survive {
-            Survive::Power => "power: 250 means that the message is on stable storage",
-            Survive::Process => "process: a 250 survives kill -9, not power loss",
-            Survive::Nothing => "nothing: messages are kept in memory and end with the process",
-        };
-        text += &format!("  durability  {promise}\n");
-        let sum = |of: fn(&Ready) -> u64| ready.iter().map(of).sum::<u64>();
-        text += &format!(
-            "  ring        {}{} in {}, {} messages kept, {} free\n",
-            match several {
-                true => format!("{} rings, together ", ready.len()),
-                false => String::new(),
-            },
-            size(sum(|ready| ready.ring_bytes)),
-            match config.survive {
-                Survive::Nothing => "memory".to_owned(),
-                _ => config.ring.display().to_string(),
-            },
-            sum(|ready| ready.messages),
-            size(sum(|ready| ready.free_bytes)),
-        );
-        let mut said: Vec<&str> = Vec::new();
-        for ready in ready {
-            if !said.contains(&ready.retention.as_str()) {
-                said.push(&ready.retention);
-                text += &format!("  retention   {}\n", ready.retention);
-            }
-        }
-        if !leftover.is_empty() {
-            let names: Vec<String> = leftover.iter().map(|n| format!("shard-{n}")).collect();
-            let it = if names.len() == 1 { "it" } else { "them" };
-            text += &format!(
-                "  shards      no worker writes to {}: ringmx log reads {it}, ringmx consume empties {it}\n",
-                names.join(", ")
-            );
-        }
-        if let Some(ready) = ready.iter().find(|ready| !ready.warning.is_empty()) {
-            complain(&format!("ringmx: warning: {}\n", ready.warning));
-        }
+        storage_lines(config, ready, leftover, &mut text);
     }
     let memory = memory_bound(config);
     let largest = ready.iter().map(|ready| ready.message_bytes_max).max();
@@ -1158,6 +1147,49 @@ fn start_lines(
         text += &format!("Then: ringmx log{}\n", ring_option(config));
     }
     text
+}
+
+/// What the rings promise, how large they are, and how long they keep what.
+fn storage_lines(config: &Config, ready: &[Ready], leftover: &[u32], text: &mut String) {
+    let promise = match config.survive {
+        Survive::Power => "power: 250 means that the message is on stable storage",
+        Survive::Process => "process: a 250 survives kill -9, not power loss",
+        Survive::Nothing => "nothing: messages are kept in memory and end with the process",
+    };
+    *text += &format!("  durability  {promise}\n");
+    let sum = |of: fn(&Ready) -> u64| ready.iter().map(of).sum::<u64>();
+    *text += &format!(
+        "  ring        {}{} in {}, {} messages kept, {} free\n",
+        match ready.len() > 1 {
+            true => format!("{} rings, together ", ready.len()),
+            false => String::new(),
+        },
+        size(sum(|ready| ready.ring_bytes)),
+        match config.survive {
+            Survive::Nothing => "memory".to_owned(),
+            _ => config.ring.display().to_string(),
+        },
+        sum(|ready| ready.messages),
+        size(sum(|ready| ready.free_bytes)),
+    );
+    let mut said: Vec<&str> = Vec::new();
+    for ready in ready {
+        if !said.contains(&ready.retention.as_str()) {
+            said.push(&ready.retention);
+            *text += &format!("  retention   {}\n", ready.retention);
+        }
+    }
+    if !leftover.is_empty() {
+        let names: Vec<String> = leftover.iter().map(|n| format!("shard-{n}")).collect();
+        let it = if names.len() == 1 { "it" } else { "them" };
+        *text += &format!(
+            "  shards      no worker writes to {}: ringmx log reads {it}, ringmx consume empties {it}\n",
+            names.join(", ")
+        );
+    }
+    if let Some(ready) = ready.iter().find(|ready| !ready.warning.is_empty()) {
+        complain(&format!("ringmx: warning: {}\n", ready.warning));
+    }
 }
 
 fn join(bound: &[Bound]) -> String {

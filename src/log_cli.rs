@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::cli::words::Words;
 use crate::clock::{self, Clock};
 use crate::config::units::parse_size;
 use crate::consume::target::{Maildir, Mbox, Target};
@@ -133,16 +134,9 @@ pub fn parse(args: &[String]) -> Result<LogArguments, String> {
     let mut words: Vec<&str> = Vec::new();
     let mut export = Vec::new();
     let mut rescue = RescueArguments::default();
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        let (flag, joined) = match arg.split_once('=') {
-            Some((flag, value)) if flag.starts_with("--") => (flag, Some(value.to_owned())),
-            _ => (arg.as_str(), None),
-        };
-        let mut value = || {
-            let next = joined.clone().or_else(|| args.next().cloned());
-            next.ok_or_else(|| format!("{flag} needs a value"))
-        };
+    let mut args = Words::new(args);
+    while let Some((flag, arg)) = args.next() {
+        let mut value = || args.value(flag);
         match flag {
             "--help" | "-h" => out.command = LogCommand::Help,
             "--json" => out.json = true,
@@ -193,7 +187,23 @@ pub fn parse(args: &[String]) -> Result<LogArguments, String> {
                 .to_owned(),
         );
     }
-    out.command = match words[..] {
+    out.command = command_of(&words, &mut out, &mut export)?;
+    if !export.is_empty() {
+        return Err("--maildir, --mbox and --eml belong to ringmx log export".to_owned());
+    }
+    if out.raw && (out.json || !matches!(out.command, LogCommand::Cat(_))) {
+        return Err("--raw belongs to ringmx log cat, without --json".to_owned());
+    }
+    Ok(out)
+}
+
+/// What the words other than options ask for; an export takes its one target out of `export`.
+fn command_of(
+    words: &[&str],
+    out: &mut LogArguments,
+    export: &mut Vec<ExportTo>,
+) -> Result<LogCommand, String> {
+    Ok(match words[..] {
         [] => {
             out.limit = out.limit.or(Some(NEWEST_DEFAULT));
             LogCommand::Ls
@@ -206,7 +216,7 @@ pub fn parse(args: &[String]) -> Result<LogArguments, String> {
         ["cat", id] if out.message_id.is_none() => LogCommand::Cat(Some(id.to_owned())),
         ["cat"] if out.message_id.is_some() => LogCommand::Cat(None),
         ["cat", ..] => return Err("ringmx log cat takes one ID, or --message-id ID".to_owned()),
-        ["export"] => match <[ExportTo; 1]>::try_from(std::mem::take(&mut export)) {
+        ["export"] => match <[ExportTo; 1]>::try_from(std::mem::take(export)) {
             Ok([to]) => LogCommand::Export(to),
             Err(_) => {
                 return Err(
@@ -220,14 +230,7 @@ pub fn parse(args: &[String]) -> Result<LogArguments, String> {
                 "'{first}' is nothing that ringmx log does: info, ls, cat, follow, verify, export, rescue"
             ));
         }
-    };
-    if !export.is_empty() {
-        return Err("--maildir, --mbox and --eml belong to ringmx log export".to_owned());
-    }
-    if out.raw && (out.json || !matches!(out.command, LogCommand::Cat(_))) {
-        return Err("--raw belongs to ringmx log cat, without --json".to_owned());
-    }
-    Ok(out)
+    })
 }
 
 fn parse_rescue(

@@ -6,6 +6,7 @@ use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::cli::words::Words;
 use crate::cli::{EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, EXIT_USAGE, complain, print};
 use crate::clock::Clock;
 use crate::config::units;
@@ -45,17 +46,14 @@ pub fn run(args: &[String]) -> i32 {
     let mut ring = PathBuf::from(RING_DIR_DEFAULT);
     let mut ring_size = None;
     let mut command = None;
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        let (flag, joined) = match arg.split_once('=') {
-            Some((flag, value)) => (flag, Some(value.to_owned())),
-            None => (arg.as_str(), None),
-        };
+    let mut args = Words::new(args);
+    while let Some((flag, arg)) = args.next() {
         match flag {
             "--help" | "-h" => return print(HELP),
             "--ring" | "--ring-size" => {
-                let Some(value) = joined.or_else(|| args.next().cloned()) else {
-                    return usage(&format!("{flag} needs a value"));
+                let value = match args.value(flag) {
+                    Ok(value) => value,
+                    Err(reason) => return usage(&reason),
                 };
                 if flag == "--ring" {
                     ring = PathBuf::from(value);

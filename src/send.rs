@@ -9,7 +9,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use crate::cli::complain;
-use crate::clock::{Clock, MONTHS, WEEKDAYS, calendar};
+use crate::clock::{Clock, internet_date};
 use crate::config::is_domain;
 use crate::config::units::{parse_duration, quoted};
 use crate::limits::{MIB, PATH_BYTES_MAX};
@@ -264,17 +264,7 @@ fn starts_with_field(input: &[u8]) -> bool {
 }
 
 fn header(options: &Options, wall_ns: u64, host: &str) -> String {
-    let c = calendar(wall_ns / 1_000_000_000);
-    let date = format!(
-        "{}, {:02} {} {:04} {:02}:{:02}:{:02} +0000",
-        WEEKDAYS[usize::from(c.weekday % 7)],
-        c.day,
-        MONTHS[usize::from((c.month + 11) % 12)],
-        c.year,
-        c.hour,
-        c.minute,
-        c.second
-    );
+    let date = internet_date(wall_ns, "+0000");
     let from = if options.from.is_empty() {
         "MAILER-DAEMON@localhost"
     } else {

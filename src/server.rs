@@ -763,6 +763,18 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
     /// A verdict that a session waits for: it goes on in this turn. One for a session that is gone, or that does not
     /// wait, changes nothing.
     pub fn answer(&mut self, token: Token, verdict: Verdict) {
+        self.resume(token, |session, context, out| {
+            session.answer(context, verdict, out);
+        });
+    }
+
+    /// Lets a session take what it waits for, with the rest of it to follow in this turn. One that is gone, or that
+    /// does not wait, takes nothing.
+    fn resume(
+        &mut self,
+        token: Token,
+        take: impl FnOnce(&mut Session, &Context, &mut Out<'_, B, C>),
+    ) {
         let Some(conn) = live(&mut self.conns, token) else {
             return;
         };
@@ -777,7 +789,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             shared: &mut self.shared,
             token,
         };
-        conn.session.answer(context, verdict, &mut out);
+        take(&mut conn.session, context, &mut out);
         conn.io.blocked = waits_for(conn);
         run_later(conn, &mut self.shared, token);
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use crate::cli::words::Words;
 use crate::cli::{EXIT_FAILURE, EXIT_USAGE, complain, print};
 use crate::limits::{
     PASSWORD_BYTES_MAX, USER_ITERATIONS_DEFAULT, USER_ITERATIONS_MAX, USER_ITERATIONS_MIN,
@@ -94,16 +95,11 @@ enum Failed {
 fn parse(args: &[String]) -> Result<Args, String> {
     let (mut file, mut name, mut command) = (None, None, None);
     let mut iterations = USER_ITERATIONS_DEFAULT;
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        let (flag, joined) = match arg.split_once('=') {
-            Some((flag, value)) if flag.starts_with("--") => (flag, Some(value.to_owned())),
-            _ => (arg.as_str(), None),
-        };
+    let mut args = Words::new(args);
+    while let Some((flag, arg)) = args.next() {
         match flag {
             "--file" | "--iterations" => {
-                let value = joined.or_else(|| args.next().cloned());
-                let value = value.ok_or_else(|| format!("{flag} needs a value"))?;
+                let value = args.value(flag)?;
                 if flag == "--file" {
                     file = Some(PathBuf::from(value));
                 } else {
@@ -121,7 +117,7 @@ fn parse(args: &[String]) -> Result<Args, String> {
             "remove" if command.is_none() => command = Some(Command::Remove),
             "list" if command.is_none() => command = Some(Command::List),
             _ if command.is_some() && name.is_none() && !flag.starts_with("--") => {
-                name = Some(arg.clone());
+                name = Some(arg.to_owned());
             }
             _ => return Err(format!("unexpected argument '{}'", arg.escape_debug())),
         }

@@ -11,7 +11,9 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 
-use process::{Client, ENVELOPE, PATIENCE, Process, RINGMX, Server, TestDir, ringmx};
+use process::{
+    Client, ENVELOPE, PATIENCE, Process, RINGMX, Server, TestDir, refused_start, ringmx,
+};
 use ringmx::sys::privileges;
 
 const CONTENT: &[u8] = b"Subject: one\r\n\r\nText.\r\n";
@@ -374,21 +376,8 @@ fn a_user_that_does_not_exist_or_may_not_write_is_told_before_anything_is_made()
     let dir = TestDir::new();
     let ring = dir.ring();
     let serve = |user: &str| {
-        let output = ringmx(&[
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--http",
-            "off",
-            "--ring",
-            &ring,
-            "--user",
-            user,
-        ]);
-        (
-            output.status.code(),
-            String::from_utf8(output.stderr).unwrap(),
-        )
+        let (code, _, errors) = refused_start(&["--ring", &ring, "--user", user]);
+        (code, errors)
     };
     let (code, error) = serve("no-such-user-here");
     assert_eq!(code, Some(2));

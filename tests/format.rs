@@ -4,9 +4,14 @@
 //! `RINGMX_GOLDEN_UPDATE=1` writes the golden files anew; a change needs a line in
 //! `docs/CHANGELOG.md`.
 
+#[path = "support/random.rs"]
+#[allow(dead_code, reason = "other tests use what this one does not")]
+mod random;
+
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 
+use random::Xorshift;
 use ringmx::clock::Instant;
 use ringmx::envelope::{self, Facts, Field};
 use ringmx::ringlog::backing::MemoryBacking;
@@ -163,23 +168,11 @@ fn golden_rings_open_with_every_message() {
     }
 }
 
-/// Deterministic numbers.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-
-    fn body(&mut self, len: u64) -> Vec<u8> {
-        let salt = self.below(26) as u8;
-        (0..len)
-            .map(|at| b'a' + (at as u8).wrapping_add(salt) % 26)
-            .collect()
-    }
+fn content(random: &mut Xorshift, len: u64) -> Vec<u8> {
+    let salt = random.below(26) as u8;
+    (0..len)
+        .map(|at| b'a' + (at as u8).wrapping_add(salt) % 26)
+        .collect()
 }
 
 fn reopen(backing: MemoryBacking) -> Log<MemoryBacking> {
@@ -188,15 +181,15 @@ fn reopen(backing: MemoryBacking) -> Log<MemoryBacking> {
 }
 
 /// So many small messages, every seventh followed by one in three fragments.
-fn fill(log: &mut Log<MemoryBacking>, random: &mut Random, messages: u32) {
+fn fill(log: &mut Log<MemoryBacking>, random: &mut Xorshift, messages: u32) {
     for index in 0..messages {
         let len = random.below(700);
-        let body = random.body(len);
+        let body = content(random, len);
         append(log, &small_envelope(), &body);
         if index % 7 == 6 {
             let mut large = envelope::field_header(Field::Helo, 7).to_vec();
             large.extend(b"client.");
-            large.extend(random.body(3_000));
+            large.extend(content(random, 3_000));
             append_large(log, &large, &[1_200, 1_000, 810]);
         }
         log.sync_inline(Instant(u64::from(index))).unwrap();
@@ -205,7 +198,7 @@ fn fill(log: &mut Log<MemoryBacking>, random: &mut Random, messages: u32) {
 
 /// Several laps, two openings, a stop amid a batch, and closed.
 fn lapped_ring() -> MemoryBacking {
-    let mut random = Random(0x1a99ed);
+    let mut random = Xorshift(0x1a99ed);
     let mut log = reopen(new_ring());
     fill(&mut log, &mut random, 150);
     let mut log = reopen(log.close().unwrap());
@@ -222,7 +215,7 @@ fn lapped_ring() -> MemoryBacking {
 
 /// Power was lost amid a batch of four: the sectors of the second are missing.
 fn torn_ring() -> MemoryBacking {
-    let mut random = Random(0x7042);
+    let mut random = Xorshift(0x7042);
     let mut log = reopen(new_ring());
     fill(&mut log, &mut random, 20);
     let old = log.backing().bytes.clone();
@@ -232,7 +225,7 @@ fn torn_ring() -> MemoryBacking {
         b"whole, and not acknowledged\r\n",
     );
     for _ in 0..3 {
-        let body = random.body(900);
+        let body = content(&mut random, 900);
         append(&mut log, &small_envelope(), &body);
     }
     let mut backing = log.into_backing();
@@ -245,7 +238,7 @@ fn torn_ring() -> MemoryBacking {
 
 /// Closed, and then a bit of a payload, a header, and a part of a large message went bad.
 fn damaged_ring() -> MemoryBacking {
-    let mut random = Random(0xdead);
+    let mut random = Xorshift(0xdead);
     let mut log = reopen(new_ring());
     fill(&mut log, &mut random, 24);
     let mut backing = log.close().unwrap();

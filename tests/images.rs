@@ -17,7 +17,7 @@ use std::process::Command;
 use mounts::{Kind, Mount};
 use process::{
     Client, Key, Known, Process, RINGMX, Server, TestDir, content, key_of, number_in, output_of,
-    verify, wait_until, without_trace,
+    refused_start, verify, wait_until, without_trace,
 };
 
 const SMALL_RING: [&str; 4] = ["--ring-size", "16MiB", "--log-level", "error"];
@@ -74,19 +74,7 @@ fn a_file_system_that_is_too_small(kind: Option<Kind>) {
     let Some(mount) = small(kind, &dir, &at) else {
         return;
     };
-    let ring = dir.ring();
-    let process = Process::start(&[
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--http",
-        "off",
-        "--ring",
-        &ring,
-        "--ring-size",
-        "512MiB",
-    ]);
-    let (code, out, errors) = process.wait();
+    let (code, out, errors) = refused_start(&["--ring", &dir.ring(), "--ring-size", "512MiB"]);
     assert_eq!((code, &out[..]), (Some(74), ""), "{}: {errors}", name(kind));
     let last = errors.lines().last().unwrap();
     assert!(

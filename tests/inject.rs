@@ -19,7 +19,7 @@ use std::process::{Child, Command, Stdio};
 
 use process::{
     Client, ENVELOPE, Key, Known, Process, RINGMX, Server, TestDir, content, key_of, ringmx,
-    stuffed, verify, wait_until, without_trace,
+    strace_works, stuffed, verify, wait_until, without_trace,
 };
 
 /// The smallest ring that takes a message in several records.
@@ -36,30 +36,6 @@ const CALLS_MAX: u32 = 200;
 
 /// Calls that change a ring or sync it.
 const WRITES_AND_SYNCS: &str = "pwritev,pwrite64,fdatasync,fsync,ftruncate";
-
-/// Whether strace works here; says so if not.
-fn strace_works() -> bool {
-    let dir = TestDir::new();
-    let output = Command::new("strace")
-        .args([
-            "-D",
-            "-f",
-            "-o",
-            &dir.join("trace"),
-            "-e",
-            "trace=fdatasync",
-            "true",
-        ])
-        .stdin(Stdio::null())
-        .output();
-    let works = output.as_ref().is_ok_and(|output| output.status.success());
-    if !works {
-        let required = std::env::var("RINGMX_STRACE").is_ok_and(|value| value == "required");
-        assert!(!required, "strace does not work: {output:?}");
-        println!("skipped: strace is not installed, or ptrace is forbidden: {output:?}");
-    }
-    works
-}
 
 /// `strace` that traces `calls`, injects `injection`, and writes what it sees to `trace`.
 fn strace(trace: &str, calls: &str, injection: &str) -> Command {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ringmx::clock::{Clock, Instant};
 use ringmx::consume::{self, target};
-use ringmx::ctl::{self, Attachments, Cursor, Refusal, RingControl, RingFacts, ServerSession};
+use ringmx::ctl::{self, Attachments, ServerSession};
 use ringmx::envelope::{Facts, Field, field_header};
 use ringmx::log_cli;
 use ringmx::log_cli::view::{ShardDir, View, registered};
@@ -22,7 +22,8 @@ use ringmx::ringlog::consumer::{Step, Walk};
 use ringmx::ringlog::directory::{CreateOptions, create_ring, open_ring};
 use ringmx::ringlog::format::{ConsumerName, DATA_OFFSET};
 use ringmx::ringlog::recover::{OpenError, OpenOptions};
-use ringmx::ringlog::writer::{ConsumerError, Log, ReserveError, StartAt, Survive};
+use ringmx::ringlog::writer::{Log, ReserveError, Survive};
+use ringmx::server::control::Control;
 use ringmx::sys::{fd_passing, wait};
 
 /// A directory of its own that is removed at the end.
@@ -581,87 +582,16 @@ struct Served {
     ends_behind_hello: bool,
 }
 
-fn refusal(error: ConsumerError) -> Refusal {
-    match error {
-        ConsumerError::Unknown => Refusal::NoSuchConsumer,
-        ConsumerError::TableFull => Refusal::TableFull,
-        ConsumerError::NotKept | ConsumerError::NotARecord | ConsumerError::GoesBack => {
-            Refusal::Position
-        }
-        ConsumerError::Exists | ConsumerError::Overwrite | ConsumerError::Failed(_) => {
-            Refusal::Unavailable
-        }
-    }
-}
-
-impl RingControl for Served {
-    fn facts(&self) -> RingFacts {
-        RingFacts {
-            ring_id: self.log.superblock().ring_id,
+impl Served {
+    /// The log as the server's own control sessions see it.
+    fn control(&mut self) -> Control<'_, FileBacking> {
+        Control {
+            log: &mut self.log,
+            attachments: &mut self.attachments,
             shard: 0,
-            data_offset: DATA_OFFSET,
-            data_bytes: self.log.data_size(),
+            events: Vec::new(),
+            status_json: b"{}",
         }
-    }
-
-    fn progress(&self) -> ctl::Progress {
-        ctl::Progress {
-            durable: self.log.durable(),
-            tail: self.log.tail(),
-            next_number: self.log.next_number(),
-        }
-    }
-
-    fn register(&mut self, name: &str, create: Option<u64>) -> Result<Cursor, Refusal> {
-        let name = ConsumerName::new(name).ok_or(Refusal::Name)?;
-        let consumer = match (self.log.consumer(&name).copied(), create) {
-            (Some(found), _) => found,
-            (None, Some(position)) => {
-                let start = StartAt::Position(position);
-                self.log.register(name, start).map_err(refusal)?
-            }
-            (None, None) => return Err(Refusal::NoSuchConsumer),
-        };
-        Ok(Cursor {
-            scan_pos: consumer.scan_pos,
-            done_pos: consumer.done_pos,
-        })
-    }
-
-    fn acknowledge(&mut self, name: &str, cursor: Cursor) -> Result<(), Refusal> {
-        let name = ConsumerName::new(name).ok_or(Refusal::Name)?;
-        self.log
-            .acknowledge(&name, cursor.scan_pos, cursor.done_pos)
-            .map_err(refusal)
-    }
-
-    fn seek(&mut self, name: &str, pos: u64) -> Result<(), Refusal> {
-        let name = ConsumerName::new(name).ok_or(Refusal::Name)?;
-        let start = StartAt::Position(pos);
-        self.log.seek(&name, start).map(|_| ()).map_err(refusal)
-    }
-
-    fn drop_consumer(&mut self, name: &str) -> Result<(), Refusal> {
-        let name = ConsumerName::new(name).ok_or(Refusal::Name)?;
-        self.log.drop_consumer(&name).map_err(refusal)
-    }
-
-    fn consumers(&self, each: &mut dyn FnMut(&str, Cursor)) {
-        for consumer in self.log.consumers() {
-            let cursor = Cursor {
-                scan_pos: consumer.scan_pos,
-                done_pos: consumer.done_pos,
-            };
-            each(consumer.name.as_str(), cursor);
-        }
-    }
-
-    fn status_json(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"{}");
-    }
-
-    fn attachments(&mut self) -> &mut Attachments {
-        &mut self.attachments
     }
 }
 
@@ -731,12 +661,12 @@ fn serve(listener: &UnixListener, ring: &File, served: &Mutex<Served>, stop: &At
             let alive = match stream.read(&mut buf) {
                 Ok(0) => false,
                 Ok(len) => session
-                    .receive(&buf[..len], &mut *served, &mut out)
+                    .receive(&buf[..len], &mut served.control(), &mut out)
                     .map(|now| actions = now)
                     .is_ok(),
                 Err(error) => error.kind() == io::ErrorKind::WouldBlock,
             };
-            session.report(&*served, &mut out);
+            session.report(&served.control(), &mut out);
             let mut rest = &out[..];
             let mut descriptor = actions.send_descriptor.then_some(ring.as_fd());
             let mut sent = true;
@@ -749,7 +679,7 @@ fn serve(listener: &UnixListener, ring: &File, served: &Mutex<Served>, stop: &At
             let ends = served.ends_behind_hello && actions.send_descriptor;
             match alive && sent && !actions.close && !ends {
                 true => open.push((stream, session)),
-                false => session.close(&mut *served),
+                false => session.close(&mut served.control()),
             }
         }
         sessions = open;

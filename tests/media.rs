@@ -5,11 +5,16 @@
 //! The short form takes a sample of the long lists. `RINGMX_MEDIA=long` runs all of them,
 //! `RINGMX_MEDIA_SEED=n` takes another sample.
 
+#[path = "support/random.rs"]
+#[allow(dead_code, reason = "other tests use what this one does not")]
+mod random;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::rc::Rc;
 
+use random::Xorshift;
 use ringmx::clock::Instant;
 use ringmx::ringlog::backing::{Backing, MemoryBacking};
 use ringmx::ringlog::consumer::{Step, Walk};
@@ -26,21 +31,6 @@ use ringmx::ringlog::writer::{CommitAlign, Log, ReserveError, Slot, StartAt, Sur
 const SIZE: u64 = 65_536;
 const SECTOR: usize = 512;
 const KEY: u64 = 0x1357_9bdf_0246_8ace;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
 
 /// A message as it was appended.
 #[derive(Clone, Debug)]
@@ -73,7 +63,7 @@ struct Writing {
     log: Option<Log<MemoryBacking>>,
     survive: Survive,
     now: u64,
-    random: Random,
+    random: Xorshift,
     ledger: BTreeMap<u64, Entry>,
     history: BTreeMap<u64, Entry>,
 }
@@ -94,7 +84,7 @@ impl Writing {
             log: None,
             survive,
             now: 100,
-            random: Random(seed),
+            random: Xorshift(seed),
             ledger: BTreeMap::new(),
             history: BTreeMap::new(),
         };
@@ -618,7 +608,7 @@ fn sample(faults: Vec<Fault>, count: usize, seed: u64) -> Vec<Fault> {
     }
     let given = std::env::var("RINGMX_MEDIA_SEED").ok();
     let given: u64 = given.and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let mut random = Random(given.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed | 1);
+    let mut random = Xorshift(given.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed | 1);
     (0..count)
         .map(|_| faults[random.below(faults.len() as u64) as usize])
         .collect()
@@ -914,7 +904,7 @@ fn damage_beside_a_lost_or_old_superblock_is_named_all_the_same() {
 fn file_that_was_cut_short_or_grew_gives_what_is_left() {
     for image in &images() {
         let len = image.bytes.len();
-        let mut random = Random(77);
+        let mut random = Xorshift(77);
         let lens = [
             0,
             1,
@@ -1021,7 +1011,7 @@ fn records_that_a_sender_made_up_are_never_taken_for_messages() {
     }
     let older = writing.bytes();
     let image = writing.finish("forged", true, older);
-    let mut random = Random(9);
+    let mut random = Xorshift(9);
     for round in 0..40 {
         let mut bytes = image.bytes.clone();
         bytes[..DATA_OFFSET as usize].fill(0);
@@ -1075,7 +1065,7 @@ impl Backing for BadSectors {
 #[test]
 fn sectors_that_cannot_be_read_cost_the_messages_in_their_pages_and_no_other() {
     for image in &images() {
-        let mut random = Random(5);
+        let mut random = Xorshift(5);
         for round in 0..10 {
             let bad: Vec<u64> = (0..1 + round % 3)
                 .map(|_| DATA_OFFSET + random.below(SIZE / 512) * 512)
@@ -1134,6 +1124,35 @@ struct PageState {
 
 const PAGE: usize = 4_096;
 
+impl Pages {
+    /// An empty ring whose data area has this many bytes.
+    fn empty_ring(data_size: u64) -> Pages {
+        let mut memory = MemoryBacking {
+            bytes: vec![0; (DATA_OFFSET + data_size) as usize],
+        };
+        let new = NewRing {
+            ring_id: [3; 16],
+            ring_key: KEY,
+            data_size,
+            created_ns: 1,
+        };
+        recover::format(&mut memory, &new).unwrap();
+        Pages(Rc::new(RefCell::new(PageState {
+            bytes: memory.bytes,
+            calls: 0,
+            writing: BTreeMap::new(),
+            promised: BTreeSet::new(),
+            rewritten: 0,
+        })))
+    }
+}
+
+fn aligned(commit_align: CommitAlign) -> OpenOptions {
+    let mut options = OpenOptions::new(Survive::Power, 10);
+    options.commit_align = commit_align;
+    options
+}
+
 impl Backing for Pages {
     fn len(&self) -> u64 {
         self.0.borrow().bytes.len() as u64
@@ -1171,28 +1190,10 @@ impl Backing for Pages {
 /// turn. Returns pages with acknowledged bytes that were written again, and acknowledged messages
 /// that were gone after a loss of power.
 fn lose_pages(commit_align: CommitAlign, seed: u64) -> (u64, u64) {
-    const BYTES: u64 = 384 << 10;
-    let mut memory = MemoryBacking {
-        bytes: vec![0; (DATA_OFFSET + BYTES) as usize],
-    };
-    let new = NewRing {
-        ring_id: [3; 16],
-        ring_key: KEY,
-        data_size: BYTES,
-        created_ns: 1,
-    };
-    recover::format(&mut memory, &new).unwrap();
-    let state = Rc::new(RefCell::new(PageState {
-        bytes: memory.bytes,
-        calls: 0,
-        writing: BTreeMap::new(),
-        promised: BTreeSet::new(),
-        rewritten: 0,
-    }));
-    let mut options = OpenOptions::new(Survive::Power, 10);
-    options.commit_align = commit_align;
+    let options = aligned(commit_align);
+    let Pages(state) = Pages::empty_ring(384 << 10);
     let (mut log, _) = Log::open(Pages(Rc::clone(&state)), &options).unwrap();
-    let mut random = Random(seed);
+    let mut random = Xorshift(seed);
     let mut acknowledged: Vec<(u64, u64)> = Vec::new();
     let mut appended: Vec<(u64, u64)> = Vec::new();
     let mut in_flight: Option<(u64, u64)> = None;
@@ -1264,27 +1265,8 @@ fn lose_pages(commit_align: CommitAlign, seed: u64) -> (u64, u64) {
 /// Ring bytes for each message of 1 KiB, and pages written for each commit, in hundredths, when every
 /// commit takes so many messages.
 fn cost(commit_align: CommitAlign, batch: u64) -> (u64, u64) {
-    const BYTES: u64 = 2 << 20;
-    let mut memory = MemoryBacking {
-        bytes: vec![0; (DATA_OFFSET + BYTES) as usize],
-    };
-    let new = NewRing {
-        ring_id: [3; 16],
-        ring_key: KEY,
-        data_size: BYTES,
-        created_ns: 1,
-    };
-    recover::format(&mut memory, &new).unwrap();
-    let state = Rc::new(RefCell::new(PageState {
-        bytes: memory.bytes,
-        calls: 0,
-        writing: BTreeMap::new(),
-        promised: BTreeSet::new(),
-        rewritten: 0,
-    }));
-    let mut options = OpenOptions::new(Survive::Power, 10);
-    options.commit_align = commit_align;
-    let (mut log, _) = Log::open(Pages(Rc::clone(&state)), &options).unwrap();
+    let Pages(state) = Pages::empty_ring(2 << 20);
+    let (mut log, _) = Log::open(Pages(Rc::clone(&state)), &aligned(commit_align)).unwrap();
     let from = log.written();
     let payload = [7; 1_024];
     let (mut messages, mut pages) = (0, 0);

@@ -13,8 +13,8 @@ use std::path::Path;
 use std::process::Command;
 
 use process::{
-    Client, Key, Process, RINGMX, Server, TestDir, content, key_of, load, output_of, wait_until,
-    without_trace,
+    Client, Key, Process, RINGMX, Server, TestDir, content, key_of, load, output_of, strace_works,
+    wait_until, without_trace,
 };
 
 /// What a traced program did to files, in order.
@@ -28,19 +28,6 @@ enum Event {
     Sync(String),
     /// A file got this name.
     Rename(String),
-}
-
-fn strace_works() -> bool {
-    let output = Command::new("strace")
-        .args(["-o", "/dev/null", "true"])
-        .output();
-    let works = output.as_ref().is_ok_and(|output| output.status.success());
-    if !works {
-        let required = std::env::var("RINGMX_STRACE").is_ok_and(|value| value == "required");
-        assert!(!required, "strace does not work: {output:?}");
-        println!("skipped: strace is not installed, or ptrace is forbidden: {output:?}");
-    }
-    works
 }
 
 /// Runs the program under strace; it has to end with exit code 0.
@@ -160,6 +147,14 @@ fn filled(dir: &TestDir, messages: u32) -> Vec<Vec<u8>> {
     contents
 }
 
+/// What a consumer does that delivers all there is to `target`.
+fn consume_events(dir: &TestDir, target: &str) -> Vec<Event> {
+    let ring = dir.ring();
+    let to = ["--to", target, "--ring", &ring];
+    let words = ["consume", "keep", "--create", "--until-empty"];
+    events(dir, &[&words, &to[..]].concat())
+}
+
 #[test]
 fn a_maildir_file_is_durable_before_its_name_and_its_name_before_the_cursor_moves() {
     if !strace_works() {
@@ -168,18 +163,7 @@ fn a_maildir_file_is_durable_before_its_name_and_its_name_before_the_cursor_move
     let dir = TestDir::new();
     filled(&dir, 3);
     let target = format!("maildir:{}", dir.join("mail"));
-    let ring = dir.ring();
-    let words = [
-        "consume",
-        "keep",
-        "--create",
-        "--until-empty",
-        "--to",
-        &target,
-        "--ring",
-        &ring,
-    ];
-    let events = events(&dir, &words);
+    let events = consume_events(&dir, &target);
     let names: Vec<usize> = (0..events.len())
         .filter(|at| matches!(&events[*at], Event::Rename(path) if path.contains("/mail/new/")))
         .collect();
@@ -213,18 +197,7 @@ fn an_mbox_is_durable_before_the_cursor_moves() {
     let dir = TestDir::new();
     filled(&dir, 3);
     let target = format!("mbox:{}", dir.join("mail.mbox"));
-    let ring = dir.ring();
-    let words = [
-        "consume",
-        "keep",
-        "--create",
-        "--until-empty",
-        "--to",
-        &target,
-        "--ring",
-        &ring,
-    ];
-    let events = events(&dir, &words);
+    let events = consume_events(&dir, &target);
     let is_write =
         |event: &Event| matches!(event, Event::Write(path) if path.ends_with("/mail.mbox"));
     let first = position(&events, "write", is_write);
@@ -243,18 +216,7 @@ fn a_failure_is_recorded_durably_before_the_cursor_passes_the_message() {
     }
     let dir = TestDir::new();
     filled(&dir, 2);
-    let ring = dir.ring();
-    let words = [
-        "consume",
-        "keep",
-        "--create",
-        "--until-empty",
-        "--to",
-        "exec:exit 3",
-        "--ring",
-        &ring,
-    ];
-    let events = events(&dir, &words);
+    let events = consume_events(&dir, "exec:exit 3");
     let is_write =
         |event: &Event| matches!(event, Event::Write(path) if path.ends_with("/keep.failed"));
     let first = position(&events, "record of a failure", is_write);

@@ -102,6 +102,11 @@ fn limited(rig: &Rig, limited: Limited, scope: Scope) -> u64 {
     rig.server.shared.metrics.limited[limited as usize][scope as usize]
 }
 
+/// Sessions that wait in the tarpit now.
+fn tarpitted(rig: &Rig) -> u32 {
+    rig.server.shared.limiter.as_ref().expect("set").tarpitted()
+}
+
 fn free(rig: &Rig) -> u64 {
     rig.server.shared.pool.free_bytes()
 }
@@ -330,10 +335,7 @@ fn a_refusal_is_held_back_and_nobody_else_waits() {
     quit(&mut rig, &client);
     quit(&mut rig, &other);
     assert_eq!(free(&rig), start);
-    assert_eq!(
-        rig.server.shared.limiter.as_ref().expect("set").tarpitted(),
-        0
-    );
+    assert_eq!(tarpitted(&rig), 0);
 }
 
 #[test]
@@ -387,10 +389,7 @@ fn a_client_that_leaves_the_tarpit_is_gone_and_counted_no_more() {
     let client = greeted(&mut rig, 1);
     client.pipe.borrow_mut().input_ended = true;
     rig.send(&client, &b"BOGUS\r\n".repeat(3));
-    assert_eq!(
-        rig.server.shared.limiter.as_ref().expect("set").tarpitted(),
-        1
-    );
+    assert_eq!(tarpitted(&rig), 1);
     rig.pass(ms(2_050));
     rig.pass(ms(2_050));
     assert!(client.pipe.borrow().dropped);
@@ -399,10 +398,7 @@ fn a_client_that_leaves_the_tarpit_is_gone_and_counted_no_more() {
         "500 5.5.1 Command not recognized\r\n".repeat(3)
     );
     assert_eq!(free(&rig), start);
-    assert_eq!(
-        rig.server.shared.limiter.as_ref().expect("set").tarpitted(),
-        0
-    );
+    assert_eq!(tarpitted(&rig), 0);
 }
 
 #[test]

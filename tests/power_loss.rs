@@ -70,6 +70,17 @@ fn record(kind: Kind, survive: &str) -> Recorded {
         client.join().unwrap();
     }
     // What is not synced yet stays so: the disk is taken as it is now.
+    end_recording(kind, before, disk, mount, server)
+}
+
+/// Takes what has happened to the disk until now, and then ends whatever uses it.
+fn end_recording(
+    kind: Kind,
+    before: Blocks,
+    disk: Disk<Note>,
+    mount: Mount,
+    server: Server,
+) -> Recorded {
     let events = std::mem::take(&mut disk.history().events);
     server.process.kill();
     drop(mount);
@@ -88,15 +99,7 @@ fn record_recovery(kind: Kind, before: Blocks) -> Recorded {
     let disk = Disk::serve(Path::new(&dir.join("disk")), before.clone(), kind.bytes());
     let mount = Mount::new(Path::new(&dir.join("disk")), kind, Path::new(&dir.ring()));
     let server = start(&dir, "power");
-    let events = std::mem::take(&mut disk.history().events);
-    server.process.kill();
-    drop(mount);
-    drop(disk);
-    Recorded {
-        kind,
-        before,
-        events,
-    }
+    end_recording(kind, before, disk, mount, server)
 }
 
 fn start(dir: &TestDir, survive: &str) -> Server {

@@ -5,6 +5,10 @@
 //! acknowledged says what must be there afterwards. `RINGMX_RECOVERY_SEED=n` replays one seed,
 //! `RINGMX_RECOVERY_SEEDS=n` runs that many.
 
+#[path = "support/random.rs"]
+#[allow(dead_code, reason = "other tests use what this one does not")]
+mod random;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
@@ -12,6 +16,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
+use random::Xorshift;
 use ringmx::clock::Instant;
 use ringmx::ringlog::backing::{Backing, MemoryBacking};
 use ringmx::ringlog::format::{
@@ -28,25 +33,6 @@ const PAGE: usize = 4_096;
 const SUPERBLOCK_PAGES: Range<usize> = 0..DATA_OFFSET as usize / PAGE;
 const DATA_PAGES: Range<usize> = SUPERBLOCK_PAGES.end..usize::MAX;
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
-
 /// What the machine holds: the disk, and the page cache in front of it.
 struct Disk {
     durable: Vec<u8>,
@@ -58,7 +44,7 @@ struct Disk {
     dies_at: Option<u64>,
     /// The medium can be read past the cache; what is dirty is written back first.
     reads_medium: bool,
-    random: Random,
+    random: Xorshift,
 }
 
 impl Disk {
@@ -126,7 +112,7 @@ impl SimDisk {
             calls: 0,
             dies_at: None,
             reads_medium: false,
-            random: Random(seed | 1),
+            random: Xorshift(seed | 1),
         })))
     }
 }
@@ -274,7 +260,7 @@ fn read_all<B: Backing>(backing: &B, head: u64) -> (u64, BTreeMap<u64, (Vec<u8>,
 struct World {
     disk: SimDisk,
     options: OpenOptions,
-    random: Random,
+    random: Xorshift,
     now: Instant,
     ledger: BTreeMap<u64, Entry>,
     /// Numbers ever shown to a client.
@@ -299,7 +285,7 @@ impl World {
         World {
             disk: SimDisk::new(new_ring(data_size), seed.wrapping_mul(0x9e37_79b9)),
             options,
-            random: Random(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1),
+            random: Xorshift(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1),
             now: Instant(1),
             ledger: BTreeMap::new(),
             shown: BTreeSet::new(),
@@ -605,7 +591,7 @@ impl World {
 }
 
 fn run(seed: u64) {
-    let mut pick = Random(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut pick = Xorshift(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     pick.next();
     let survive = match pick.below(4) {
         0 => Survive::Process,
@@ -696,6 +682,26 @@ fn every_subset_of_unsynced_sectors_keeps_what_was_synced_and_shows_nothing_else
     }
 }
 
+/// Puts a whole record of the first epoch at position `place` on the disk; its header names `position` and `number`.
+fn store_record(disk: &SimDisk, place: u64, position: u64, number: u64, payload: &[u8]) {
+    let header = Header {
+        position,
+        number,
+        len: payload.len() as u32,
+        payload_crc: crc32c::crc32c(payload),
+        epoch: 1,
+        kind: Kind::Message,
+        flags: 0,
+        env_len: 0,
+        hint_back: 0,
+        received_ns: 22,
+    };
+    let mut disk = disk.0.borrow_mut();
+    let at = (DATA_OFFSET + place) as usize;
+    disk.store(&header.encode(0x5eed), at);
+    disk.store(payload, at + 64);
+}
+
 #[test]
 fn record_of_an_earlier_epoch_never_follows_a_later_one() {
     // The second of two unacknowledged records reaches the disk, the first does not. Recovery cuts
@@ -719,25 +725,9 @@ fn record_of_an_earlier_epoch_never_follows_a_later_one() {
     log.write(&[IoSlice::new(&header), IoSlice::new(&payload)])
         .unwrap();
     // Page filling would hide the old record; put it back as a dropped sector leaves it.
-    let place = (DATA_OFFSET + places[2].0) as usize;
-    let old = Header {
-        position: places[2].0,
-        // Larger than the skipped numbers reach: the epoch alone tells it.
-        number: 200_000,
-        len: 448,
-        payload_crc: crc32c::crc32c(&payloads[2]),
-        epoch: 1,
-        kind: Kind::Message,
-        flags: 0,
-        env_len: 0,
-        hint_back: 0,
-        received_ns: 22,
-    };
-    {
-        let mut disk = disk.0.borrow_mut();
-        disk.store(&old.encode(0x5eed), place);
-        disk.store(&payloads[2], place + 64);
-    }
+    let place = places[2].0;
+    // Larger than the skipped numbers reach: the epoch alone tells it.
+    store_record(&disk, place, place, 200_000, &payloads[2]);
     let (log, recovery) = Log::open(disk.clone(), &options).unwrap();
     assert_eq!((recovery.messages, recovery.discarded_records), (2, 1));
     let found = read_all(&disk, log.written()).1;
@@ -752,24 +742,8 @@ fn record_that_names_another_place_is_not_taken_for_the_one_of_this_place() {
     let payloads = payloads(3, 448);
     let disk = SimDisk::new(new_ring(65_536), 0);
     let places = fill(&disk, &payloads, 2);
-    let stray = Header {
-        position: places[2].0 + 4 * 512,
-        number: 7,
-        len: 448,
-        payload_crc: crc32c::crc32c(&payloads[2]),
-        epoch: 1,
-        kind: Kind::Message,
-        flags: 0,
-        env_len: 0,
-        hint_back: 0,
-        received_ns: 22,
-    };
-    {
-        let mut disk = disk.0.borrow_mut();
-        let place = (DATA_OFFSET + places[2].0) as usize;
-        disk.store(&stray.encode(0x5eed), place);
-        disk.store(&payloads[2], place + 64);
-    }
+    let place = places[2].0;
+    store_record(&disk, place, place + 4 * 512, 7, &payloads[2]);
     let options = OpenOptions::new(Survive::Power, 30);
     let (log, recovery) = Log::open(disk.clone(), &options).unwrap();
     assert_eq!((recovery.messages, recovery.head), (2, places[2].0));
@@ -783,7 +757,7 @@ fn flipped_bits_in_acknowledged_records_are_never_cut_and_never_shown() {
     let image = SimDisk::new(new_ring(65_536), 0);
     let places = fill(&image, &payloads, 8);
     let bytes = image.0.borrow().durable.clone();
-    let mut random = Random(99);
+    let mut random = Xorshift(99);
     // The hint names all but the last batch; damage there looks torn.
     let end = places[6].1;
     for _ in 0..300 {
@@ -1200,7 +1174,7 @@ fn damaged_bytes_anywhere_give_an_answer_and_no_panic() {
     let image = SimDisk::new(new_ring(65_536), 0);
     fill(&image, &payloads(8, 300), 6);
     let bytes = image.0.borrow().cache.clone();
-    let mut random = Random(1234);
+    let mut random = Xorshift(1234);
     for round in 0..300 {
         let mut damaged = bytes.clone();
         for _ in 0..1 + random.below(20) {

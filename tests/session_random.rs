@@ -6,18 +6,14 @@
 
 mod session_support;
 
-use ringmx::envelope::Field;
-use ringmx::limits::AUTH_LINE_BYTES_MAX;
 use ringmx::smtp::data::BareNewlines;
 use ringmx::smtp::parameter::Offered;
-use ringmx::smtp::reply::{self, Reply};
+use ringmx::smtp::reply::Reply;
 use ringmx::smtp::sasl::Mechanisms;
 use ringmx::smtp::session::{Context, ContextOptions, Role, Services};
-use ringmx::smtp::sink::{CloseReason, Verb, Verdict};
+use ringmx::smtp::sink::Verdict;
 use ringmx::users::Users;
-use session_support::{
-    Connection, Cut, Manner, Random, Recorder, Stored, WALL_NS, converse, is_challenge, manners,
-};
+use session_support::{Cut, Manner, Outcome, Random, Recorder, Stored, WALL_NS, manners};
 
 const ROUNDS_DEFAULT: u64 = 400;
 
@@ -202,16 +198,6 @@ fn dialogue(random: &mut Random, hello: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Everything about a session that must not depend on how it is driven.
-#[derive(Debug, PartialEq, Eq)]
-struct Outcome {
-    wire: Vec<u8>,
-    stored: Vec<Stored>,
-    closed: Option<CloseReason>,
-    verbs: [u32; Verb::COUNT],
-    unread: usize,
-}
-
 /// Who plays, beside the context of the listener.
 #[derive(Clone, Copy, Debug)]
 struct Cast {
@@ -282,24 +268,7 @@ fn play(ctx: &Context, cast: Cast, input: &[u8], manner: Manner, cut: Cut, seed:
         ),
         ("end 21".to_owned(), Verdict::Refuse(Reply::ContentRefused)),
     ];
-    let mut connection = Connection::new(ctx, recorder);
-    converse(&mut connection, input, cut);
-    let unread = match connection.out.closed {
-        // What follows the close is not read; how much of it was given depends on the cut.
-        Some(_) => 0,
-        None => connection.unread(),
-    };
-    assert!(unread < AUTH_LINE_BYTES_MAX, "a line that long is not kept");
-    connection.session.connection_lost(&mut connection.out);
-    assert!(!connection.out.is_open(), "a message outlived its session");
-    let out = connection.out;
-    Outcome {
-        wire: out.wire,
-        stored: out.stored,
-        closed: out.closed,
-        verbs: out.verbs,
-        unread,
-    }
+    Outcome::of(ctx, recorder, input, cut)
 }
 
 /// Checks one dialogue in every manner; returns how many messages were stored.
@@ -324,8 +293,6 @@ fn check(ctx: &Context, cast: Cast, input: &[u8], seed: u64) -> Vec<Stored> {
 /// its recipients, with LMTP), there are as many replies as commands and messages ask for, and nothing is stored
 /// without the TLS or the user that the listener demands.
 fn check_replies(ctx: &Context, cast: Cast, outcome: &Outcome) {
-    let mut rest = &outcome.wire[..];
-    let (mut replies, mut stored, mut more) = (0, 0, 0);
     let ehlo = |tls| {
         let services = ctx.services(tls, Offered::PROMISES, false);
         let offered = services.offered.with(cast.trusts);
@@ -346,49 +313,15 @@ fn check_replies(ctx: &Context, cast: Cast, outcome: &Outcome) {
         &ctx.help_reply,
         &ctx.help_reply_tls,
     ];
-    while !rest.is_empty() {
-        let end = rest.iter().position(|octet| *octet == b'\n').expect("CRLF");
-        let line = &rest[..=end];
-        let known = configured
-            .iter()
-            .copied()
-            .chain(reply::ROWS.iter().map(|row| row.wire))
-            .chain(is_challenge(line).then_some(line))
-            .find(|wire| !wire.is_empty() && rest.starts_with(wire))
-            .expect("a known reply");
-        replies += 1;
-        stored += usize::from(known == Reply::Stored.row().wire);
-        more += u32::from(known == Reply::DataStart.row().wire || is_challenge(known));
-        more += u32::from(ctx.lmtp && known == Reply::RcptOk.row().wire);
-        rest = &rest[known.len()..];
-    }
-    let answers = outcome
-        .stored
-        .iter()
-        .map(|message| message.facts.expect("facts").answers);
-    assert_eq!(stored, answers.sum::<u32>() as usize);
-    let commands: u32 = outcome.verbs.iter().sum();
-    // The greeting, one for each command, one more for each DATA whose content ended and for each answer to a
-    // challenge. A BDAT whose octets are still to come has none yet.
-    assert!(replies <= 1 + commands + more, "{replies} replies");
-    assert!(replies >= commands || ctx.lmtp, "{replies} replies");
+    outcome.assert_replies_are_due(&configured, ctx.lmtp);
     for message in &outcome.stored {
         let facts = message.facts.expect("facts");
         assert!(message.body.len() as u64 <= 200);
         assert!(facts.recipients > 0);
         assert!(message.trace.starts_with(b"Received: ") && message.id_at < message.trace.len());
-        assert!(has_user(message) || ctx.role != Role::Submission);
-        assert!(came_under_tls(message) || !ctx.needs_tls);
+        assert!(message.has_user() || ctx.role != Role::Submission);
+        assert!(message.came_under_tls() || !ctx.needs_tls);
     }
-}
-
-fn has_user(message: &Stored) -> bool {
-    let mut fields = message.fields.iter();
-    fields.any(|(field, _)| *field == Field::User as u8)
-}
-
-fn came_under_tls(message: &Stored) -> bool {
-    message.trace.windows(7).any(|part| part == b"\r\n\ttls ")
 }
 
 #[test]
@@ -416,8 +349,8 @@ fn random_dialogues_have_the_same_outcome_however_they_are_cut_and_answered() {
         let input = dialogue(&mut random, hello);
         for message in check(&ctx, cast, &input, seed) {
             stored += 1;
-            of_users += u64::from(has_user(&message));
-            under_tls += u64::from(came_under_tls(&message));
+            of_users += u64::from(message.has_user());
+            under_tls += u64::from(message.came_under_tls());
             to_several += u64::from(message.facts.expect("facts").answers > 1);
         }
     }

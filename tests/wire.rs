@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use process::{
     Client, ENVELOPE, Key, PATIENCE, Process, RINGMX, Server, TestDir, content, key_of, load,
-    output_of, ringmx, stored, stuffed, wait_until, without_trace,
+    output_of, refused_start, ringmx, stored, stuffed, wait_until, without_trace,
 };
 
 const MESSAGE: &[u8] = b"Subject: one\r\n\r\n.dot\r\nlast line\r\n";
@@ -71,23 +71,6 @@ fn tools_that_wait_for_mail_end_when_nobody_reads_what_they_print() {
         assert_eq!(output.status.code(), Some(0), "{tool:?}: {said}");
     }
     server.stop();
-}
-
-/// Standard output, standard error and exit code of a server that is not to start.
-fn refused(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output = ringmx(
-        &[
-            &["serve", "--listen", "127.0.0.1:0", "--http", "off"],
-            arguments,
-        ]
-        .concat(),
-    );
-    let text = |octets| String::from_utf8(octets).unwrap();
-    (
-        output.status.code(),
-        text(output.stdout),
-        text(output.stderr),
-    )
 }
 
 // Sessions.
@@ -513,48 +496,31 @@ fn a_message_that_outlives_the_drain_is_cut_with_exit_code_3() {
 
 // What keeps a server from starting.
 
-#[test]
-fn a_port_in_use_is_one_sentence_and_nothing_is_touched() {
+/// Starts a server with the addresses for SMTP and HTTP that `addresses` makes of one that is taken. It has to end
+/// with one sentence, which names what the address is `wanted_for`, and to touch nothing.
+fn assert_port_in_use(addresses: for<'a> fn(&'a str) -> [&'a str; 2], wanted_for: &str) {
     let dir = TestDir::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let output = ringmx(&[
-        "serve",
-        "--listen",
-        &address,
-        "--http",
-        "off",
-        "--ring",
-        &dir.ring(),
-    ]);
+    let [smtp, http] = addresses(&address);
+    let fixed = ["serve", "--listen", smtp, "--http", http];
+    let output = ringmx(&[&fixed[..], &["--ring", &dir.ring()]].concat());
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),
-        format!("ringmx: can't listen on {address}: address already in use\n")
+        format!("ringmx: can't listen on {address}{wanted_for}: address already in use\n")
     );
     assert_eq!((output.status.code(), output.stdout), (Some(1), vec![]));
     assert!(!Path::new(&dir.ring()).exists());
 }
 
 #[test]
+fn a_port_in_use_is_one_sentence_and_nothing_is_touched() {
+    assert_port_in_use(|taken| [taken, "off"], "");
+}
+
+#[test]
 fn a_given_http_address_in_use_is_an_error() {
-    let dir = TestDir::new();
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    let output = ringmx(&[
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--http",
-        &address,
-        "--ring",
-        &dir.ring(),
-    ]);
-    assert_eq!(
-        String::from_utf8(output.stderr).unwrap(),
-        format!("ringmx: can't listen on {address} for HTTP: address already in use\n")
-    );
-    assert_eq!((output.status.code(), output.stdout), (Some(1), vec![]));
-    assert!(!Path::new(&dir.ring()).exists());
+    assert_port_in_use(|taken| ["127.0.0.1:0", taken], " for HTTP");
 }
 
 #[test]
@@ -564,7 +530,7 @@ fn a_ring_in_use_is_one_sentence() {
     let path = format!("{}/shard-0/ring", dir.ring());
     let sentence = "another process has the ring open; stop it first";
     assert_eq!(
-        refused(&["--ring", &dir.ring()]),
+        refused_start(&["--ring", &dir.ring()]),
         (
             Some(1),
             String::new(),
@@ -587,7 +553,7 @@ fn a_file_that_is_no_ring_is_named_and_left_alone() {
     let path = format!("{shard}/ring");
     fs::write(&path, "not a ring").unwrap();
     assert_eq!(
-        refused(&["--ring", &dir.ring()]),
+        refused_start(&["--ring", &dir.ring()]),
         (
             Some(74),
             String::new(),
@@ -614,7 +580,7 @@ fn a_ring_whose_superblocks_are_damaged_is_refused_and_left_alone() {
     octets[100] ^= 1;
     octets[8_192 + 100] ^= 1;
     fs::write(&path, &octets).unwrap();
-    let (code, out, errors) = refused(&["--ring", &dir.ring()]);
+    let (code, out, errors) = refused_start(&["--ring", &dir.ring()]);
     assert_eq!((code, &out[..]), (Some(74), ""), "{errors}");
     assert!(
         errors.starts_with(&format!("ringmx: the ring {path}: ")),
@@ -629,7 +595,7 @@ fn a_directory_that_cannot_be_made_is_one_sentence() {
     let dir = TestDir::new();
     let file = dir.join("file");
     fs::write(&file, "").unwrap();
-    let (code, _, errors) = refused(&["--ring", &file]);
+    let (code, _, errors) = refused_start(&["--ring", &file]);
     assert_eq!(code, Some(74), "{errors}");
     assert!(
         errors.starts_with(&format!("ringmx: the ring {file}/shard-0/ring: ")),

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use process::{
-    Client, ENVELOPE, Key, Process, Server, TestDir, content, key_of, output_of, ringmx, stuffed,
-    wait_until, without_trace,
+    Client, ENVELOPE, Key, Process, Server, TestDir, content, key_of, output_of, refused_start,
+    ringmx, stuffed, wait_until, without_trace,
 };
 use ringmx::sys::signal;
 
@@ -63,37 +63,32 @@ fn fill_all_shards(address: SocketAddr, workers: usize, client: u32, sent: &mut 
     panic!("2,000 connections reached only {shards:?}");
 }
 
-/// Clients that send over new connections, a few messages each, until they are told to stop.
-struct Load {
+/// Clients in threads of their own, until they are told to stop; each ends with a `T`.
+struct Clients<T> {
     stop: Arc<AtomicBool>,
+    /// Messages that got a 250, of all.
     acknowledged: Arc<AtomicU32>,
-    sent: Arc<Mutex<Sent>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<T>>,
 }
 
-impl Load {
-    fn start(address: SocketAddr, clients: u32) -> Load {
+impl<T: Send + 'static> Clients<T> {
+    /// Starts `count` of them, each as `client` with its number.
+    fn start(
+        count: u32,
+        client: impl Fn(u32, &AtomicBool, &AtomicU32) -> T + Clone + Send + 'static,
+    ) -> Clients<T> {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(AtomicU32::new(0));
-        let sent = Arc::new(Mutex::new(Sent::default()));
-        let threads = (0..clients)
-            .map(|client| {
-                let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
-                let acknowledged = Arc::clone(&acknowledged);
-                std::thread::spawn(move || {
-                    let mut next = 0;
-                    while !stop.load(Ordering::Relaxed) {
-                        // A connection that breaks, or that nobody takes any more, is part of the test.
-                        let _ = converse(address, client, &mut next, &sent, &acknowledged);
-                        std::thread::yield_now();
-                    }
-                })
+        let threads = (0..count)
+            .map(|number| {
+                let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
+                let client = client.clone();
+                std::thread::spawn(move || client(number, &stop, &acknowledged))
             })
             .collect();
-        Load {
+        Clients {
             stop,
             acknowledged,
-            sent,
             threads,
         }
     }
@@ -102,15 +97,43 @@ impl Load {
     fn more(&self, count: u32) {
         let from = self.acknowledged.load(Ordering::Relaxed);
         wait_until("messages under load", || {
+            let failed = self.threads.iter().any(JoinHandle::is_finished);
+            assert!(!failed, "a client has failed");
             self.acknowledged.load(Ordering::Relaxed) >= from + count
         });
     }
 
-    fn end(self) -> Sent {
+    /// Tells them to stop and waits for each.
+    fn end(self) -> impl Iterator<Item = T> {
         self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            thread.join().expect("a client");
-        }
+        let ended = |thread: JoinHandle<T>| thread.join().expect("a client");
+        self.threads.into_iter().map(ended)
+    }
+}
+
+/// Clients that send over new connections, a few messages each.
+struct Load {
+    clients: Clients<()>,
+    sent: Arc<Mutex<Sent>>,
+}
+
+impl Load {
+    fn start(address: SocketAddr, clients: u32) -> Load {
+        let sent = Arc::new(Mutex::new(Sent::default()));
+        let all_sent = Arc::clone(&sent);
+        let clients = Clients::start(clients, move |client, stop, acknowledged| {
+            let mut next = 0;
+            while !stop.load(Ordering::Relaxed) {
+                // A connection that breaks, or that nobody takes any more, is part of the test.
+                let _ = converse(address, client, &mut next, &all_sent, acknowledged);
+                std::thread::yield_now();
+            }
+        });
+        Load { clients, sent }
+    }
+
+    fn end(self) -> Sent {
+        self.clients.end().for_each(drop);
         let sent = Arc::into_inner(self.sent).expect("all clients have ended");
         sent.into_inner().expect("no client has panicked")
     }
@@ -597,10 +620,10 @@ fn a_killed_worker_is_started_again_and_nothing_acknowledged_is_lost() {
         let dir = TestDir::new();
         let server = start(&dir, &workers.to_string());
         let load = Load::start(server.address, 8);
-        load.more(50);
+        load.clients.more(50);
         for round in 0..2 {
             kill_worker(&server, round);
-            load.more(50);
+            load.clients.more(50);
         }
         let accepted = "ringmx_messages_total{result=\"accepted\"}";
         let shown = metric(&server.get("/metrics"), accepted);
@@ -650,7 +673,7 @@ fn killing_the_parent_ends_the_workers_and_loses_nothing() {
         let dir = TestDir::new();
         let server = start(&dir, &workers.to_string());
         let load = Load::start(server.address, 8);
-        load.more(100);
+        load.clients.more(100);
         let pids = children(server.process.pid());
         assert_eq!(pids.len(), workers);
         server.process.kill();
@@ -667,7 +690,7 @@ fn sigterm_under_load_drains_all_workers_and_loses_nothing() {
         let dir = TestDir::new();
         let server = start(&dir, &workers.to_string());
         let load = Load::start(server.address, 8);
-        load.more(100);
+        load.clients.more(100);
         let (out, errors) = server.stop();
         let sent = load.end();
         assert_eq!(
@@ -894,59 +917,22 @@ fn take_over(dir: &TestDir, more: &[&str]) -> Server {
     )
 }
 
-/// Clients that send over new connections until they are told to stop, and for which nothing may go wrong: a
-/// connection that is refused or reset, a command that is refused, a message without its 250.
-struct StrictLoad {
-    stop: Arc<AtomicBool>,
-    delivered: Arc<AtomicU32>,
-    threads: Vec<JoinHandle<Vec<(Key, String)>>>,
-}
-
-impl StrictLoad {
-    fn start(address: SocketAddr, clients: u32) -> StrictLoad {
-        let stop = Arc::new(AtomicBool::new(false));
-        let delivered = Arc::new(AtomicU32::new(0));
-        let threads = (0..clients)
-            .map(|client| {
-                let (stop, delivered) = (Arc::clone(&stop), Arc::clone(&delivered));
-                std::thread::spawn(move || {
-                    let mut sent = Vec::new();
-                    for sequence in 0.. {
-                        if stop.load(Ordering::Relaxed) {
-                            break;
-                        }
-                        // Of those whose messages are small: the rings keep all of them.
-                        let key = (4 * client + 1, sequence);
-                        sent.push((key, deliver(address, key)));
-                        delivered.fetch_add(1, Ordering::Relaxed);
-                    }
-                    sent
-                })
-            })
-            .collect();
-        StrictLoad {
-            stop,
-            delivered,
-            threads,
+/// Clients that send over new connections, and for which nothing may go wrong: a connection that is refused or reset,
+/// a command that is refused, a message without its 250.
+fn start_strict_load(address: SocketAddr, clients: u32) -> Clients<Vec<(Key, String)>> {
+    Clients::start(clients, move |client, stop, acknowledged| {
+        let mut sent = Vec::new();
+        for sequence in 0.. {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            // Of those whose messages are small: the rings keep all of them.
+            let key = (4 * client + 1, sequence);
+            sent.push((key, deliver(address, key)));
+            acknowledged.fetch_add(1, Ordering::Relaxed);
         }
-    }
-
-    /// Waits for so many more messages than now.
-    fn more(&self, count: u32) {
-        let from = self.delivered.load(Ordering::Relaxed);
-        wait_until("messages under load", || {
-            let failed = self.threads.iter().any(JoinHandle::is_finished);
-            assert!(!failed, "a client has failed");
-            self.delivered.load(Ordering::Relaxed) >= from + count
-        });
-    }
-
-    fn end(self, sent: &mut Sent) {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            sent.acknowledged.extend(thread.join().expect("a client"));
-        }
-    }
+        sent
+    })
 }
 
 #[test]
@@ -963,7 +949,7 @@ fn takeover_under_load_refuses_nothing_resets_nothing_and_loses_nothing() {
         ];
         let mut server = Server::start(&dir, &options);
         let address = server.address;
-        let load = StrictLoad::start(address, 6);
+        let load = start_strict_load(address, 6);
         load.more(60);
         let mut shards = std::collections::BTreeSet::new();
         // There and back again: the third server works on the shards of the first.
@@ -992,7 +978,7 @@ fn takeover_under_load_refuses_nothing_resets_nothing_and_loses_nothing() {
         }
         assert_eq!(shards.len(), 2, "the pair of shard directories takes turns");
         let mut sent = Sent::default();
-        load.end(&mut sent);
+        sent.acknowledged.extend(load.end().flatten());
         server.stop();
         check(&dir, &sent);
         let of_both: std::collections::BTreeSet<&str> =
@@ -1070,18 +1056,8 @@ fn takeover_that_cannot_be_is_refused_and_the_old_server_goes_on() {
     let dir = TestDir::new();
     let ring = dir.ring();
     let refused = |more: &[&str]| {
-        let fixed = [
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--http",
-            "off",
-            "--ring",
-            &ring,
-        ];
-        let output = ringmx(&[&fixed[..], more].concat());
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        (output.status.code(), errors)
+        let (code, _, errors) = refused_start(&[&["--ring", &ring], more].concat());
+        (code, errors)
     };
     assert_eq!(
         refused(&["--takeover"]),

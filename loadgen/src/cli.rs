@@ -559,7 +559,8 @@ pub fn apply_thresholds(report: &mut Value, thresholds: &[Threshold]) -> bool {
     all
 }
 
-fn default_plan() -> Plan {
+/// The plan of a run without options; its command has to say how many sessions there are.
+pub(crate) fn default_plan() -> Plan {
     Plan {
         seed: 1,
         run: 0,
@@ -593,6 +594,35 @@ fn default_plan() -> Plan {
         dsn: None,
         hostile: String::new(),
     }
+}
+
+/// Returns what `text` stands for in the list of an option that takes one of several words.
+fn one_of<T: Copy>(flag: &str, text: &str, known: &[(&str, T)]) -> Result<T, Stop> {
+    if let Some((_, value)) = known.iter().find(|(word, _)| *word == text) {
+        return Ok(*value);
+    }
+    let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
+    let (last, others) = words.split_last().expect("invariant: there are words");
+    Err(usage(format!(
+        "--{flag} takes {} or {last}",
+        others.join(", ")
+    )))
+}
+
+/// Reads MECHANISM:USER:PASSWORD; the password may hold colons.
+fn parse_auth(text: &str) -> Option<Auth> {
+    let (mechanism, rest) = text.split_once(':')?;
+    let (user, password) = rest.split_once(':')?;
+    let login = match mechanism {
+        "login" => true,
+        "plain" => false,
+        _ => return None,
+    };
+    Some(Auth {
+        login,
+        user: user.to_owned(),
+        password: password.to_owned(),
+    })
 }
 
 fn bad<T>(value: Option<T>, flag: &str, text: &str) -> Result<T, Stop> {
@@ -746,11 +776,7 @@ impl Options {
                 self.speed = bad(speed, flag, text)?;
             }
             "arrival" => {
-                self.by_connection = match text {
-                    "msg" => false,
-                    "conn" => true,
-                    _ => return Err(usage("--arrival takes msg or conn")),
-                }
+                self.by_connection = one_of(flag, text, &[("msg", false), ("conn", true)])?;
             }
             "size" => plan.sizes = bad(parse_sizes(text), flag, text)?,
             "sizes" => {
@@ -775,12 +801,12 @@ impl Options {
                 plan.hostile = hostile::describe(&self.hostile);
             }
             "proxy" => {
-                self.proxy = match text {
-                    "off" => None,
-                    "v1" => Some(Proxy::V1),
-                    "v2" => Some(Proxy::V2),
-                    _ => return Err(usage("--proxy takes off, v1 or v2")),
-                }
+                let versions = [
+                    ("off", None),
+                    ("v1", Some(Proxy::V1)),
+                    ("v2", Some(Proxy::V2)),
+                ];
+                self.proxy = one_of(flag, text, &versions)?;
             }
             "from" => plan.from = Addresses::parse(text).map_err(usage)?,
             "to" => plan.to = Addresses::parse(text).map_err(usage)?,
@@ -793,11 +819,8 @@ impl Options {
             "seed" => plan.seed = bad(text.parse().ok(), flag, text)?,
             "run-id" => self.run_id = Some(bad(u64::from_str_radix(text, 16).ok(), flag, text)?),
             "pipelining" => {
-                plan.pipelining = match text {
-                    "auto" => Pipelining::Auto,
-                    "off" => Pipelining::Off,
-                    _ => return Err(usage("--pipelining takes auto or off")),
-                }
+                let ways = [("auto", Pipelining::Auto), ("off", Pipelining::Off)];
+                plan.pipelining = one_of(flag, text, &ways)?;
             }
             "messages-per-connection" => {
                 plan.per_connection = bad(parse_count(text), flag, text)?;
@@ -812,39 +835,24 @@ impl Options {
                 }
             }
             "quit" => {
-                plan.quit = match text {
-                    "wait" => Quit::Wait,
-                    "reset" => Quit::Reset,
-                    "none" => Quit::None,
-                    _ => return Err(usage("--quit takes wait, reset or none")),
-                }
+                let ways = [
+                    ("wait", Quit::Wait),
+                    ("reset", Quit::Reset),
+                    ("none", Quit::None),
+                ];
+                plan.quit = one_of(flag, text, &ways)?;
             }
             "auth" => {
-                let mut words = text.splitn(3, ':');
-                let login = match (words.next(), text.matches(':').count()) {
-                    (Some("login"), 2..) => true,
-                    (Some("plain"), 2..) => false,
-                    _ => {
-                        return Err(usage(
-                            "--auth takes plain:USER:PASSWORD or login:USER:PASSWORD",
-                        ));
-                    }
-                };
-                let user = words.next().unwrap_or("").to_owned();
-                let password = words.next().unwrap_or("").to_owned();
-                plan.auth = Some(Auth {
-                    login,
-                    user,
-                    password,
-                });
+                let wrong = "--auth takes plain:USER:PASSWORD or login:USER:PASSWORD";
+                plan.auth = Some(parse_auth(text).ok_or_else(|| usage(wrong))?);
             }
             "tls" => {
-                plan.tls = match text {
-                    "off" => TlsMode::Off,
-                    "starttls" => TlsMode::StartTls,
-                    "implicit" => TlsMode::Implicit,
-                    _ => return Err(usage("--tls takes off, starttls or implicit")),
-                }
+                let modes = [
+                    ("off", TlsMode::Off),
+                    ("starttls", TlsMode::StartTls),
+                    ("implicit", TlsMode::Implicit),
+                ];
+                plan.tls = one_of(flag, text, &modes)?;
             }
             "tls-ca" => self.tls.ca = Some(text.into()),
             "tls-name" => self.tls.name = Some(text.to_owned()),
@@ -1235,14 +1243,14 @@ fn part_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
     Ok(OK)
 }
 
-/// Runs `plan` once and reports on it.
-fn execute(
+/// Sends what `plan` says, by threads or by processes, beside the hostile sessions that the options ask for; returns
+/// what was recorded, and what came of those.
+fn send(
     options: &Options,
     prepared: &Prepared,
     plan: &Plan,
-) -> Result<(Value, verdict::Verdict, bool), Stop> {
+) -> Result<(run::Done, Vec<hostile::Tally>), Stop> {
     let load = workload(options, plan)?;
-    let load_before = report::load_average();
     let resident_before = sys::resident_max();
     let target = target(options, &prepared.address, prepared.security.clone());
     let stop = Arc::new(AtomicBool::new(false));
@@ -1273,26 +1281,28 @@ fn execute(
     };
     display.clear();
     stop.store(true, Ordering::Relaxed);
+    let invalid = |text: String| Stop {
+        code: INVALID,
+        text,
+    };
     let tallies = match hostile.map(std::thread::JoinHandle::join) {
         None => Vec::new(),
         Some(Ok(Ok(tallies))) => tallies,
-        Some(Ok(Err(error))) => {
-            return Err(Stop {
-                code: INVALID,
-                text: format!("hostile sessions: {error}"),
-            });
-        }
-        Some(Err(_)) => {
-            return Err(Stop {
-                code: INVALID,
-                text: "the hostile thread panicked".into(),
-            });
-        }
+        Some(Ok(Err(error))) => return Err(invalid(format!("hostile sessions: {error}"))),
+        Some(Err(_)) => return Err(invalid("the hostile thread panicked".into())),
     };
-    let done = done.map_err(|error| Stop {
-        code: INVALID,
-        text: format!("run failed: {error}"),
-    })?;
+    let done = done.map_err(|error| invalid(format!("run failed: {error}")))?;
+    Ok((done, tallies))
+}
+
+/// Runs `plan` once and reports on it.
+fn execute(
+    options: &Options,
+    prepared: &Prepared,
+    plan: &Plan,
+) -> Result<(Value, verdict::Verdict, bool), Stop> {
+    let load_before = report::load_average();
+    let (done, tallies) = send(options, prepared, plan)?;
     let open = matches!(plan.mode, Mode::Open { .. });
     let mut verdict = verdict::judge(&done.recorder, open);
     if let Some(trouble) = done.trouble {
@@ -1603,12 +1613,22 @@ fn step(
     Ok((report, verdict.state, interrupted))
 }
 
-/// The share of the ceiling that `rate` is, for the report of a search.
-fn search_generator(options: &Options, rate: f64) -> Result<Value, Stop> {
+/// Writes the report of a search or a sweep wherever the options want it, with the share of the ceiling that the
+/// rate it found is.
+fn publish_search(
+    options: &Options,
+    prepared: &Prepared,
+    limits: &search::Limits,
+    found: &search::Found,
+) -> Result<(), Stop> {
+    let target = prepared.address.to_string();
+    let mut report = search::report(found, limits, &target, &options.plan);
     let ceiling = options.ceiling(&options.plan)?;
-    Ok(serde_json::json!({
-        "ceiling": ceiling.map(|ceiling| ceiling.json(rate, options.threads * options.processes)),
-    }))
+    let threads = options.threads * options.processes;
+    report["generator"] = serde_json::json!({
+        "ceiling": ceiling.map(|ceiling| ceiling.json(found.rate, threads)),
+    });
+    publish(options, &report, &search::text(&report))
 }
 
 fn find_max_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, Stop> {
@@ -1653,14 +1673,7 @@ fn find_max_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8,
         Err(stop) if stop.code == INTERRUPTED => (search::Found::cut_short(steps), true),
         Err(stop) => return Err(stop),
     };
-    let mut report = search::report(
-        &found,
-        &limits,
-        &prepared.address.to_string(),
-        &options.plan,
-    );
-    report["generator"] = search_generator(&options, found.rate)?;
-    publish(&options, &report, &search::text(&report))?;
+    publish_search(&options, &prepared, &limits, &found)?;
     Ok(match found.rate > 0.0 {
         _ if interrupted => INTERRUPTED,
         true => OK,
@@ -1705,14 +1718,7 @@ fn sweep_command(mut parser: lexopt::Parser, argv: Vec<String>) -> Result<u8, St
         true => search::Found::cut_short(steps),
         false => search::Found::of_sweep(steps),
     };
-    let mut report = search::report(
-        &found,
-        &limits,
-        &prepared.address.to_string(),
-        &options.plan,
-    );
-    report["generator"] = search_generator(&options, found.rate)?;
-    publish(&options, &report, &search::text(&report))?;
+    publish_search(&options, &prepared, &limits, &found)?;
     Ok(if interrupted { INTERRUPTED } else { OK })
 }
 

@@ -375,6 +375,10 @@ impl Desk {
 
 /// Bodies up to this size are copied behind their commands, so that one send carries all.
 const COPY_MAX: u64 = 16 << 10;
+/// What follows the last line of a message that DATA announced (RFC 5321 4.1.1.4).
+const END_OF_DATA: &[u8] = b".\r\n";
+/// What follows a message that BDAT announced (RFC 3030 2).
+const END_OF_BDAT: &[u8] = b"";
 
 /// Bytes on their way to the socket: `head`, then the cursor's, then `tail`.
 #[derive(Debug, Default)]
@@ -453,6 +457,22 @@ impl Outgoing {
         if self.is_empty() {
             self.clear();
         }
+    }
+}
+
+/// One whole reply, as the session sees it.
+#[derive(Clone, Copy)]
+struct Reply<'a> {
+    code: u16,
+    /// What stands behind the code of its last line.
+    text: &'a [u8],
+    /// When it was read, ns.
+    now: u64,
+}
+
+impl Reply<'_> {
+    fn is_positive(self) -> bool {
+        (200..300).contains(&self.code)
     }
 }
 
@@ -714,7 +734,8 @@ impl Client {
                 if line.last {
                     self.replies += 1;
                     events.reply(self.phase(), line.code, line.text);
-                    self.answer(line.code, line.text, now, desk, events);
+                    let (code, text) = (line.code, line.text);
+                    self.answer(Reply { code, text, now }, desk, events);
                 }
                 !matches!(self.state, State::Closing(_) | State::Handshake)
             });
@@ -797,6 +818,11 @@ impl Client {
         self.sent_ns = now;
     }
 
+    fn reset_transaction(&mut self, now: u64) {
+        self.state = State::Rset;
+        self.command(b"RSET", b"", now);
+    }
+
     fn is_pipelined(&self, plan: &Plan) -> bool {
         plan.pipelining == Pipelining::Auto && self.offers.pipelining
     }
@@ -806,14 +832,8 @@ impl Client {
     }
 
     /// Answers one whole reply.
-    fn answer(
-        &mut self,
-        code: u16,
-        text: &[u8],
-        now: u64,
-        desk: &mut Desk,
-        events: &mut impl Events,
-    ) {
+    fn answer(&mut self, reply: Reply<'_>, desk: &mut Desk, events: &mut impl Events) {
+        let Reply { code, text, now } = reply;
         let waited = now.saturating_sub(self.sent_ns);
         if code == 421 {
             // RFC 5321 3.8: the server is closing the channel, whatever was asked.
@@ -821,7 +841,7 @@ impl Client {
             self.finish(outcome, text, now, events);
             return self.close(Close::Later);
         }
-        let good = (200..300).contains(&code);
+        let good = reply.is_positive();
         match self.state {
             State::Greeting => {
                 events.latency(Phase::Greeting, waited);
@@ -856,19 +876,19 @@ impl Client {
             State::Mail => {
                 events.latency(Phase::Mail, waited);
                 self.note(|steps| steps.mail_ns = now);
-                self.mail_answer(code, text, now, desk, events);
+                self.mail_answer(reply, desk, events);
             }
             State::Rcpt => {
                 events.latency(Phase::Rcpt, waited);
                 self.note(|steps| steps.rcpt_ns = now);
-                self.rcpt_answer(code, text, now, desk, events);
+                self.rcpt_answer(reply, desk, events);
             }
             State::Data => {
                 events.latency(Phase::Data, waited);
                 self.note(|steps| steps.data_ns = now);
-                self.data_answer(code, text, now, desk, events);
+                self.data_answer(reply, desk, events);
             }
-            State::Final => self.final_answer(code, text, now, desk, events),
+            State::Final => self.final_answer(reply, desk, events),
             State::Rset => {
                 events.latency(Phase::Rset, waited);
                 self.state = State::Ready;
@@ -970,20 +990,14 @@ impl Client {
         out.extend_from_slice(b"\r\n");
     }
 
-    fn mail_answer(
-        &mut self,
-        code: u16,
-        text: &[u8],
-        now: u64,
-        desk: &mut Desk,
-        events: &mut impl Events,
-    ) {
+    fn mail_answer(&mut self, reply: Reply<'_>, desk: &mut Desk, events: &mut impl Events) {
+        let Reply { code, text, now } = reply;
         let pipelined = self.is_pipelined(desk.plan());
         let Some(transaction) = &mut self.transaction else {
             return;
         };
         self.state = State::Rcpt;
-        if !(200..300).contains(&code) {
+        if !reply.is_positive() {
             transaction.spoilt = Some((Phase::Mail, code));
             if !pipelined {
                 self.state = State::Ready;
@@ -996,21 +1010,15 @@ impl Client {
         }
     }
 
-    fn rcpt_answer(
-        &mut self,
-        code: u16,
-        text: &[u8],
-        now: u64,
-        desk: &mut Desk,
-        events: &mut impl Events,
-    ) {
+    fn rcpt_answer(&mut self, reply: Reply<'_>, desk: &mut Desk, events: &mut impl Events) {
+        let Reply { code, text, now } = reply;
         let pipelined = self.is_pipelined(desk.plan());
         let chunked = self.is_chunked(desk.plan());
         let Some(transaction) = &mut self.transaction else {
             return;
         };
         transaction.answered += 1;
-        let refused = !(200..300).contains(&code);
+        let refused = !reply.is_positive();
         if refused {
             transaction.spoilt.get_or_insert((Phase::Rcpt, code));
         } else {
@@ -1038,8 +1046,7 @@ impl Client {
         }
         if let Some((phase, code)) = spoilt {
             self.finish(refusal(phase, code), text, now, events);
-            self.state = State::Rset;
-            self.command(b"RSET", b"", now);
+            self.reset_transaction(now);
         } else if chunked {
             self.push_message(now, desk);
         } else {
@@ -1047,22 +1054,15 @@ impl Client {
         }
     }
 
-    fn data_answer(
-        &mut self,
-        code: u16,
-        text: &[u8],
-        now: u64,
-        desk: &mut Desk,
-        events: &mut impl Events,
-    ) {
+    fn data_answer(&mut self, reply: Reply<'_>, desk: &mut Desk, events: &mut impl Events) {
+        let Reply { code, text, now } = reply;
         let Some(transaction) = &mut self.transaction else {
             return;
         };
         if code != 354 {
             let (phase, code) = transaction.spoilt.unwrap_or((Phase::Data, code));
             self.finish(refusal(phase, code), text, now, events);
-            self.state = State::Rset;
-            return self.command(b"RSET", b"", now);
+            return self.reset_transaction(now);
         }
         self.state = State::Final;
         if transaction.spoilt.is_some() {
@@ -1070,7 +1070,7 @@ impl Client {
             transaction.data_sent = true;
             self.body_ns = now;
             self.data_end_ns = 0;
-            self.out.head.extend_from_slice(b".\r\n");
+            self.out.head.extend_from_slice(END_OF_DATA);
         } else {
             self.push_message(now, desk);
         }
@@ -1078,82 +1078,95 @@ impl Client {
 
     /// Queues the message, after BDAT or for DATA.
     fn push_message(&mut self, now: u64, desk: &mut Desk) {
+        let Some(spec) = self.transaction.as_ref().map(|open| open.spec) else {
+            return;
+        };
+        // Other sessions may have used the desk since this transaction began.
+        desk.address(spec.seq, self.recipient.as_slice());
+        self.body_ns = now;
+        self.data_end_ns = 0;
         let chunked = self.is_chunked(desk.plan());
+        if chunked && desk.plan().chunk > 0 {
+            self.push_chunks(spec, now, desk);
+        } else if let Some(index) = desk.load.corpus_index(spec.seq) {
+            self.push_of_corpus(index, chunked, desk);
+        } else {
+            self.push_rendered(spec, chunked, desk);
+        }
+    }
+
+    /// Queues the first chunk of a message in several, or all of them where the commands are pipelined.
+    fn push_chunks(&mut self, spec: Spec, now: u64, desk: &Desk) {
         let Some(transaction) = &mut self.transaction else {
             return;
         };
-        let spec = transaction.spec;
-        // Other sessions may have used the desk since this transaction began.
-        desk.address(spec.seq, self.recipient.as_slice());
         let load = &*desk.load;
-        if chunked && load.plan.chunk > 0 {
-            self.chunked.0.clear();
-            self.chunked.1 = 0;
-            let whole = &mut self.chunked.0;
-            if let Some(index) = load.corpus_index(spec.seq) {
-                whole.extend_from_slice(&load.corpus.entries[index].raw);
-            } else {
-                let (from, to) = (&desk.from, &desk.to);
-                let run = load.plan.run;
-                let stamp =
-                    message::whole_into(&load.filler, run, spec.seq, spec.size, from, to, whole);
-                transaction.stamp = Some(stamp);
-            }
-            transaction.len = whole.len() as u64;
-            let chunks = transaction.len.div_ceil(load.plan.chunk).max(1);
-            // A size is at most 1e12 and a chunk at least 64 bytes, but memory ends before that.
-            transaction.chunks = u32::try_from(chunks - 1).unwrap_or(u32::MAX);
-            self.body_ns = now;
-            self.data_end_ns = 0;
-            self.push_chunk(&load.plan);
-            if !self.is_pipelined(&load.plan) {
-                self.sent_ns = now;
-            }
-            while self.is_pipelined(&load.plan) && self.push_chunk(&load.plan) {}
-            return;
-        }
-        let out = &mut self.out.head;
-        let end: &[u8] = if chunked { b"" } else { b".\r\n" };
+        let (whole, at) = &mut self.chunked;
+        whole.clear();
+        *at = 0;
         if let Some(index) = load.corpus_index(spec.seq) {
-            let entry = &load.corpus.entries[index];
-            transaction.len = entry.raw.len() as u64;
-            transaction.data_sent = true;
-            self.body_ns = now;
-            self.data_end_ns = 0;
-            if chunked {
-                out.extend_from_slice(b"BDAT ");
-                message::push_decimal(transaction.len, 1, out);
-                out.extend_from_slice(b" LAST\r\n");
-            }
-            let bytes = if chunked { &entry.raw } else { &entry.stuffed };
-            if bytes.len() as u64 <= COPY_MAX {
-                out.extend_from_slice(bytes);
-                out.extend_from_slice(end);
-            } else {
-                self.out.cursor = Cursor::of_corpus(index, bytes.len(), !chunked);
-                self.out.tail.extend_from_slice(end);
-            }
+            whole.extend_from_slice(&load.corpus.entries[index].raw);
+        } else {
+            let (from, to) = (&desk.from, &desk.to);
+            let run = load.plan.run;
+            let stamp =
+                message::whole_into(&load.filler, run, spec.seq, spec.size, from, to, whole);
+            transaction.stamp = Some(stamp);
+        }
+        transaction.len = whole.len() as u64;
+        let chunks = transaction.len.div_ceil(load.plan.chunk).max(1);
+        // A size is at most 1e12 and a chunk at least 64 bytes, but memory ends before that.
+        transaction.chunks = u32::try_from(chunks - 1).unwrap_or(u32::MAX);
+        self.push_chunk(&load.plan);
+        if self.is_pipelined(&load.plan) {
+            while self.push_chunk(&load.plan) {}
+        } else {
+            self.sent_ns = now;
+        }
+    }
+
+    /// Queues a message of the corpus: as it is behind BDAT, with its dots stuffed for DATA.
+    fn push_of_corpus(&mut self, index: usize, chunked: bool, desk: &Desk) {
+        let Some(transaction) = &mut self.transaction else {
             return;
-        }
+        };
+        let entry = &desk.load.corpus.entries[index];
+        transaction.len = entry.raw.len() as u64;
+        transaction.data_sent = true;
+        let out = &mut self.out.head;
+        let (bytes, end) = match chunked {
+            true => (&entry.raw, END_OF_BDAT),
+            false => (&entry.stuffed, END_OF_DATA),
+        };
         if chunked {
-            out.extend_from_slice(b"BDAT ");
-            message::push_decimal(message::length(spec.size, &desk.from, &desk.to), 1, out);
-            out.extend_from_slice(b" LAST\r\n");
+            push_bdat(transaction.len, true, out);
         }
-        let rendered = message::render(
-            &load.filler,
-            load.plan.run,
-            spec.seq,
-            spec.size,
-            &desk.from,
-            &desk.to,
-            out,
-        );
+        if bytes.len() as u64 <= COPY_MAX {
+            out.extend_from_slice(bytes);
+            out.extend_from_slice(end);
+        } else {
+            self.out.cursor = Cursor::of_corpus(index, bytes.len(), !chunked);
+            self.out.tail.extend_from_slice(end);
+        }
+    }
+
+    /// Queues a message that is made from its number and size.
+    fn push_rendered(&mut self, spec: Spec, chunked: bool, desk: &Desk) {
+        let Some(transaction) = &mut self.transaction else {
+            return;
+        };
+        let load = &*desk.load;
+        let (from, to) = (&desk.from[..], &desk.to[..]);
+        let out = &mut self.out.head;
+        let end = if chunked { END_OF_BDAT } else { END_OF_DATA };
+        if chunked {
+            push_bdat(message::length(spec.size, from, to), true, out);
+        }
+        let run = load.plan.run;
+        let rendered = message::render(&load.filler, run, spec.seq, spec.size, from, to, out);
         transaction.stamp = Some(rendered.stamp);
         transaction.len = rendered.stamp.len;
         transaction.data_sent = true;
-        self.body_ns = now;
-        self.data_end_ns = 0;
         let mut cursor = load.filler.cursor(rendered.body, !chunked);
         if cursor.left() <= COPY_MAX {
             while cursor.left() > 0 {
@@ -1182,9 +1195,7 @@ impl Client {
             .min(usize::try_from(plan.chunk).unwrap_or(usize::MAX));
         let last = len == rest.len();
         let out = &mut self.out.head;
-        out.extend_from_slice(b"BDAT ");
-        message::push_decimal(len as u64, 1, out);
-        out.extend_from_slice(if last { b" LAST\r\n" } else { b"\r\n" });
+        push_bdat(len as u64, last, out);
         out.extend_from_slice(&rest[..len]);
         *at += len;
         transaction.data_sent = last;
@@ -1192,21 +1203,15 @@ impl Client {
     }
 
     /// A chunk that was not the last was answered.
-    fn chunk_answer(
-        &mut self,
-        code: u16,
-        text: &[u8],
-        now: u64,
-        desk: &mut Desk,
-        events: &mut impl Events,
-    ) {
+    fn chunk_answer(&mut self, reply: Reply<'_>, desk: &mut Desk, events: &mut impl Events) {
+        let Reply { code, text, now } = reply;
         let pipelined = self.is_pipelined(desk.plan());
         let Some(transaction) = &mut self.transaction else {
             return;
         };
         transaction.chunks -= 1;
         events.latency(Phase::Chunk, now.saturating_sub(self.sent_ns));
-        if (200..300).contains(&code) {
+        if reply.is_positive() {
             if !pipelined {
                 self.push_chunk(desk.plan());
                 self.sent_ns = now;
@@ -1218,24 +1223,17 @@ impl Client {
         if !pipelined {
             // RFC 3030 2: after a refused chunk only RSET makes the state certain.
             self.finish(refusal(phase, code), text, now, events);
-            self.state = State::Rset;
-            self.command(b"RSET", b"", now);
+            self.reset_transaction(now);
         }
     }
 
-    fn final_answer(
-        &mut self,
-        code: u16,
-        text: &[u8],
-        now: u64,
-        desk: &mut Desk,
-        events: &mut impl Events,
-    ) {
+    fn final_answer(&mut self, reply: Reply<'_>, desk: &mut Desk, events: &mut impl Events) {
+        let Reply { code, text, now } = reply;
         let Some(transaction) = &mut self.transaction else {
             return;
         };
         if transaction.chunks > 0 {
-            return self.chunk_answer(code, text, now, desk, events);
+            return self.chunk_answer(reply, desk, events);
         }
         if self.data_end_ns == 0 && !self.out.is_empty() {
             // Answered before the message was sent: what follows would be read as commands.
@@ -1244,7 +1242,7 @@ impl Client {
             return self.close(Close::Fault(Fault::Protocol));
         }
         events.latency(Phase::EndOfData, now.saturating_sub(self.data_end_ns));
-        if !(200..300).contains(&code) {
+        if !reply.is_positive() {
             transaction.spoilt.get_or_insert((Phase::EndOfData, code));
         }
         transaction.finals -= 1;
@@ -1261,8 +1259,7 @@ impl Client {
         self.finish(outcome, text, now, events);
         if stale {
             // RFC 3030 2: after a refused BDAT the server may still hold the transaction.
-            self.state = State::Rset;
-            self.command(b"RSET", b"", now);
+            self.reset_transaction(now);
         }
     }
 
@@ -1283,6 +1280,13 @@ impl Client {
             steps: transaction.steps,
         });
     }
+}
+
+/// Appends the command in front of a chunk of this many octets (RFC 3030 2).
+fn push_bdat(octets: u64, last: bool, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"BDAT ");
+    message::push_decimal(octets, 1, out);
+    out.extend_from_slice(if last { b" LAST\r\n" } else { b"\r\n" });
 }
 
 /// Appends ORCPT (RFC 3461 4.2): the recipient as it is, whatever becomes of it on the way.

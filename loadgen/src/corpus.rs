@@ -3,6 +3,7 @@
 //! Promises: line ends become CRLF and nothing else changes; a file that can't be read is named.
 //! Does not: mark messages, so what was sent can't be verified afterwards.
 
+use crate::message::with_crlf;
 use std::io;
 use std::path::Path;
 
@@ -70,15 +71,7 @@ pub fn named(error: io::Error, path: &Path) -> io::Error {
 
 impl Entry {
     fn new(bytes: &[u8]) -> Self {
-        let mut raw = Vec::with_capacity(bytes.len() + bytes.len() / 32 + 2);
-        let mut before = 0;
-        for byte in bytes {
-            if *byte == b'\n' && before != b'\r' {
-                raw.push(b'\r');
-            }
-            raw.push(*byte);
-            before = *byte;
-        }
+        let mut raw = with_crlf(bytes);
         if !raw.ends_with(b"\r\n") {
             raw.extend_from_slice(b"\r\n");
         }

@@ -516,7 +516,7 @@ fn find_field(stored: &[u8]) -> Option<usize> {
 }
 
 /// Turns lone LF into CRLF.
-fn with_crlf(text: &[u8]) -> Vec<u8> {
+pub fn with_crlf(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len() + text.len() / 32);
     let mut before = 0;
     for byte in text {

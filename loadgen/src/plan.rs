@@ -710,37 +710,14 @@ pub(crate) mod tests {
     /// A small plan to start tests from.
     pub fn plan() -> Plan {
         Plan {
-            seed: 1,
             run: 0xabc,
-            mode: Mode::Closed,
             sessions: 1,
             messages: Some(1),
-            duration_ns: None,
-            warmup_ns: 0,
             drain_ns: 1_000_000_000,
             timeout_ns: 5_000_000_000,
-            ramp_ns: 0,
             sizes: Sizes::Fixed(1000),
-            recipients: Count::Fixed(1),
-            per_connection: Count::Fixed(0),
-            from: Addresses::parse("sender@loadgen.example").unwrap(),
             to: Addresses::parse("user{seq}@test.example").unwrap(),
-            helo: "loadgen.example".into(),
-            ignored: Vec::new(),
-            protocol: Protocol::Smtp,
-            pipelining: Pipelining::Auto,
-            chunking: false,
-            tls: TlsMode::Off,
-            auth: None,
-            xclient: None,
-            quit: Quit::Wait,
-            shape: Vec::new(),
-            trace: None,
-            corpus: 0,
-            chunk: 0,
-            smtputf8: false,
-            dsn: None,
-            hostile: String::new(),
+            ..crate::cli::default_plan()
         }
     }
 

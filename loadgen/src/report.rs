@@ -9,7 +9,7 @@ use crate::hdr;
 use crate::plan::{Mode, Plan};
 use crate::processes::Process;
 use crate::raw::Summary;
-use crate::recorder::{Recorder, Row};
+use crate::recorder::{Recorder, Row, Totals};
 use crate::verdict::{Verdict, busiest};
 use hdrhistogram::Histogram;
 use rustls::ProtocolVersion;
@@ -211,28 +211,11 @@ fn environment(load_before: &str) -> Value {
     })
 }
 
-/// Builds the report of a run.
-pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
-    let totals = &recorder.totals;
-    let window_ns = recorder.window.1.saturating_sub(recorder.window.0);
-    let per_s = |count: u64| {
-        if window_ns == 0 {
-            0.0
-        } else {
-            count as f64 * 1e9 / window_ns as f64
-        }
-    };
-    let (used, wanted) = busiest(recorder);
-    let phases: serde_json::Map<String, Value> = Phase::ALL
-        .iter()
-        .filter(|phase| !matches!(phase, Phase::Transaction | Phase::Response))
-        .map(|phase| (phase, &recorder.phases[*phase as usize]))
-        .filter(|(_, histogram)| !histogram.is_empty())
-        .map(|(phase, histogram)| (phase.name().to_owned(), latency(histogram)))
-        .collect();
-    let (mode, rate) = match facts.plan.mode {
+/// The name of the arrival process, and the rate of an open loop, messages a second.
+fn mode_and_rate(plan: &Plan) -> (&'static str, Option<f64>) {
+    match plan.mode {
         Mode::Closed => ("closed", None),
-        Mode::Open { rate, .. } if facts.plan.trace.is_some() => ("open trace", Some(rate)),
+        Mode::Open { rate, .. } if plan.trace.is_some() => ("open trace", Some(rate)),
         Mode::Open {
             rate,
             poisson: false,
@@ -243,8 +226,56 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
             poisson: true,
             ..
         } => ("open poisson", Some(rate)),
-    };
-    let accepted_per_s = per_s(totals.window_accepted);
+    }
+}
+
+fn per_s(count: u64, window_ns: u64) -> f64 {
+    if window_ns == 0 {
+        0.0
+    } else {
+        count as f64 * 1e9 / window_ns as f64
+    }
+}
+
+/// What became of the messages, and how much that was in the measured window.
+fn totals_json(totals: &Totals, window_ns: u64) -> Value {
+    json!({
+        "accepted_per_s": per_s(totals.window_accepted, window_ns),
+        "offered_per_s": per_s(totals.window_offered, window_ns),
+        "bytes_per_s": per_s(totals.window_bytes, window_ns),
+        "connections_per_s": per_s(totals.window_connections, window_ns),
+        "attempted": totals.attempted,
+        "accepted": totals.accepted,
+        "deferred": totals.deferred,
+        "rejected": totals.rejected,
+        "failed": totals.failed,
+        "unfinished": totals.unfinished,
+        "unsent": totals.unsent,
+        "connections": totals.connections,
+        "message_bytes": totals.message_bytes,
+        "written_bytes": totals.written_bytes,
+        "read_bytes": totals.read_bytes,
+        "above_range": totals.above_range,
+        "retransmitted_segments": totals.retransmits,
+        "window_accepted": totals.window_accepted,
+        "window_offered": totals.window_offered,
+        "window_sent": totals.window_sent,
+    })
+}
+
+/// Builds the report of a run.
+pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
+    let window_ns = recorder.window.1.saturating_sub(recorder.window.0);
+    let (used, wanted) = busiest(recorder);
+    let phases: serde_json::Map<String, Value> = Phase::ALL
+        .iter()
+        .filter(|phase| !matches!(phase, Phase::Transaction | Phase::Response))
+        .map(|phase| (phase, &recorder.phases[*phase as usize]))
+        .filter(|(_, histogram)| !histogram.is_empty())
+        .map(|(phase, histogram)| (phase.name().to_owned(), latency(histogram)))
+        .collect();
+    let (mode, rate) = mode_and_rate(facts.plan);
+    let accepted_per_s = per_s(recorder.totals.window_accepted, window_ns);
     let sum = |part: fn(&Process) -> u64| facts.processes.iter().map(part).sum::<u64>();
     let mut value = json!({
         "schema": SCHEMA,
@@ -284,28 +315,7 @@ pub fn run(facts: &Facts<'_>, recorder: &Recorder, verdict: &Verdict) -> Value {
             "measured_ns": window_ns,
             "drain_ns": facts.plan.drain_ns,
         },
-        "totals": {
-            "accepted_per_s": accepted_per_s,
-            "offered_per_s": per_s(totals.window_offered),
-            "bytes_per_s": per_s(totals.window_bytes),
-            "connections_per_s": per_s(totals.window_connections),
-            "attempted": totals.attempted,
-            "accepted": totals.accepted,
-            "deferred": totals.deferred,
-            "rejected": totals.rejected,
-            "failed": totals.failed,
-            "unfinished": totals.unfinished,
-            "unsent": totals.unsent,
-            "connections": totals.connections,
-            "message_bytes": totals.message_bytes,
-            "written_bytes": totals.written_bytes,
-            "read_bytes": totals.read_bytes,
-            "above_range": totals.above_range,
-            "retransmitted_segments": totals.retransmits,
-            "window_accepted": totals.window_accepted,
-            "window_offered": totals.window_offered,
-            "window_sent": totals.window_sent,
-        },
+        "totals": totals_json(&recorder.totals, window_ns),
         "latency": {
             "end_of_data": latency(&recorder.phases[Phase::EndOfData as usize]),
             "service": latency(&recorder.phases[Phase::Transaction as usize]),
@@ -505,10 +515,25 @@ fn observed(threshold: &Value) -> String {
 
 /// Renders a run's JSON as text.
 pub fn text(report: &Value) -> String {
-    let totals = &report["totals"];
-    let number = |value: &Value| grouped(value.as_f64().unwrap_or(0.0));
-    let count = |name: &str| totals[name].as_u64().unwrap_or(0);
     let mut text = String::new();
+    for part in [
+        verdict_text,
+        totals_text,
+        latency_text,
+        outcomes_text,
+        network_text,
+        hostile_text,
+        steadiness_text,
+        generator_text,
+        plan_text,
+    ] {
+        part(report, &mut text);
+    }
+    text
+}
+
+/// What the run is worth, and which thresholds it kept.
+fn verdict_text(report: &Value, text: &mut String) {
     let verdict = &report["verdict"];
     let reasons: Vec<&str> = verdict["reasons"]
         .as_array()
@@ -541,6 +566,13 @@ pub fn text(report: &Value) -> String {
             "            interrupted: what follows is the part that was run"
         );
     }
+}
+
+/// What became of the messages.
+fn totals_text(report: &Value, text: &mut String) {
+    let totals = &report["totals"];
+    let number = |value: &Value| grouped(value.as_f64().unwrap_or(0.0));
+    let count = |name: &str| totals[name].as_u64().unwrap_or(0);
     let attempted = count("attempted").max(1);
     let _ = writeln!(
         text,
@@ -561,6 +593,10 @@ pub fn text(report: &Value) -> String {
         count("unfinished"),
         count("unsent"),
     );
+}
+
+/// How long messages took, and each phase of them.
+fn latency_text(report: &Value, text: &mut String) {
     let latency = &report["latency"];
     if latency["response"].is_object() {
         let _ = writeln!(
@@ -610,6 +646,10 @@ pub fn text(report: &Value) -> String {
             );
         }
     }
+}
+
+/// Every other end than an accepted message, with the first reply or error that was seen.
+fn outcomes_text(report: &Value, text: &mut String) {
     let _ = writeln!(text, "\nOutcome       code           count  first text");
     for outcome in report["outcomes"].as_array().into_iter().flatten() {
         let code = match outcome["fault"].as_str() {
@@ -632,6 +672,12 @@ pub fn text(report: &Value) -> String {
             outcome["sample"].as_str().unwrap_or(""),
         );
     }
+}
+
+/// Connections, octets and what TLS agreed on.
+fn network_text(report: &Value, text: &mut String) {
+    let totals = &report["totals"];
+    let count = |name: &str| totals[name].as_u64().unwrap_or(0);
     let _ = writeln!(
         text,
         "\nNetwork     segments sent again {}   connections {}   written {}   read {}",
@@ -654,6 +700,10 @@ pub fn text(report: &Value) -> String {
             grouped(tls["connections"].as_f64().unwrap_or(0.0)),
         );
     }
+}
+
+/// What the hostile sessions beside the run came to.
+fn hostile_text(report: &Value, text: &mut String) {
     for row in report["hostile"].as_array().into_iter().flatten() {
         let _ = writeln!(
             text,
@@ -676,6 +726,11 @@ pub fn text(report: &Value) -> String {
             row["replies_5xx"],
         );
     }
+}
+
+/// How the rate varied from second to second.
+fn steadiness_text(report: &Value, text: &mut String) {
+    let number = |value: &Value| grouped(value.as_f64().unwrap_or(0.0));
     let steady = &report["steadiness"];
     if steady.is_object() {
         let _ = writeln!(
@@ -691,8 +746,12 @@ pub fn text(report: &Value) -> String {
             steady["silent_seconds"],
         );
     }
-    let generator = &report["generator"];
+}
+
+/// What the generator used, and how far it was from its ceiling.
+fn generator_text(report: &Value, text: &mut String) {
     let config = &report["config"];
+    let generator = &report["generator"];
     let _ = writeln!(
         text,
         "\nGenerator   cpu {:.0} % of a core, with waiting {:.0} %, in the busiest of {} thread(s){}; \
@@ -718,6 +777,11 @@ pub fn text(report: &Value) -> String {
             .map_or(String::new(), |name| format!("; congestion control {name}")),
         ceiling_text(&generator["ceiling"]),
     );
+}
+
+/// What was sent to whom, and when.
+fn plan_text(report: &Value, text: &mut String) {
+    let config = &report["config"];
     let _ = writeln!(
         text,
         "Plan        {} loop, {} sessions, seed {}, plan {}, run {}",
@@ -735,7 +799,6 @@ pub fn text(report: &Value) -> String {
         report["target"]["address"].as_str().unwrap_or(""),
         report["target"]["banner"].as_str().unwrap_or(""),
     );
-    text
 }
 
 #[cfg(test)]

@@ -134,6 +134,35 @@ impl Keeper {
     }
 }
 
+impl Peer {
+    /// A client that has just connected, with what it hears first.
+    fn greeted(stream: TcpStream, faults: &Faults) -> Self {
+        // A peer that is gone already shows as an error at the first read.
+        let _ = stream.set_nodelay(true);
+        let greeting = faults.greeting.as_deref();
+        Self {
+            stream,
+            state: State::Command,
+            line: Vec::new(),
+            body: Vec::new(),
+            out: greeting.unwrap_or(b"220 sink.example ESMTP\r\n").to_vec(),
+            then: if faults.hang_up {
+                Then::Close
+            } else {
+                Then::GoOn
+            },
+        }
+    }
+}
+
+/// Does nothing for this long.
+fn freeze(length: Duration) {
+    let until = Instant::now() + length;
+    while Instant::now() < until {
+        std::thread::park_timeout(until - Instant::now());
+    }
+}
+
 /// Serves until `stop`. `store` is a directory that gets one file for each message.
 ///
 /// **Errors**: the poll, the listener or the store failed.
@@ -162,20 +191,13 @@ pub fn serve(
         kept: 0,
         mails: 0,
     };
-    let mut thaw: Option<Instant> = None;
     let mut first: Option<Instant> = None;
     while !stop.load(Ordering::Relaxed) {
         if let Some((after, length)) = keeper.faults.freeze
             && first.is_some_and(|first| first.elapsed() >= after)
         {
-            thaw = Some(Instant::now() + length);
             keeper.faults.freeze = None;
-        }
-        if let Some(until) = thaw {
-            while Instant::now() < until {
-                std::thread::park_timeout(until - Instant::now());
-            }
-            thaw = None;
+            freeze(length);
         }
         match poll.poll(&mut events, Some(Duration::from_millis(20))) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -184,8 +206,6 @@ pub fn serve(
         for event in &events {
             if event.token() == LISTENER {
                 while let Ok((mut stream, _)) = listener.accept() {
-                    // A peer that is gone already shows as an error at the first read.
-                    let _ = stream.set_nodelay(true);
                     seen.connections.fetch_add(1, Ordering::Relaxed);
                     let index = free.pop().unwrap_or_else(|| {
                         peers.push(None);
@@ -193,19 +213,7 @@ pub fn serve(
                     });
                     let both = Interest::READABLE | Interest::WRITABLE;
                     poll.registry().register(&mut stream, Token(index), both)?;
-                    let greeting = keeper.faults.greeting.as_deref();
-                    let mut peer = Peer {
-                        stream,
-                        state: State::Command,
-                        line: Vec::new(),
-                        body: Vec::new(),
-                        out: greeting.unwrap_or(b"220 sink.example ESMTP\r\n").to_vec(),
-                        then: if keeper.faults.hang_up {
-                            Then::Close
-                        } else {
-                            Then::GoOn
-                        },
-                    };
+                    let mut peer = Peer::greeted(stream, &keeper.faults);
                     if flush(&mut peer) {
                         peers[index] = Some(peer);
                     } else {

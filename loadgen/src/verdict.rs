@@ -76,129 +76,166 @@ pub fn busiest(recorder: &Recorder) -> (f64, f64) {
         })
 }
 
+fn verdict(state: State, reason: impl Into<String>) -> Verdict {
+    Verdict {
+        state,
+        reasons: vec![reason.into()],
+    }
+}
+
+/// What the workers had of their CPUs, as shares of the window.
+#[derive(Clone, Copy)]
+struct Shares {
+    /// Most that any worker used.
+    used: f64,
+    /// Most that any worker used or waited for.
+    wanted: f64,
+    /// The run was so short that these say little.
+    short: bool,
+}
+
+impl Shares {
+    fn of(recorder: &Recorder) -> Self {
+        let (used, wanted) = busiest(recorder);
+        Self {
+            used,
+            wanted,
+            short: recorder.window.1.saturating_sub(recorder.window.0) < 100_000_000,
+        }
+    }
+
+    fn waited(self) -> f64 {
+        self.wanted - self.used
+    }
+
+    /// Something else had the core of a worker for so long that nothing can be said of the target.
+    fn is_robbed(self) -> bool {
+        self.waited() >= WAITED_MAX && !self.short
+    }
+
+    /// Why no more could be asked of the generator, if that is so.
+    fn saturation(self) -> Option<String> {
+        let (used, waited) = (self.used * 1e2, self.waited() * 1e2);
+        if self.short {
+            None
+        } else if self.used >= BUSY_MAX {
+            Some(format!(
+                "a worker used {used:.0} % of a CPU; give it --threads or another core"
+            ))
+        } else if self.wanted >= WANTED_MAX {
+            Some(format!(
+                "a worker ran {used:.0} % and waited for a CPU {waited:.0} % of the time: something \
+                 else has its core"
+            ))
+        } else {
+            None
+        }
+    }
+}
+
 /// Judges a run.
 pub fn judge(recorder: &Recorder, open: bool) -> Verdict {
     let totals = &recorder.totals;
-    let verdict = |state, reason: String| Verdict {
-        state,
-        reasons: vec![reason],
-    };
-    let local: u64 = recorder
-        .kinds
-        .iter()
-        .filter(|kind| kind.fault.is_some_and(|fault| fault.is_generator_side()))
-        .map(|kind| kind.count)
-        .sum();
-    if local > 0 {
-        let kind = recorder
-            .kinds
-            .iter()
-            .find(|k| k.fault.is_some_and(|f| f.is_generator_side()));
-        let sample = kind.map_or("", |kind| kind.sample.as_str());
-        return verdict(
-            State::Invalid,
-            format!("{local} errors of this machine: {sample}"),
-        );
+    if let Some(reason) = errors_of_this_machine(recorder) {
+        return verdict(State::Invalid, reason);
     }
-    let (used, wanted) = busiest(recorder);
-    let waited = wanted - used;
-    let short = recorder.window.1.saturating_sub(recorder.window.0) < 100_000_000;
-    if totals.window_accepted == 0
-        && totals.deferred + totals.rejected + totals.failed == 0
-        && waited >= WAITED_MAX
-        && !short
-    {
+    let shares = Shares::of(recorder);
+    let nothing_came =
+        totals.window_accepted == 0 && totals.deferred + totals.rejected + totals.failed == 0;
+    if nothing_came && shares.is_robbed() {
         let reason = format!(
             "nothing came about: a worker waited for a CPU {:.0} % of the time, because something \
              else has its core",
-            waited * 1e2
+            shares.waited() * 1e2
         );
         return verdict(State::GeneratorSaturated, reason);
     }
     if totals.accepted == 0 {
-        return verdict(State::Invalid, "no message was accepted".into());
+        return verdict(State::Invalid, "no message was accepted");
     }
     if totals.window_accepted == 0 {
         let reason = "no message was accepted within the measured window";
-        return verdict(State::Invalid, reason.into());
+        return verdict(State::Invalid, reason);
     }
-    if (used >= BUSY_MAX || wanted >= WANTED_MAX) && !short {
-        let reason = if used >= BUSY_MAX {
-            format!(
-                "a worker used {:.0} % of a CPU; give it --threads or another core",
-                used * 1e2
-            )
-        } else {
-            format!(
-                "a worker ran {:.0} % and waited for a CPU {:.0} % of the time: something else \
-                 has its core",
-                used * 1e2,
-                (wanted - used) * 1e2
-            )
-        };
+    if let Some(reason) = shares.saturation() {
         return verdict(State::GeneratorSaturated, reason);
     }
     if open {
-        let lag = recorder.lag_generator.value_at_quantile(0.99);
-        if recorder.lag_generator.len() >= 100 && lag > LAG_MAX_NS {
-            let reason = format!(
-                "messages started {} late at p99 with a session free",
-                time(lag)
-            );
-            return verdict(State::GeneratorSaturated, reason);
-        }
-        let planned = totals.attempted + totals.unsent;
-        let behind = if totals.unsent * 1000 > planned {
-            Some(format!(
-                "{} of {planned} planned messages were never begun",
-                totals.unsent
-            ))
-        } else if totals.window_accepted * 100 < totals.window_offered * 99 {
-            Some(format!(
-                "{} of {} offered messages were accepted in the window",
-                totals.window_accepted, totals.window_offered
-            ))
-        } else {
-            None
-        };
-        if let Some(reason) = behind {
-            if waited < WAITED_MAX || short {
-                return verdict(State::TargetSaturated, reason);
-            }
-            let reason = format!(
-                "{reason}, and a worker waited for a CPU {:.0} % of the time: something else has \
-                 its core",
-                waited * 1e2
-            );
-            return verdict(State::GeneratorSaturated, reason);
-        }
+        judge_open(recorder, shares)
+    } else {
+        judge_closed(recorder, shares)
+    }
+}
+
+fn errors_of_this_machine(recorder: &Recorder) -> Option<String> {
+    let local = || {
+        let kinds = recorder.kinds.iter();
+        kinds.filter(|kind| kind.fault.is_some_and(|fault| fault.is_generator_side()))
+    };
+    let count: u64 = local().map(|kind| kind.count).sum();
+    let sample = local().next().map_or("", |kind| kind.sample.as_str());
+    (count > 0).then(|| format!("{count} errors of this machine: {sample}"))
+}
+
+/// An open loop: messages have their planned times, and someone is late or nobody is.
+fn judge_open(recorder: &Recorder, shares: Shares) -> Verdict {
+    let totals = &recorder.totals;
+    let lag = recorder.lag_generator.value_at_quantile(0.99);
+    if recorder.lag_generator.len() >= 100 && lag > LAG_MAX_NS {
+        let reason = format!(
+            "messages started {} late at p99 with a session free",
+            time(lag)
+        );
+        return verdict(State::GeneratorSaturated, reason);
+    }
+    let planned = totals.attempted + totals.unsent;
+    let behind = if totals.unsent * 1000 > planned {
+        format!(
+            "{} of {planned} planned messages were never begun",
+            totals.unsent
+        )
+    } else if totals.window_accepted * 100 < totals.window_offered * 99 {
+        format!(
+            "{} of {} offered messages were accepted in the window",
+            totals.window_accepted, totals.window_offered
+        )
+    } else {
         let reason = format!(
             "the offered rate was kept; this generator used {:.0} % of a CPU",
-            used * 1e2
+            shares.used * 1e2
         );
         return verdict(State::Valid, reason);
+    };
+    if !shares.is_robbed() {
+        return verdict(State::TargetSaturated, behind);
     }
-    let mut reasons = vec![format!(
+    let reason = format!(
+        "{behind}, and a worker waited for a CPU {:.0} % of the time: something else has its core",
+        shares.waited() * 1e2
+    );
+    verdict(State::GeneratorSaturated, reason)
+}
+
+/// A closed loop: each session sends when it has its answer, so that nobody can be late.
+fn judge_closed(recorder: &Recorder, shares: Shares) -> Verdict {
+    let unsent = recorder.totals.unsent;
+    let mut reasons = Vec::new();
+    if unsent > 0 {
+        reasons.push(format!("{unsent} planned messages were never begun"));
+    }
+    reasons.push(format!(
         "closed loop: target and round trips set the pace; this generator used {:.0} % of a CPU",
-        used * 1e2
-    )];
-    if short {
+        shares.used * 1e2
+    ));
+    if shares.short {
         reasons.push("the run is shorter than 100 ms: rates and CPU shares are rough".into());
     }
-    if totals.unsent > 0 {
-        reasons.insert(
-            0,
-            format!("{} planned messages were never begun", totals.unsent),
-        );
-        return Verdict {
-            state: State::Invalid,
-            reasons,
-        };
-    }
-    Verdict {
-        state: State::Valid,
-        reasons,
-    }
+    let state = if unsent > 0 {
+        State::Invalid
+    } else {
+        State::Valid
+    };
+    Verdict { state, reasons }
 }
 
 #[cfg(test)]

@@ -9,8 +9,7 @@ use sink::Sink;
 use smtp_loadgen::plan::{Pipelining, Plan, Sizes, Workload};
 use smtp_loadgen::run;
 use smtp_loadgen::sys::counting::Counting;
-use smtp_loadgen::wire::{Address, Target};
-use smtp_loadgen::worker::{Logs, Tuning};
+use smtp_loadgen::worker::Logs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -30,21 +29,16 @@ fn allocations(sink: &Sink, change: Change, messages: u64) -> (u64, u64) {
     };
     change(&mut plan);
     let load = Arc::new(Workload::new(plan));
-    let target = Arc::new(Target {
-        address: Address::Tcp(sink.address),
-        sources: None,
-        congestion: None,
-        security: None,
-        proxy: None,
-    });
-    let tuning = Tuning {
-        spin: false,
-        cpus: Vec::new(),
-        connecting_max: 64,
-        attempts_max: 3,
-    };
     let before = COUNTING.calls.load(Ordering::Relaxed);
-    let done = run::run(load, target, &tuning, 1, &Logs::default(), |_, _| {}).unwrap();
+    let done = run::run(
+        load,
+        sink.target(),
+        &sink::tuning(),
+        1,
+        &Logs::default(),
+        |_, _| {},
+    )
+    .unwrap();
     let counted = COUNTING.calls.load(Ordering::Relaxed) - before;
     assert_eq!(done.recorder.totals.accepted, messages);
     (counted, done.elapsed.as_secs() + 1)

@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 const END: Duration = Duration::from_secs(90);
 
 #[path = "support/program.rs"]
+#[allow(dead_code, reason = "other tests use what this one does not")]
 mod support;
 
-use support::{Place, program};
+use support::{Place, address_without_listener, command, program, totals};
 
 /// What a bad server does with each connection.
 #[derive(Clone, Copy, Debug)]
@@ -293,16 +294,7 @@ fn whatever_a_target_does_is_named_on_its_side_and_counted_right() {
         let name = row.name;
         assert_eq!(exit, Some(row.exit), "{name}: {text}");
         assert_eq!(report["verdict"]["state"], "INVALID", "{name}: {text}");
-        let names = [
-            "attempted",
-            "accepted",
-            "deferred",
-            "rejected",
-            "failed",
-            "unsent",
-        ];
-        let totals = names.map(|name| report["totals"][name].as_u64().unwrap());
-        assert_eq!(totals, row.totals, "{name}: {text}");
+        assert_eq!(totals(&report), row.totals, "{name}: {text}");
         let outcomes = report["outcomes"].as_array().unwrap();
         let faults: Vec<_> = outcomes
             .iter()
@@ -322,11 +314,7 @@ fn whatever_a_target_does_is_named_on_its_side_and_counted_right() {
 
 #[test]
 fn a_target_that_is_down_is_refused_before_and_named_during_a_run() {
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let target = port.to_string();
+    let target = address_without_listener().to_string();
     let output = program(&["run", &target, "--messages", "1", "--quiet"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert!(
@@ -505,8 +493,7 @@ fn a_disk_that_fills_during_the_run_ends_it_and_the_ledger_stays_true() {
         return;
     }
     let _mounted = Mounted(small.clone());
-    let store = place.0.join("store");
-    fs::create_dir(&store).unwrap();
+    let store = place.folder("store");
     let sink = smtp_loadgen::sink::Running::start(Default::default(), Some(store.clone())).unwrap();
     let target = sink.address.to_string();
     for (flag, file) in [("--ledger", "ledger"), ("--raw", "raw")] {
@@ -560,8 +547,7 @@ fn a_session_that_never_connects_does_not_hold_the_end_of_a_run() {
         }
     });
     let begin = Instant::now();
-    let output = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
-        .args(["run", &target, "--sessions", "6", "--duration", "300ms"])
+    let output = command(&["run", &target, "--sessions", "6", "--duration", "300ms"])
         .args(["--drain", "100s", "--timeout", "100s"])
         .args(["--no-preflight", "--quiet"])
         .output()

@@ -10,8 +10,7 @@ use smtp_loadgen::cli;
 use smtp_loadgen::plan::{Mode, Plan, Workload};
 use smtp_loadgen::run;
 use smtp_loadgen::sys::counting::Counting;
-use smtp_loadgen::wire::{Address, Target};
-use smtp_loadgen::worker::{Logs, Tuning};
+use smtp_loadgen::worker::Logs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -34,19 +33,7 @@ fn peak(sink: &Sink, sessions: u32) -> u64 {
         },
         ..plan
     };
-    let target = Arc::new(Target {
-        address: Address::Tcp(sink.address),
-        sources: None,
-        congestion: None,
-        security: None,
-        proxy: None,
-    });
-    let tuning = Tuning {
-        spin: false,
-        cpus: Vec::new(),
-        connecting_max: 64,
-        attempts_max: 3,
-    };
+    let (target, tuning) = (sink.target(), sink::tuning());
     // An open loop waits three seconds for its sessions; a busy machine may need longer, and then it is asked again.
     for _ in 0..20 {
         let before = COUNTING.live.load(Ordering::Relaxed);

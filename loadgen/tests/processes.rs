@@ -1,9 +1,8 @@
 //! `--processes`: the same messages in several processes, one report, and what becomes of a run when one of them dies.
 
-use serde_json::Value;
 use smtp_loadgen::sink::{Faults, Running};
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,45 +10,20 @@ use std::time::{Duration, Instant};
 /// How long anything may take here. The machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-struct Place(PathBuf);
+#[path = "support/program.rs"]
+#[allow(dead_code, reason = "other tests use what this one does not")]
+mod support;
 
-impl Place {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("loadgen-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(path.join("store")).unwrap();
-        Self(path)
-    }
+use support::{Place, command, json};
 
-    fn at(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-
-    /// All messages that a sink stored, sorted by content.
-    fn stored(&self) -> Vec<String> {
-        let mut all: Vec<String> = fs::read_dir(self.0.join("store"))
-            .unwrap()
-            .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
-            .collect();
-        all.sort_unstable();
-        all
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"));
-    command.args(arguments);
-    command
-}
-
-fn json(path: &str) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+/// All messages that a sink stored, sorted by content.
+fn stored(store: &Path) -> Vec<String> {
+    let mut all: Vec<String> = fs::read_dir(store)
+        .unwrap()
+        .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
+        .collect();
+    all.sort_unstable();
+    all
 }
 
 fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -122,7 +96,8 @@ fn processes_send_the_messages_that_as_many_threads_would() {
     let mut stores = Vec::new();
     for (name, split) in [("threads", "--threads"), ("processes", "--processes")] {
         let place = Place::new(&format!("split-{name}"));
-        let sink = Running::start(Faults::default(), Some(place.0.join("store"))).unwrap();
+        let store = place.folder("store");
+        let sink = Running::start(Faults::default(), Some(store.clone())).unwrap();
         let (target, report) = (sink.address.to_string(), place.at("run.json"));
         let output = command(&[
             "run",
@@ -176,7 +151,7 @@ fn processes_send_the_messages_that_as_many_threads_would() {
         assert_eq!(pids.len(), count);
         // The pre-flight has made one of the connections.
         stores.push((
-            place.stored(),
+            stored(&store),
             totals["accepted"].clone(),
             connections - 1,
             totals["connections"].clone(),

@@ -5,6 +5,7 @@ use smtp_loadgen::sink::{Faults, Running};
 use std::fs;
 
 #[path = "support/program.rs"]
+#[allow(dead_code, reason = "other tests use what this one does not")]
 mod support;
 
 use support::{Place, program};

@@ -3,46 +3,38 @@
 
 use serde_json::Value;
 use smtp_loadgen::sink::{Faults, Running};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::time::Duration;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-struct Place(PathBuf);
+#[path = "support/program.rs"]
+#[allow(dead_code, reason = "other tests use what this one does not")]
+mod support;
 
-impl Place {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("loadgen-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(path.join("store")).unwrap();
-        Self(path)
-    }
+use support::{Place, address_without_listener, command, json, program, totals};
 
-    fn at(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
+/// Looks for what `ledger` says in the store of `place`; returns the findings and the exit code.
+fn verify(place: &Place, ledger: &str) -> (Value, Option<i32>) {
+    let (findings, store) = (place.at("verify.json"), place.at("store"));
+    let stored = ["--ledger", ledger, "--eml", &store, "--json", &findings];
+    let output = program(&[&["verify"], &stored[..]].concat());
+    (json(&findings), output.status.code())
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+/// Waits until `sink` has taken as many messages as this.
+fn wait_for_messages(sink: &Running, count: u64) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while sink.seen.messages.load(Ordering::Relaxed) < count {
+        assert!(Instant::now() < deadline, "the generator sends nothing");
+        std::thread::yield_now();
     }
-}
-
-fn program(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
-        .args(arguments)
-        .output()
-        .unwrap()
-}
-
-fn json(path: &str) -> Value {
-    serde_json::from_slice(&std::fs::read(Path::new(path)).unwrap()).unwrap()
 }
 
 /// Runs against a sink with `faults`; returns the report, the findings, and verify's exit code.
 fn run_and_verify(name: &str, faults: Faults, more: &[&str]) -> (Value, Value, i32) {
     let place = Place::new(name);
-    let sink = Running::start(faults, Some(place.0.join("store"))).unwrap();
+    let sink = Running::start(faults, Some(place.folder("store"))).unwrap();
     let target = sink.address.to_string();
     let (ledger, report) = (place.at("ledger"), place.at("run.json"));
     let mut arguments = vec![
@@ -64,25 +56,8 @@ fn run_and_verify(name: &str, faults: Faults, more: &[&str]) -> (Value, Value, i
     let output = program(&arguments);
     assert!(output.status.code().is_some(), "{output:?}");
     sink.stop().unwrap();
-    let findings = place.at("verify.json");
-    let store = place.at("store");
-    let verified = program(&[
-        "verify", "--ledger", &ledger, "--eml", &store, "--json", &findings,
-    ]);
-    let code = verified.status.code().unwrap();
-    (json(&report), json(&findings), code)
-}
-
-fn totals(report: &Value) -> [u64; 6] {
-    [
-        "attempted",
-        "accepted",
-        "deferred",
-        "rejected",
-        "failed",
-        "unsent",
-    ]
-    .map(|name| report["totals"][name].as_u64().unwrap())
+    let (findings, code) = verify(&place, &ledger);
+    (json(&report), findings, code.unwrap())
 }
 
 fn found(findings: &Value) -> [u64; 6] {
@@ -248,7 +223,8 @@ fn one_seed_gives_one_byte_stream() {
         .iter()
         .map(|round| {
             let place = Place::new(&format!("seed-{round}"));
-            let sink = Running::start(Faults::default(), Some(place.0.join("store"))).unwrap();
+            let store = place.folder("store");
+            let sink = Running::start(Faults::default(), Some(store.clone())).unwrap();
             let target = sink.address.to_string();
             let output = program(&[
                 "run",
@@ -267,7 +243,7 @@ fn one_seed_gives_one_byte_stream() {
             ]);
             assert_eq!(output.status.code(), Some(0), "{output:?}");
             sink.stop().unwrap();
-            let mut files: Vec<_> = std::fs::read_dir(place.0.join("store"))
+            let mut files: Vec<_> = std::fs::read_dir(store)
                 .unwrap()
                 .map(|entry| entry.unwrap().path())
                 .collect();
@@ -483,19 +459,8 @@ fn a_target_that_can_not_work_is_named_and_the_run_ends() {
 
 #[test]
 fn a_target_that_is_down_is_exit_code_2() {
-    // Bind to learn a free port, then close it.
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let output = program(&[
-        "run",
-        &format!("127.0.0.1:{port}"),
-        "--messages",
-        "1",
-        "--quiet",
-    ]);
+    let target = address_without_listener().to_string();
+    let output = program(&["run", &target, "--messages", "1", "--quiet"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("can't be used"));
 }
@@ -561,44 +526,20 @@ fn a_killed_generator_leaves_a_ledger_without_a_false_line() {
     // The 250s that came after the last line written are found and not acknowledged; a line
     // without its message would be a loss, and there must be none.
     let place = Place::new("kill");
-    let sink = Running::start(Faults::default(), Some(place.0.join("store"))).unwrap();
+    let sink = Running::start(Faults::default(), Some(place.folder("store"))).unwrap();
     let (target, ledger) = (sink.address.to_string(), place.at("ledger"));
-    let mut child = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
-        .args([
-            "run",
-            &target,
-            "--duration",
-            "30s",
-            "--ledger",
-            &ledger,
-            "--quiet",
-        ])
-        .stdout(std::process::Stdio::null())
+    let mut child = command(&["run", &target, "--duration", "30s", "--ledger", &ledger])
+        .arg("--quiet")
+        .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while sink
-        .seen
-        .messages
-        .load(std::sync::atomic::Ordering::Relaxed)
-        < 500
-    {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the generator sends nothing"
-        );
-        std::thread::yield_now();
-    }
+    wait_for_messages(&sink, 500);
     child.kill().unwrap();
     child.wait().unwrap();
     sink.stop().unwrap();
-    let findings = place.at("verify.json");
-    let store = place.at("store");
-    let verified = program(&[
-        "verify", "--ledger", &ledger, "--eml", &store, "--json", &findings,
-    ]);
-    assert_eq!(verified.status.code(), Some(0), "{verified:?}");
-    let [acknowledged, found, lost, duplicated, corrupted, _] = found(&json(&findings));
+    let (findings, code) = verify(&place, &ledger);
+    assert_eq!(code, Some(0), "{findings:#}");
+    let [acknowledged, found, lost, duplicated, corrupted, _] = found(&findings);
     assert!(acknowledged > 100);
     assert_eq!(
         (found, lost, duplicated, corrupted),
@@ -704,21 +645,11 @@ fn the_options_of_smtp_source_are_understood() {
         &target,
     ]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert_eq!(
-        sink.seen
-            .messages
-            .load(std::sync::atomic::Ordering::Relaxed),
-        40
-    );
+    assert_eq!(sink.seen.messages.load(Ordering::Relaxed), 40);
     let notes = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(notes.contains("-l: --size 2000"), "{notes}");
     // One message on each connection, and one connection that asked for the banner.
-    assert_eq!(
-        sink.seen
-            .connections
-            .load(std::sync::atomic::Ordering::Relaxed),
-        41
-    );
+    assert_eq!(sink.seen.connections.load(Ordering::Relaxed), 41);
 }
 
 #[test]
@@ -773,8 +704,7 @@ fn hostile_sessions_leave_the_counts_of_the_others_alone() {
 #[test]
 fn a_corpus_arrives_byte_for_byte() {
     let place = Place::new("corpus");
-    let corpus = place.0.join("corpus");
-    std::fs::create_dir(&corpus).unwrap();
+    let corpus = place.folder("corpus");
     let large = ".dot and text\r\n".repeat(5000);
     let texts = [
         "Subject: one\r\n\r\nhello\r\n.\r\n..two\r\n".to_owned(),
@@ -785,8 +715,7 @@ fn a_corpus_arrives_byte_for_byte() {
         std::fs::write(corpus.join(format!("{name}.eml")), text).unwrap();
     }
     for more in [&[][..], &["--chunking"]] {
-        let store = place.0.join(format!("store{}", more.len()));
-        std::fs::create_dir(&store).unwrap();
+        let store = place.folder(&format!("store{}", more.len()));
         let sink = Running::start(Faults::default(), Some(store.clone())).unwrap();
         let (target, corpus) = (sink.address.to_string(), corpus.display().to_string());
         let fixed = [
@@ -832,32 +761,12 @@ fn an_interrupt_still_gives_the_report() {
     let place = Place::new("interrupt");
     let sink = Running::start(Faults::default(), None).unwrap();
     let (target, report) = (sink.address.to_string(), place.at("run.json"));
-    let mut child = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
-        .args([
-            "run",
-            &target,
-            "--duration",
-            "60s",
-            "--json",
-            &report,
-            "--quiet",
-        ])
-        .stdout(std::process::Stdio::null())
+    let mut child = command(&["run", &target, "--duration", "60s", "--json", &report])
+        .arg("--quiet")
+        .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while sink
-        .seen
-        .messages
-        .load(std::sync::atomic::Ordering::Relaxed)
-        < 100
-    {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the generator sends nothing"
-        );
-        std::thread::yield_now();
-    }
+    wait_for_messages(&sink, 100);
     // Twice, as timeout(1) does.
     for _ in 0..2 {
         let pid = child.id().to_string();
@@ -884,32 +793,12 @@ fn a_target_that_dies_is_no_hang_and_no_wrong_count() {
     let sink = Running::start(Faults::default(), None).unwrap();
     let place = Place::new("dies");
     let (target, report) = (sink.address.to_string(), place.at("run.json"));
-    let child = Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
-        .args([
-            "run",
-            &target,
-            "--messages",
-            "1000000",
-            "--connect-attempts",
-            "2",
-        ])
-        .args(["--json", &report, "--quiet"])
-        .stdout(std::process::Stdio::piped())
+    let child = command(&["run", &target, "--messages", "1000000"])
+        .args(["--connect-attempts", "2", "--json", &report, "--quiet"])
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while sink
-        .seen
-        .messages
-        .load(std::sync::atomic::Ordering::Relaxed)
-        < 100
-    {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the generator sends nothing"
-        );
-        std::thread::yield_now();
-    }
+    wait_for_messages(&sink, 100);
     sink.stop().unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(3), "{output:?}");

@@ -1,6 +1,5 @@
 //! Wrong use, and asking what right use is: what is said, where, and that nothing is sent meanwhile.
 
-use serde_json::Value;
 use smtp_loadgen::sink::{Faults, Running};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -8,11 +7,10 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 
 #[path = "support/program.rs"]
+#[allow(dead_code, reason = "other tests use what this one does not")]
 mod support;
 
-use support::{Place, program};
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_smtp-loadgen");
+use support::{Place, command, json, program};
 
 #[test]
 fn without_a_command_the_first_screen_is_shown_and_the_exit_code_is_2() {
@@ -202,7 +200,7 @@ fn a_dry_run_of_a_search_prints_its_plan_and_sends_nothing() {
 fn standard_output_that_takes_nothing_is_an_error_and_a_reader_that_left_is_none() {
     let place = Place::new("output");
     let sink = Running::start(Faults::default(), None).unwrap();
-    let (target, json) = (sink.address.to_string(), place.at("run.json"));
+    let (target, path) = (sink.address.to_string(), place.at("run.json"));
     let run = [
         "run",
         &target,
@@ -210,13 +208,12 @@ fn standard_output_that_takes_nothing_is_an_error_and_a_reader_that_left_is_none
         "5",
         "--quiet",
         "--json",
-        &json,
+        &path,
     ];
-    let report = ["report", &json, "--format", "prometheus"];
+    let report = ["report", &path, "--format", "prometheus"];
     // A disk that is full: said, not a panic, and the report has its file all the same.
     for arguments in [&run[..], &report, &["--help"], &["profile", "show"]] {
-        let output = Command::new(PROGRAM)
-            .args(arguments)
+        let output = command(arguments)
             .stdout(File::options().write(true).open("/dev/full").unwrap())
             .output()
             .unwrap();
@@ -225,25 +222,18 @@ fn standard_output_that_takes_nothing_is_an_error_and_a_reader_that_left_is_none
             String::from_utf8(output.stderr).unwrap(),
             "smtp-loadgen: standard output: No space left on device (os error 28)\n"
         );
-        let text = std::fs::read(&json).unwrap();
-        let written: Value = serde_json::from_slice(&text).unwrap();
-        assert_eq!(written["totals"]["accepted"], 5);
+        assert_eq!(json(&path)["totals"]["accepted"], 5);
     }
     // `| head`: the pipe has no reader any more.
     for arguments in [&run[..], &report, &["--help"]] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let output = Command::new(PROGRAM)
-            .args(arguments)
-            .stdout(writer)
-            .output()
-            .unwrap();
+        let output = command(arguments).stdout(writer).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
         assert!(output.stderr.is_empty(), "{arguments:?}: {output:?}");
     }
     // Neither is a standard error that takes nothing a reason to panic.
-    let status = Command::new(PROGRAM)
-        .arg("attack")
+    let status = command(&["attack"])
         .stderr(File::options().write(true).open("/dev/full").unwrap())
         .status()
         .unwrap();
@@ -260,9 +250,8 @@ fn an_interrupted_sweep_or_search_reports_the_steps_that_were_done() {
         ("sweep", &["--rates", "20,20,20", "--sessions", "2"][..]),
         ("find-max", &["--start-rate", "20", "--sessions", "2"]),
     ] {
-        let json = place.at(name);
-        let mut child = Command::new(PROGRAM)
-            .args([name, &target, "--duration", "3s", "--json", &json])
+        let path = place.at(name);
+        let mut child = command(&[name, &target, "--duration", "3s", "--json", &path])
             .args(more)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -288,7 +277,7 @@ fn an_interrupted_sweep_or_search_reports_the_steps_that_were_done() {
         assert_eq!(child.wait().unwrap().code(), Some(130), "{name}: {text}");
         let first = "VERDICT     INVALID  (interrupted: these are the steps that were done)\n";
         assert!(text.starts_with(first), "{name}: {text}");
-        let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+        let report = json(&path);
         assert_eq!(report["steps"].as_array().map(Vec::len), Some(1), "{name}");
         assert_eq!(report["steps"][0]["offered_per_s"], 20.0, "{name}");
     }

@@ -61,6 +61,11 @@ pub(super) fn lost_before_the_end(d: &mut Dialogue<'_>) -> Step {
     d.ehlo()?;
     d.data()?;
     let text = format!("{}no end\r\n.", d.header());
+    cut_off_behind(d, &text)
+}
+
+/// Ends the connection behind these octets of a message; nothing may be stored of it.
+fn cut_off_behind(d: &mut Dialogue<'_>, text: &str) -> Step {
     d.send(text.as_bytes())?;
     d.wire()?.end_writing();
     d.closed()?;
@@ -349,12 +354,7 @@ pub(super) fn truncated_tls(d: &mut Dialogue<'_>) -> Step {
     d.say("EHLO client.example", "250")?;
     d.data()?;
     let text = format!("{}cut\r\n", d.header());
-    d.send(text.as_bytes())?;
-    d.wire()?.end_writing();
-    d.closed()?;
-    d.ehlo()?;
-    d.alive()?;
-    d.stored_count(0)
+    cut_off_behind(d, &text)
 }
 
 /// Sends a message whose content holds `end` and then a second message. A server that takes `end` for the end of

@@ -11,10 +11,6 @@ const SCHEMA: &str = "ringmx.status.v1";
 
 pub(super) fn render(status: &Status<'_>) -> String {
     let m = status.metrics;
-    let counted = |names: &[&str], counts: &[u64]| -> Value {
-        let pairs = names.iter().zip(counts);
-        Value::Object(pairs.map(|(n, c)| ((*n).to_owned(), json!(c))).collect())
-    };
     let replies: Map<String, Value> = status
         .replies
         .iter()
@@ -28,34 +24,6 @@ pub(super) fn render(status: &Status<'_>) -> String {
         .map(|(phase, count)| ((*phase).to_owned(), json!(count)))
         .collect();
     let shards: Vec<Value> = status.rings.iter().map(|r| ring(r, true)).collect();
-    let sum = |of: fn(&Ring<'_>) -> u64| status.rings.iter().map(of).sum::<u64>();
-    let ring = match status.rings {
-        [] => Value::Null,
-        [only] => ring(only, false),
-        // Positions, epochs and numbers are those of a shard; what can be added is.
-        [first, ..] => json!({
-            "directory": first.directory,
-            "write": first.write,
-            "bytes": sum(|ring| ring.bytes),
-            "used_bytes": sum(|ring| ring.used_bytes),
-        }),
-    };
-    let clients = status.clients.map(|clients| {
-        let limited = Limited::NAMES
-            .iter()
-            .zip(&m.limited)
-            .map(|(name, counts)| ((*name).to_owned(), counted(&Scope::NAMES, counts)));
-        json!({
-            "stress": clients.stress,
-            "stress_began": counted(&StressCause::NAMES, &m.stress_began),
-            "limited": limited.collect::<Map<String, Value>>(),
-            "tarpitted_now": clients.tarpitted,
-            "tarpitted": m.tarpitted,
-            "early_talkers": m.early_talkers,
-            "evictions": clients.evictions,
-            "untracked": clients.untracked,
-        })
-    });
     let consumers: Vec<Value> = status
         .consumers
         .iter()
@@ -88,8 +56,8 @@ pub(super) fn render(status: &Status<'_>) -> String {
         "sessions": sessions,
         "sessions_max": status.sessions_max,
         "pool": {"bytes": status.pool.bytes, "used_bytes": status.pool.used_bytes},
-        "clients": clients,
-        "ring": ring,
+        "clients": clients(status),
+        "ring": whole_ring(status.rings),
         "shards": shards,
         "consumers": consumers,
         "newest": newest,
@@ -143,6 +111,47 @@ pub(super) fn render(status: &Status<'_>) -> String {
         "phases": phases(status),
     });
     format!("{value}\n")
+}
+
+fn counted(names: &[&str], counts: &[u64]) -> Value {
+    let pairs = names.iter().zip(counts);
+    Value::Object(pairs.map(|(n, c)| ((*n).to_owned(), json!(c))).collect())
+}
+
+/// The ring of a server with one shard; of several, what can be added.
+fn whole_ring(rings: &[Ring<'_>]) -> Value {
+    let sum = |of: fn(&Ring<'_>) -> u64| rings.iter().map(of).sum::<u64>();
+    match rings {
+        [] => Value::Null,
+        [only] => ring(only, false),
+        // Positions, epochs and numbers are those of a shard; what can be added is.
+        [first, ..] => json!({
+            "directory": first.directory,
+            "write": first.write,
+            "bytes": sum(|ring| ring.bytes),
+            "used_bytes": sum(|ring| ring.used_bytes),
+        }),
+    }
+}
+
+/// What limits on clients have done; `None` without them.
+fn clients(status: &Status<'_>) -> Option<Value> {
+    status.clients.map(|clients| {
+        let limited = Limited::NAMES
+            .iter()
+            .zip(&status.metrics.limited)
+            .map(|(name, counts)| ((*name).to_owned(), counted(&Scope::NAMES, counts)));
+        json!({
+            "stress": clients.stress,
+            "stress_began": counted(&StressCause::NAMES, &status.metrics.stress_began),
+            "limited": limited.collect::<Map<String, Value>>(),
+            "tarpitted_now": clients.tarpitted,
+            "tarpitted": status.metrics.tarpitted,
+            "early_talkers": status.metrics.early_talkers,
+            "evictions": clients.evictions,
+            "untracked": clients.untracked,
+        })
+    })
 }
 
 fn ring(ring: &Ring<'_>, with_shard: bool) -> Value {

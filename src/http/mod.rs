@@ -16,7 +16,7 @@ pub use status::{
     Clients, Consumer, Message, NEWEST_MAX, PATH_SHOWN_BYTES_MAX, Pool, Ring, Status,
 };
 
-use crate::clock::{MONTHS, WEEKDAYS, calendar};
+use crate::clock::internet_date;
 
 /// Request line and header fields, with all line ends; a longer head gets 431.
 pub const HEAD_BYTES_MAX: usize = 8_192;
@@ -361,17 +361,7 @@ fn state_text(fault: Option<&str>) -> String {
 
 /// IMF-fixdate (RFC 9110 5.6.7).
 fn http_date(wall_ns: u64) -> String {
-    let c = calendar(wall_ns / 1_000_000_000);
-    format!(
-        "{}, {:02} {} {:04} {:02}:{:02}:{:02} GMT",
-        WEEKDAYS[usize::from(c.weekday % 7)],
-        c.day,
-        MONTHS[usize::from((c.month + 11) % 12)],
-        c.year,
-        c.hour,
-        c.minute,
-        c.second
-    )
+    internet_date(wall_ns, "GMT")
 }
 
 /// Appends `text` with the characters that mean something in HTML replaced.

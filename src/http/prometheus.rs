@@ -1,6 +1,6 @@
 //! `/metrics`: the Prometheus text format, version 0.0.4. [`FAMILIES`] is the one list of what there is.
 
-use super::status::{Consumer, Status};
+use super::status::{Consumer, Ring, Status};
 use super::{push_line, seconds_text};
 use crate::metrics::{CloseCause, Distribution, Limited, Phase, Scope, StressCause, TlsFailure};
 
@@ -92,6 +92,12 @@ impl Samples<'_> {
     /// `labels` is complete but for the braces.
     fn labelled(&mut self, labels: std::fmt::Arguments<'_>, value: u64) {
         push_line(self.out, format_args!("{}{{{labels}}} {value}", self.name));
+    }
+
+    fn by_shard(&mut self, rings: &[Ring<'_>], value: impl Fn(&Ring<'_>) -> u64) {
+        for ring in rings {
+            self.labelled(format_args!("shard=\"{}\"", ring.shard), value(ring));
+        }
     }
 
     fn seconds(&mut self, labels: std::fmt::Arguments<'_>, ns: u64) {
@@ -301,24 +307,16 @@ families! {
         out.plain(s.metrics.pool_low_events);
     };
     Gauge "ringmx_ring_bytes" ["shard"] "Size of the ring's data area." => |out, s| {
-        for ring in s.rings {
-            out.labelled(format_args!("shard=\"{}\"", ring.shard), ring.bytes);
-        }
+        out.by_shard(s.rings, |ring| ring.bytes);
     };
     Gauge "ringmx_ring_used_bytes" ["shard"] "From the oldest record to the newest." => |out, s| {
-        for ring in s.rings {
-            out.labelled(format_args!("shard=\"{}\"", ring.shard), ring.used_bytes);
-        }
+        out.by_shard(s.rings, |ring| ring.used_bytes);
     };
     Gauge "ringmx_ring_not_durable_bytes" ["shard"] "Appended and not yet synced." => |out, s| {
-        for ring in s.rings {
-            out.labelled(format_args!("shard=\"{}\"", ring.shard), ring.head.saturating_sub(ring.durable));
-        }
+        out.by_shard(s.rings, |ring| ring.head.saturating_sub(ring.durable));
     };
     Gauge "ringmx_ring_next_number" ["shard"] "Number that the next message takes." => |out, s| {
-        for ring in s.rings {
-            out.labelled(format_args!("shard=\"{}\"", ring.shard), ring.next_number);
-        }
+        out.by_shard(s.rings, |ring| ring.next_number);
     };
     Counter "ringmx_ring_written_bytes_total" [""]
         "Bytes appended to the ring, headers and zero fill included." => |out, s| {

@@ -25,7 +25,7 @@ use crate::limits::{
 use crate::ringlog::backing::{FileBacking, WriteMethod};
 use crate::ringlog::copy::{CopyError, RingCopy};
 use crate::ringlog::directory::{CopyPlan, CreateOptions, copy_ring, open_ring_read_only};
-use crate::ringlog::format::Consumer;
+use crate::ringlog::format::{Consumer, Superblock};
 use crate::ringlog::reader::{Message, MessageId};
 use crate::ringlog::recover::OpenError;
 use crate::ringlog::rescue::{
@@ -183,6 +183,65 @@ fn open(dir: &ShardDir, args: &RescueArguments) -> Result<FileBacking, Failure> 
         .map_err(|error| Failure::storage(format!("'{}': {error}", dir.path.display())))
 }
 
+impl Verified {
+    fn note_superblocks(&mut self, superblock: Option<&Superblock>, report: &Report) {
+        let clean = superblock.is_some_and(|superblock| superblock.clean);
+        for (name, state) in ["A", "B"].iter().zip(report.slots) {
+            let state = match state {
+                SuperblockState::Good { .. } => continue,
+                SuperblockState::Damaged => "is damaged",
+                SuperblockState::Absent => "is not there",
+                SuperblockState::Unreadable => "cannot be read",
+            };
+            match (superblock, clean) {
+                (None, _) | (Some(_), true) => {
+                    let reason = format!("superblock {name} {state}");
+                    self.damaged.push(json!({"reason": reason}));
+                }
+                // A stop while it was being written leaves this; the next start writes it again.
+                (Some(_), false) => self
+                    .notes
+                    .push(format!("superblock {name} {state}; the other counts")),
+            }
+        }
+        if superblock.is_some() && report.tail.is_none() {
+            let reason = "the superblock is an old one; which messages were released is not known";
+            self.damaged.push(json!({"reason": reason}));
+        }
+    }
+
+    /// Damaged ranges, and large messages without all of their parts.
+    fn note_damage(&mut self, shard: u32, report: &Report) {
+        let id = |number: u64| MessageId { shard, number }.to_string();
+        for damage in &report.damage {
+            match (damage.acknowledged, damage.reason) {
+                (_, Reason::GivenUp) => self.notes.push(format!(
+                    "positions {} to {}: {}",
+                    damage.from, damage.to, damage.reason
+                )),
+                (true, _) => self.damaged.push(damage_json(shard, damage)),
+                (false, _) => self.notes.push(format!(
+                    "positions {} to {} were not finished when it stopped: {}",
+                    damage.from, damage.to, damage.reason
+                )),
+            }
+        }
+        for message in &report.incomplete {
+            let (id, at) = (id(message.number), message.position);
+            match message.damaged {
+                true => {
+                    let reason = format!("parts of large message {id} at position {at} are gone");
+                    self.damaged
+                        .push(json!({"reason": reason, "first_id": id, "last_id": id}));
+                }
+                false => self.notes.push(format!(
+                    "large message {id} at position {at} was not finished when it stopped"
+                )),
+            }
+        }
+    }
+}
+
 /// Checks everything that a ring without a server holds.
 pub(super) fn verify(dir: &ShardDir, backing: &FileBacking) -> Result<Verified, Failure> {
     let options = RescueOptions {
@@ -204,69 +263,12 @@ pub(super) fn verify(dir: &ShardDir, backing: &FileBacking) -> Result<Verified, 
     found.tail = report.tail.unwrap_or(report.start);
     found.end = report.end;
     found.records = report.records;
-    let clean = rescue
-        .superblock()
-        .is_some_and(|superblock| superblock.clean);
-    for (name, state) in ["A", "B"].iter().zip(report.slots) {
-        let state = match state {
-            SuperblockState::Good { .. } => continue,
-            SuperblockState::Damaged => "is damaged",
-            SuperblockState::Absent => "is not there",
-            SuperblockState::Unreadable => "cannot be read",
-        };
-        match (rescue.superblock(), clean) {
-            (None, _) | (Some(_), true) => {
-                let reason = format!("superblock {name} {state}");
-                found.damaged.push(json!({"reason": reason}));
-            }
-            // A stop while it was being written leaves this; the next start writes it again.
-            (Some(_), false) => found
-                .notes
-                .push(format!("superblock {name} {state}; the other counts")),
-        }
-    }
-    if rescue.superblock().is_some() && report.tail.is_none() {
-        let reason = "the superblock is an old one; which messages were released is not known";
-        found.damaged.push(json!({"reason": reason}));
-    }
+    found.note_superblocks(rescue.superblock(), report);
     if report.missing_bytes > 0 {
         let reason = format!("the file is {} bytes too short", report.missing_bytes);
         found.damaged.push(json!({"reason": reason}));
     }
-    let id = |number: u64| {
-        MessageId {
-            shard: dir.shard,
-            number,
-        }
-        .to_string()
-    };
-    for damage in &report.damage {
-        match (damage.acknowledged, damage.reason) {
-            (_, Reason::GivenUp) => found.notes.push(format!(
-                "positions {} to {}: {}",
-                damage.from, damage.to, damage.reason
-            )),
-            (true, _) => found.damaged.push(damage_json(dir.shard, damage)),
-            (false, _) => found.notes.push(format!(
-                "positions {} to {} were not finished when it stopped: {}",
-                damage.from, damage.to, damage.reason
-            )),
-        }
-    }
-    for message in &report.incomplete {
-        let (id, at) = (id(message.number), message.position);
-        match message.damaged {
-            true => {
-                let reason = format!("parts of large message {id} at position {at} are gone");
-                found
-                    .damaged
-                    .push(json!({"reason": reason, "first_id": id, "last_id": id}));
-            }
-            false => found.notes.push(format!(
-                "large message {id} at position {at} was not finished when it stopped"
-            )),
-        }
-    }
+    found.note_damage(dir.shard, report);
     for (from, to) in &report.unreadable {
         let reason = format!("bytes {from} to {to} of the file cannot be read");
         found.damaged.push(json!({"reason": reason}));
@@ -736,14 +738,49 @@ fn document(dir: &ShardDir, args: &RescueArguments, report: &Report, saved: &Sav
 
 /// The document for people.
 fn report_text(document: &Value) -> String {
-    let number = |value: &Value| value.as_u64().unwrap_or(0);
-    let word = |value: &Value| value.as_str().unwrap_or("?").to_owned();
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let plural = |count: u64, one: &str, more: &str| match count {
-        1 => format!("1 {one}"),
-        _ => format!("{count} {more}"),
-    };
     let mut out = format!("shard {}: {}\n", document["shard"], word(&document["path"]));
+    superblocks_text(document, &mut out);
+    saved_text(document, &mut out);
+    let mut missing = Vec::new();
+    damaged_ranges_text(document, &mut out, &mut missing);
+    incomplete_text(document, &mut out, &mut missing);
+    for range in list(&document["unreadable"]).iter().take(DAMAGE_SHOWN) {
+        out.push_str(&format!(
+            "  bytes {} to {} of the file cannot be read\n",
+            range[0], range[1]
+        ));
+    }
+    out.push_str(
+        &match (document["whole"] == json!(true), missing.is_empty()) {
+            (true, _) => "  nothing that was acknowledged is missing\n".to_owned(),
+            (false, true) => "  no message is known to be missing\n".to_owned(),
+            (false, false) => {
+                let hidden = missing.len().saturating_sub(STRETCHES_SHOWN);
+                missing.truncate(STRETCHES_SHOWN);
+                if hidden > 0 {
+                    missing.push(format!("and {hidden} more"));
+                }
+                format!("  may be missing: {}\n", missing.join(", "))
+            }
+        },
+    );
+    out
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(0)
+}
+
+fn word(value: &Value) -> String {
+    value.as_str().unwrap_or("?").to_owned()
+}
+
+fn list(value: &Value) -> Vec<Value> {
+    value.as_array().cloned().unwrap_or_default()
+}
+
+/// What is wrong with the superblocks, the key or the length of the file, if anything is.
+fn superblocks_text(document: &Value, out: &mut String) {
     let slots = list(&document["superblocks"]);
     let states: Vec<String> = slots.iter().map(|slot| word(&slot["state"])).collect();
     if states.iter().any(|state| state != "good") || document["tail"].is_null() {
@@ -769,6 +806,10 @@ fn report_text(document: &Value) -> String {
             document["missing_bytes"]
         ));
     }
+}
+
+/// What was saved, or would be, and where to.
+fn saved_text(document: &Value, out: &mut String) {
     let targets = list(&document["targets"]);
     let done = match targets.is_empty() {
         true => "would save",
@@ -789,7 +830,10 @@ fn report_text(document: &Value) -> String {
         }
         out.push_str(&format!(
             "  {done} {}, {} octets{about}",
-            plural(messages, "message", "messages"),
+            match messages {
+                1 => "1 message".to_owned(),
+                _ => format!("{messages} messages"),
+            },
             part["octets"]
         ));
         let mut ids: Vec<String> = list(&part["ids"])
@@ -814,8 +858,11 @@ fn report_text(document: &Value) -> String {
             word(&target["path"])
         ));
     }
+}
+
+/// The damaged ranges; `missing` gets what may have been acknowledged and is gone.
+fn damaged_ranges_text(document: &Value, out: &mut String, missing: &mut Vec<String>) {
     let damaged = list(&document["damaged"]);
-    let mut missing = Vec::new();
     for (index, range) in damaged.iter().enumerate() {
         let numbers = missing_text(range);
         let lost = range["acknowledged"] == json!(true);
@@ -848,6 +895,10 @@ fn report_text(document: &Value) -> String {
             "  and {omitted} more ranges (--json lists them)\n"
         ));
     }
+}
+
+/// The large messages without all of their parts; `missing` gets those that were acknowledged.
+fn incomplete_text(document: &Value, out: &mut String, missing: &mut Vec<String>) {
     for message in list(&document["incomplete"]) {
         let (id, at) = (word(&message["id"]), &message["position"]);
         match message["damaged"] == json!(true) {
@@ -862,27 +913,6 @@ fn report_text(document: &Value) -> String {
             )),
         }
     }
-    for range in list(&document["unreadable"]).iter().take(DAMAGE_SHOWN) {
-        out.push_str(&format!(
-            "  bytes {} to {} of the file cannot be read\n",
-            range[0], range[1]
-        ));
-    }
-    out.push_str(
-        &match (document["whole"] == json!(true), missing.is_empty()) {
-            (true, _) => "  nothing that was acknowledged is missing\n".to_owned(),
-            (false, true) => "  no message is known to be missing\n".to_owned(),
-            (false, false) => {
-                let hidden = missing.len().saturating_sub(STRETCHES_SHOWN);
-                missing.truncate(STRETCHES_SHOWN);
-                if hidden > 0 {
-                    missing.push(format!("and {hidden} more"));
-                }
-                format!("  may be missing: {}\n", missing.join(", "))
-            }
-        },
-    );
-    out
 }
 
 /// Stretches of numbers, and damaged ranges, that the text shows.
@@ -890,10 +920,9 @@ const STRETCHES_SHOWN: usize = 100;
 const DAMAGE_SHOWN: usize = 100;
 
 fn stretch_text(first: &Value, last: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     match first == last {
-        true => text(first),
-        false => format!("{} to {}", text(first), text(last)),
+        true => word(first),
+        false => format!("{} to {}", word(first), word(last)),
     }
 }
 

@@ -850,16 +850,8 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             let wall_ns = self.clock.wall_ns();
             status::json(&self.server, &self.about, wall_ns, &mut self.status_json);
         }
-        let shared = &mut self.server.shared;
-        let Some(storage) = &mut shared.storage else {
+        let Some(mut control) = Control::of(&mut self.server.shared, &self.status_json) else {
             return;
-        };
-        let mut control = Control {
-            log: &mut storage.log,
-            attachments: &mut shared.attachments,
-            shard: shared.options.shard,
-            status_json: &self.status_json,
-            events: Vec::new(),
         };
         self.ctl.read(key, now, |visitor, bytes| {
             match visitor
@@ -880,7 +872,9 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         if let Some(session) = self.ctl.send(key, now, ring) {
             session.close(&mut control);
         }
-        for (event, name) in control.events {
+        let events = control.events;
+        let shared = &mut self.server.shared;
+        for (event, name) in events {
             let fields = [
                 ("event", Value::Str(event)),
                 ("consumer", Value::Str(&name)),
@@ -894,16 +888,8 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
         if self.ctl.is_empty() {
             return;
         }
-        let shared = &mut self.server.shared;
-        let Some(storage) = &mut shared.storage else {
+        let Some(mut control) = Control::of(&mut self.server.shared, &[]) else {
             return;
-        };
-        let mut control = Control {
-            log: &mut storage.log,
-            attachments: &mut shared.attachments,
-            shard: shared.options.shard,
-            status_json: &[],
-            events: Vec::new(),
         };
         for key in 0..self.ctl.key_bound() {
             let Some(visitor) = self.ctl.get_mut(key) else {

@@ -515,6 +515,20 @@ pub enum SuperblockError {
     Field(&'static str),
 }
 
+/// Writes what [`SuperblockError::Newer`] means to whoever runs the program.
+pub(super) fn write_newer(
+    f: &mut fmt::Formatter<'_>,
+    major: u16,
+    minor: u16,
+    features: u32,
+) -> fmt::Result {
+    write!(
+        f,
+        "the ring has format {major}.{minor} with features {features:#x}; use the ringmx version \
+         that wrote it, or a later one"
+    )
+}
+
 impl Superblock {
     /// Encodes into `out`, checksum included.
     pub fn encode_into(&self, out: &mut [u8; SUPERBLOCK_BYTES]) {

@@ -29,7 +29,7 @@ use super::backing::{self, Backing};
 use super::format::{
     DATA_OFFSET, FORMAT_MINOR, HINT_UNKNOWN, Header, Kind, MARKS, Mark, RECORD_ALIGN, RECORD_EARLY,
     RECORD_LOST, RECORD_MAGIC, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, SuperblockError,
-    page_ceil, page_floor,
+    page_ceil, page_floor, write_newer,
 };
 use super::writer::{
     BACKGROUND_SYNC_BYTES, CommitAlign, Failed, FullPolicy, Log, Point, Settings, Start, Survive,
@@ -197,11 +197,7 @@ impl fmt::Display for OpenError {
                 major,
                 minor,
                 features,
-            } => write!(
-                f,
-                "the ring has format {major}.{minor} with features {features:#x}; use the ringmx \
-                 version that wrote it, or a later one"
-            ),
+            } => write_newer(f, *major, *minor, *features),
             OpenError::WrongSize { expected, actual } => write!(
                 f,
                 "the ring should have {expected} bytes and has {actual}; it was truncated or \

@@ -22,6 +22,7 @@ use super::backing::{self, Backing};
 use super::format::{
     DATA_OFFSET, Header, Kind, RECORD_ALIGN, RECORD_LEN_MAX, RECORD_LOST, RECORD_MAGIC,
     SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, SuperblockError, WHOLE_BYTES, Whole,
+    write_newer,
 };
 use super::reader::{BadRecord, Message};
 use crate::limits::{
@@ -102,11 +103,7 @@ impl fmt::Display for RescueError {
                 major,
                 minor,
                 features,
-            } => write!(
-                f,
-                "the ring has format {major}.{minor} with features {features:#x}; use the ringmx \
-                 version that wrote it, or a later one"
-            ),
+            } => write_newer(f, *major, *minor, *features),
             RescueError::TooShort { bytes } => {
                 write!(f, "{bytes} bytes are too few for a ring")
             }
@@ -300,6 +297,79 @@ enum Large {
     Incomplete { damaged: bool },
 }
 
+/// What stands in the two places of the superblocks.
+struct Superblocks {
+    slots: [SuperblockState; 2],
+    /// The valid one with the greater generation.
+    newest: Option<Superblock>,
+    /// The octets of both, whatever they are; zeros where they cannot be read.
+    remains: [[u8; SUPERBLOCK_BYTES]; 2],
+}
+
+impl Superblocks {
+    fn read<B: Backing>(backing: &B) -> Result<Superblocks, RescueError> {
+        let mut superblocks = Superblocks {
+            slots: [SuperblockState::Absent; 2],
+            newest: None,
+            remains: [[0; SUPERBLOCK_BYTES]; 2],
+        };
+        let Superblocks {
+            slots,
+            newest,
+            remains,
+        } = &mut superblocks;
+        for ((slot, bytes), at) in slots.iter_mut().zip(remains).zip(SUPERBLOCK_OFFSETS) {
+            if backing::read_exact_at(backing, bytes, at).is_err() {
+                *slot = SuperblockState::Unreadable;
+                continue;
+            }
+            *slot = match Superblock::decode(bytes) {
+                Ok(superblock) => {
+                    let generation = superblock.generation;
+                    if newest
+                        .as_ref()
+                        .is_none_or(|newest| newest.generation < generation)
+                    {
+                        *newest = Some(superblock);
+                    }
+                    SuperblockState::Good { generation }
+                }
+                Err(SuperblockError::Newer {
+                    major,
+                    minor,
+                    features,
+                }) => {
+                    return Err(RescueError::NewerFormat {
+                        major,
+                        minor,
+                        features,
+                    });
+                }
+                Err(SuperblockError::Magic) => SuperblockState::Absent,
+                Err(SuperblockError::Checksum | SuperblockError::Field(_)) => {
+                    SuperblockState::Damaged
+                }
+            };
+        }
+        Ok(superblocks)
+    }
+}
+
+/// The id of the ring with this key: a damaged superblock that names the same key names the ring as well, unless the
+/// other one names it otherwise. Zeros when it is not known.
+fn ring_id_beside(ring_key: u64, remains: &[[u8; SUPERBLOCK_BYTES]]) -> [u8; 16] {
+    let mut ids = remains.iter().filter_map(|bytes| {
+        let key: [u8; 8] = bytes.get(48..56)?.try_into().ok()?;
+        let id: [u8; 16] = bytes.get(32..48)?.try_into().ok()?;
+        (u64::from_le_bytes(key) == ring_key).then_some(id)
+    });
+    let id = ids.next().unwrap_or_default();
+    match ids.all(|other| other == id) {
+        true => id,
+        false => [0; 16],
+    }
+}
+
 impl<'a, B: Backing> Rescue<'a, B> {
     /// Looks at the ring: superblocks, key, size, newest record. Reads the data area once, or twice
     /// without a superblock.
@@ -311,43 +381,11 @@ impl<'a, B: Backing> Rescue<'a, B> {
         if len < DATA_OFFSET + RECORD_ALIGN {
             return Err(RescueError::TooShort { bytes: len });
         }
-        let mut slots = [SuperblockState::Absent; 2];
-        let mut found: Option<Superblock> = None;
-        let mut remains = Vec::new();
-        for (slot, at) in slots.iter_mut().zip(SUPERBLOCK_OFFSETS) {
-            let mut bytes = [0; SUPERBLOCK_BYTES];
-            *slot = match backing::read_exact_at(backing, &mut bytes, at) {
-                Err(_) => SuperblockState::Unreadable,
-                Ok(()) => match Superblock::decode(&bytes) {
-                    Ok(superblock) => {
-                        let generation = superblock.generation;
-                        if found
-                            .as_ref()
-                            .is_none_or(|found| found.generation < generation)
-                        {
-                            found = Some(superblock);
-                        }
-                        SuperblockState::Good { generation }
-                    }
-                    Err(SuperblockError::Newer {
-                        major,
-                        minor,
-                        features,
-                    }) => {
-                        return Err(RescueError::NewerFormat {
-                            major,
-                            minor,
-                            features,
-                        });
-                    }
-                    Err(SuperblockError::Magic) => SuperblockState::Absent,
-                    Err(SuperblockError::Checksum | SuperblockError::Field(_)) => {
-                        SuperblockState::Damaged
-                    }
-                },
-            };
-            remains.push(bytes);
-        }
+        let Superblocks {
+            slots,
+            newest: found,
+            remains,
+        } = Superblocks::read(backing)?;
         let mut area = Area::new(backing, DATA_OFFSET, len - DATA_OFFSET);
         let (ring_key, key, ring_id) = match &found {
             Some(superblock) => {
@@ -361,18 +399,7 @@ impl<'a, B: Backing> Rescue<'a, B> {
             }
             None => {
                 let keys = area.find_key(options.data_size)?;
-                // A damaged superblock that names the same key names the ring as well, unless the
-                // other one names it otherwise.
-                let mut ids = remains.iter().filter_map(|bytes| {
-                    let key: [u8; 8] = bytes.get(48..56)?.try_into().ok()?;
-                    let id: [u8; 16] = bytes.get(32..48)?.try_into().ok()?;
-                    (u64::from_le_bytes(key) == keys.key).then_some(id)
-                });
-                let id = ids.next().unwrap_or_default();
-                let id = match ids.all(|other| other == id) {
-                    true => id,
-                    false => [0; 16],
-                };
+                let id = ring_id_beside(keys.key, &remains);
                 let source = KeySource::Records {
                     bytes: keys.bytes,
                     other_bytes: keys.other_bytes,

@@ -4,10 +4,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::out::Out;
 use super::secure::Answer;
 use super::storage::Committer;
-use super::{Server, Shared, live, run_later, waits_for};
+use super::{Server, Shared};
 use crate::conn::{Io, Stream, Token};
 use crate::limits::{
     KIB, PASSWORD_CHECKS_CLIENT_MAX, PASSWORD_CHECKS_MAX, PASSWORD_WAIT_MAX, USERS_FILE_BYTES_MAX,
@@ -15,7 +14,7 @@ use crate::limits::{
 use crate::logger::{Class, Value};
 use crate::offload::{Job, Timing};
 use crate::ringlog::backing::Backing;
-use crate::smtp::sink::{Blocked, PasswordVerdict};
+use crate::smtp::sink::PasswordVerdict;
 use crate::sys::file::Stamps;
 use crate::users::{KEY_BYTES, Users, Verifier};
 use zeroize::Zeroizing;
@@ -119,22 +118,9 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
         if let Some(at) = waiting.position(|(of, _)| *of == token) {
             self.shared.passwords.swap_remove(at);
         }
-        let Some(conn) = live(&mut self.conns, token) else {
-            return;
-        };
-        if conn.io.blocked != Some(Blocked::Verdict) {
-            return;
-        }
-        conn.io.blocked = None;
-        conn.io.active_at = self.shared.now;
-        let mut out = Out {
-            io: &mut conn.io,
-            shared: &mut self.shared,
-            token,
-        };
-        conn.session.password_checked(verdict, &mut out);
-        conn.io.blocked = waits_for(conn);
-        run_later(conn, &mut self.shared, token);
+        self.resume(token, |session, _, out| {
+            session.password_checked(verdict, out);
+        });
     }
 
     /// Takes users that were read, or says why the old ones stay.

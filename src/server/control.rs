@@ -1,5 +1,7 @@
 //! What tools and consumers ask of the log through their socket, carried out between turns.
 
+use super::Shared;
+use super::storage::Committer;
 use crate::ctl::{Attachments, Cursor, Progress, Refusal, RingControl, RingFacts};
 use crate::ringlog::backing::Backing;
 use crate::ringlog::format::ConsumerName;
@@ -17,6 +19,23 @@ pub struct Control<'a, B: Backing> {
     pub events: Vec<(&'static str, String)>,
     /// Status document.
     pub status_json: &'a [u8],
+}
+
+impl<'a, B: Backing> Control<'a, B> {
+    /// The log of this server; none for one that keeps nothing.
+    pub fn of<C: Committer>(
+        shared: &'a mut Shared<B, C>,
+        status_json: &'a [u8],
+    ) -> Option<Control<'a, B>> {
+        let storage = shared.storage.as_mut()?;
+        Some(Control {
+            log: &mut storage.log,
+            attachments: &mut shared.attachments,
+            shard: shared.options.shard,
+            events: Vec::new(),
+            status_json,
+        })
+    }
 }
 
 fn refusal(error: ConsumerError) -> Refusal {

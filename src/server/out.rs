@@ -7,6 +7,7 @@ use super::auth::Accounts;
 use super::storage::{Commit, Large, Pending, Queued};
 use super::{Shared, urgency};
 use crate::buffer::{Pool, Urgency};
+use crate::clock::Instant;
 use crate::conn::{Io, Token};
 use crate::ctl::PROMISES;
 use crate::envelope::{Facts, Field};
@@ -15,7 +16,7 @@ use crate::message::{Front, ID_BYTES_MAX, Message};
 use crate::metrics::{CloseCause, Phase};
 use crate::policy::rules::Subject;
 use crate::ringlog::backing::Backing;
-use crate::ringlog::writer::ReserveError;
+use crate::ringlog::writer::{ReserveError, Slot};
 use crate::smtp::extension;
 use crate::smtp::parameter::Offered;
 use crate::smtp::reply::Reply;
@@ -126,6 +127,34 @@ impl<B: Backing, C> Out<'_, B, C> {
             self.io.flags.queued_to_flush = true;
             self.shared.flush.push(self.token);
         }
+    }
+
+    /// Queues the 250 of a message, held until it is as durable as promised, and the message for the next write.
+    fn promise(&mut self, message: Message, slot: Slot, named: &Named, ended_at: Instant) {
+        let shared = &mut *self.shared;
+        let reply = self.io.push_reply(&mut shared.pool, named.reply());
+        // What stands between the last held reply of this session and this one leaves with that one.
+        if self.io.commits_pending > 0 {
+            let index = self.io.last_pending.wrapping_sub(shared.pending_settled) as usize;
+            if let Some(last) = shared.pending.get_mut(index) {
+                last.release_to = reply.0;
+            }
+        }
+        self.io.last_pending = shared
+            .pending_settled
+            .wrapping_add(shared.pending.len() as u32);
+        self.io.hold(reply.0);
+        shared.pending.push_back(Pending {
+            token: self.token,
+            end: slot.end,
+            reply,
+            release_to: reply.1,
+            large_number: None,
+            ended_at,
+            octets: message.octets(),
+        });
+        shared.batch.push(Queued { message, slot });
+        self.queue_to_flush();
     }
 
     /// The open message, and the pool that its octets are in.
@@ -471,15 +500,10 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             shared.metrics.messages_refused += 1;
             return Completion::Refused(Reply::NoSpace);
         };
-        let refusal = if storage.log.failed().is_some() {
-            Some(Reply::StorageDown)
-        } else {
-            None
-        };
-        if let Some(reply) = refusal {
+        if storage.log.failed().is_some() {
             message.free(&mut shared.pool);
             shared.metrics.messages_refused += 1;
-            return Completion::Refused(reply);
+            return Completion::Refused(Reply::StorageDown);
         }
         let stored_facts = stored_facts(facts, ended_at);
         // Behind one that waits for space everybody waits, or it would wait for ever.
@@ -511,29 +535,7 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         };
         let named = Named::new(shared.options.shard, slot.number);
         message.name(&mut shared.pool, named.id(), stored_facts);
-        let reply = self.io.push_reply(&mut shared.pool, named.reply());
-        // What stands between the last held reply of this session and this one leaves with that one.
-        if self.io.commits_pending > 0 {
-            let index = self.io.last_pending.wrapping_sub(shared.pending_settled) as usize;
-            if let Some(last) = shared.pending.get_mut(index) {
-                last.release_to = reply.0;
-            }
-        }
-        self.io.last_pending = shared
-            .pending_settled
-            .wrapping_add(shared.pending.len() as u32);
-        self.io.hold(reply.0);
-        shared.pending.push_back(Pending {
-            token: self.token,
-            end: slot.end,
-            reply,
-            release_to: reply.1,
-            large_number: None,
-            ended_at,
-            octets: message.octets(),
-        });
-        shared.batch.push(Queued { message, slot });
-        self.queue_to_flush();
+        self.promise(message, slot, &named, ended_at);
         Completion::Queued
     }
 
@@ -576,7 +578,7 @@ fn put_tls(message: &mut Message, pool: &mut Pool, facts: &tls::Facts) -> bool {
 }
 
 /// The facts as the envelope stores them.
-fn stored_facts(facts: &MessageFacts, ended_at: crate::clock::Instant) -> Facts {
+fn stored_facts(facts: &MessageFacts, ended_at: Instant) -> Facts {
     let micros = |ns: u64| u32::try_from(ns / 1_000).unwrap_or(u32::MAX);
     Facts {
         flags: facts.flags,

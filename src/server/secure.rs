@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::out::Out;
 use super::storage::Committer;
+use super::transfer::write_once;
 use super::watch::Look;
 use super::{Server, Shared, live, run_later, waits_for};
 use crate::buffer::ChunkId;
@@ -597,17 +598,10 @@ pub(super) fn flush_tls<S: Stream, B: Backing, C>(
     if len == 0 {
         return;
     }
-    let sent = loop {
-        match conn.stream.write(&cipher[..len]) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break 0,
-            Ok(sent) => break sent,
-            Err(_) => {
-                conn.io.cause = CloseCause::PeerReset;
-                conn.io.flags.dead = true;
-                return;
-            }
-        }
+    let Ok(sent) = write_once(&mut conn.stream, &cipher[..len]) else {
+        conn.io.cause = CloseCause::PeerReset;
+        conn.io.flags.dead = true;
+        return;
     };
     if sent > 0 {
         if !conn.io.flags.greeted && taken > 0 {

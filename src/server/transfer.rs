@@ -66,6 +66,20 @@ fn read_once<S: Stream>(
     }
 }
 
+/// Writes what the stream takes now, which may be nothing.
+///
+/// # Errors
+/// The connection is of no use any more.
+pub(super) fn write_once<S: Stream>(stream: &mut S, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match stream.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+            result => return result,
+        }
+    }
+}
+
 /// Reads into the scratch buffer behind what waits, and feeds the session. False when nothing more can be done
 /// now.
 pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
@@ -263,17 +277,10 @@ pub(super) fn flush_one<S: Stream, B: Backing, C>(
         return;
     }
     let wanted = bytes.len();
-    let sent = loop {
-        match conn.stream.write(bytes) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break 0,
-            Ok(sent) => break sent,
-            Err(_) => {
-                conn.io.cause = CloseCause::PeerReset;
-                conn.io.flags.dead = true;
-                return;
-            }
-        }
+    let Ok(sent) = write_once(&mut conn.stream, bytes) else {
+        conn.io.cause = CloseCause::PeerReset;
+        conn.io.flags.dead = true;
+        return;
     };
     if sent > 0 {
         if !conn.io.flags.greeted {

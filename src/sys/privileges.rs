@@ -1,10 +1,8 @@
 //! Becoming an ordinary user for good, and what that user's processes may still do.
 
-use std::ffi::CString;
 use std::io;
 
-/// Longest entry of the user database that is read, bytes.
-const ENTRY_BYTES_MAX: usize = 1 << 20;
+use super::group::entry_of;
 
 /// A user and his own group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,14 +18,12 @@ pub struct User {
 /// # Errors
 /// Whatever getpwnam_r says; `InvalidInput` for a name with a NUL.
 pub fn user_named(name: &str) -> io::Result<Option<User>> {
-    let name = CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut buf = vec![0_u8; 4_096];
-    loop {
+    entry_of(name, |name, buf| {
         // SAFETY: an all-zero passwd (null pointers) is a valid value to be overwritten.
         let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
         let mut found = std::ptr::null_mut();
         // SAFETY: all pointers are valid for the call; the strings of `entry` point into `buf`, which is not
-        // read after this function.
+        // read after this call.
         let code = unsafe {
             libc::getpwnam_r(
                 name.as_ptr(),
@@ -37,19 +33,12 @@ pub fn user_named(name: &str) -> io::Result<Option<User>> {
                 &mut found,
             )
         };
-        match code {
-            0 if found.is_null() => return Ok(None),
-            0 => {
-                return Ok(Some(User {
-                    uid: entry.pw_uid,
-                    gid: entry.pw_gid,
-                }));
-            }
-            libc::ERANGE if buf.len() < ENTRY_BYTES_MAX => buf.resize(buf.len() * 2, 0),
-            libc::ENOENT | libc::ESRCH => return Ok(None),
-            code => return Err(io::Error::from_raw_os_error(code)),
-        }
-    }
+        let user = User {
+            uid: entry.pw_uid,
+            gid: entry.pw_gid,
+        };
+        (code, (!found.is_null()).then_some(user))
+    })
 }
 
 /// Number of the user this process acts as.

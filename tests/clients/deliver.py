@@ -145,16 +145,23 @@ def tool(name):
     return path
 
 
-def deliver(program, client):
-    tools = {"smtplib": None, "ringmx-send": program}
-    path = tools[client] if client in tools else tool(client)
-    with Server(program) as server, tempfile.NamedTemporaryFile(suffix=".eml") as file:
+def hand_over(server, clients, client, path):
+    """Lets a client send the lines; returns what was stored, which has to be what the client says it sent."""
+    with tempfile.NamedTemporaryFile(suffix=".eml") as file:
         # curl and smtplib are given what goes over the wire, the others lines of a text file.
         file.write(crlf(LINES) if client == "curl" else LINES)
         file.flush()
-        expected = CLIENTS[client](server, path, file.name)
+        expected = clients[client](server, path, file.name)
         stored = server.stored()
         assert stored == expected, (stored, expected)
+        return stored
+
+
+def deliver(program, client):
+    tools = {"smtplib": None, "ringmx-send": program}
+    path = tools[client] if client in tools else tool(client)
+    with Server(program) as server:
+        stored = hand_over(server, CLIENTS, client, path)
         for entry in server.listed():
             recipients = [recipient["forward_path"] for recipient in entry["recipients"]]
             assert (entry["reverse_path"], recipients) == (SENDER, [RECIPIENT]), entry
@@ -221,12 +228,8 @@ CLIENTS = {
 def deliver_over_tls(program, client):
     path = None if client == "smtplib" else tool(client)
     options = ["--listen-tls", "127.0.0.1:0", "--tls-self-signed", "--server-name", "mx.example.org"]
-    with Server(program, *options) as server, tempfile.NamedTemporaryFile(suffix=".eml") as file:
-        file.write(crlf(LINES) if client == "curl" else LINES)
-        file.flush()
-        expected = TLS_CLIENTS[client](server, path, file.name)
-        stored = server.stored()
-        assert stored == expected, (stored, expected)
+    with Server(program, *options) as server:
+        stored = hand_over(server, TLS_CLIENTS, client, path)
         for entry in server.listed():
             assert re.fullmatch(r"TLSv1\.[23] TLS_[A-Z0-9_]+", entry["tls"]), entry
             cipher = entry["tls"].split(" ")[1]

@@ -445,6 +445,34 @@ pub fn ringmx(arguments: &[&str]) -> Output {
     output.unwrap()
 }
 
+/// Runs a server that does not start to its end: exit code, standard output, standard error.
+pub fn refused_start(options: &[&str]) -> (Option<i32>, String, String) {
+    let fixed = ["serve", "--listen", "127.0.0.1:0", "--http", "off"];
+    let output = ringmx(&[&fixed[..], options].concat());
+    let text = |octets| String::from_utf8(octets).unwrap();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+/// Whether strace works here; says so if not, and fails where RINGMX_STRACE demands it.
+pub fn strace_works() -> bool {
+    let output = Command::new("strace")
+        .args(["-D", "-f", "-o", "/dev/null", "-e", "trace=fdatasync"])
+        .arg("true")
+        .stdin(Stdio::null())
+        .output();
+    let works = output.as_ref().is_ok_and(|output| output.status.success());
+    if !works {
+        let required = std::env::var("RINGMX_STRACE").is_ok_and(|value| value == "required");
+        assert!(!required, "strace does not work: {output:?}");
+        println!("skipped: strace is not installed, or ptrace is forbidden: {output:?}");
+    }
+    works
+}
+
 /// Standard output of a tool that has to succeed.
 pub fn output_of(arguments: &[&str]) -> Vec<u8> {
     let output = ringmx(arguments);

@@ -8,8 +8,9 @@
 use std::net::SocketAddr;
 
 use ringmx::clock::Instant;
+use ringmx::limits::AUTH_LINE_BYTES_MAX;
 use ringmx::smtp::parameter::Offered;
-use ringmx::smtp::reply::Reply;
+use ringmx::smtp::reply::{self, Reply};
 use ringmx::smtp::sasl::{Binding, BindingData};
 use ringmx::smtp::session::{Context, Phase, Session};
 use ringmx::smtp::sink::{
@@ -484,6 +485,92 @@ pub fn converse(connection: &mut Connection<'_>, input: &[u8], cut: Cut) {
             connection.secure();
         }
         rest = behind;
+    }
+}
+
+/// Everything about a session that must not depend on how it is driven.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Every octet of the replies.
+    pub wire: Vec<u8>,
+    pub stored: Vec<Stored>,
+    pub closed: Option<CloseReason>,
+    pub verbs: [u32; Verb::COUNT],
+    pub unread: usize,
+}
+
+impl Outcome {
+    /// Plays a dialogue to its end, at which the connection is lost.
+    pub fn of(ctx: &Context, recorder: Recorder, input: &[u8], cut: Cut) -> Outcome {
+        let mut connection = Connection::new(ctx, recorder);
+        converse(&mut connection, input, cut);
+        let unread = match connection.out.closed {
+            // What follows the close is not read; how much of it was given depends on the cut.
+            Some(_) => 0,
+            None => connection.unread(),
+        };
+        assert!(unread < AUTH_LINE_BYTES_MAX, "a line that long is not kept");
+        connection.session.connection_lost(&mut connection.out);
+        assert!(!connection.out.is_open(), "a message outlived its session");
+        let out = connection.out;
+        Outcome {
+            wire: out.wire,
+            stored: out.stored,
+            closed: out.closed,
+            verbs: out.verbs,
+            unread,
+        }
+    }
+}
+
+impl Outcome {
+    /// Every octet sent belongs to a known reply, those of the context (`configured`), a row of the table or a
+    /// challenge; a 250 stands for each stored message (and each of its recipients, with LMTP), and there are as many
+    /// replies as commands and messages ask for.
+    pub fn assert_replies_are_due(&self, configured: &[&[u8]], is_lmtp: bool) {
+        let mut rest = &self.wire[..];
+        let (mut replies, mut stored, mut more) = (0, 0, 0);
+        while !rest.is_empty() {
+            let end = rest.iter().position(|octet| *octet == b'\n');
+            let line = &rest[..end.map_or(rest.len(), |at| at + 1)];
+            let known = configured
+                .iter()
+                .copied()
+                .chain(reply::ROWS.iter().map(|row| row.wire))
+                .chain(is_challenge(line).then_some(line))
+                .find(|wire| !wire.is_empty() && rest.starts_with(wire));
+            let Some(known) = known else {
+                panic!("no known reply: {}", line.escape_ascii());
+            };
+            replies += 1;
+            stored += usize::from(known == Reply::Stored.row().wire);
+            // A message's end gets a reply of its own, or one for each recipient; what follows a challenge too.
+            more += u32::from(known == Reply::DataStart.row().wire || is_challenge(known));
+            more += u32::from(is_lmtp && known == Reply::RcptOk.row().wire);
+            rest = &rest[known.len()..];
+        }
+        let answers = self
+            .stored
+            .iter()
+            .map(|message| message.facts.expect("facts").answers);
+        assert_eq!(stored, answers.sum::<u32>() as usize);
+        let commands: u32 = self.verbs.iter().sum();
+        // The greeting, one for each command, one more for each DATA whose content ended and for each answer to a
+        // challenge. A BDAT whose octets are still to come has none yet.
+        assert!(replies <= 1 + commands + more, "{replies} replies");
+        // RFC 2033 4.3: the end of a message that no recipient was accepted for gets none.
+        assert!(replies >= commands || is_lmtp, "{replies} replies");
+    }
+}
+
+impl Stored {
+    pub fn has_user(&self) -> bool {
+        let mut fields = self.fields.iter();
+        fields.any(|(field, _)| *field == Field::User as u8)
+    }
+
+    pub fn came_under_tls(&self) -> bool {
+        self.trace.windows(7).any(|part| part == b"\r\n\ttls ")
     }
 }
 

@@ -7,6 +7,7 @@
 
 #[path = "../support/disk.rs"]
 mod disk;
+#[allow(dead_code, reason = "other tests use what this one does not")]
 #[path = "../support/random.rs"]
 mod random;
 #[path = "../support/ring.rs"]

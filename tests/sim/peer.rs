@@ -511,27 +511,10 @@ impl Peer {
         if !eager {
             self.plan.push_back(Item::Wait);
         }
-        if self.random.one_in(16) {
-            // Gives up in the middle.
+        let gives_up = self.random.one_in(16);
+        if gives_up {
             bytes.truncate(self.random.below(whole as u64 + 3) as usize);
             ledger.letter(letter).is_valid = false;
-            self.plan.push_back(Item::Body {
-                bytes,
-                expect: Expect::Body {
-                    letter,
-                    octets,
-                    is_bare,
-                },
-                letter,
-                only_if_asked: !eager,
-            });
-            let end = if self.random.one_in(2) {
-                Item::Fin
-            } else {
-                Item::Reset
-            };
-            self.plan.push_back(end);
-            return;
         }
         self.plan.push_back(Item::Body {
             bytes,
@@ -543,6 +526,15 @@ impl Peer {
             letter,
             only_if_asked: !eager,
         });
+        if gives_up {
+            let end = if self.random.one_in(2) {
+                Item::Fin
+            } else {
+                Item::Reset
+            };
+            self.plan.push_back(end);
+            return;
+        }
         if eager {
             // If the content was not asked for, nobody knows what the server makes of what follows.
             self.plan.push_back(Item::Wait);

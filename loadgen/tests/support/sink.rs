@@ -1,8 +1,11 @@
 //! The load generator's own sink in a process of its own: what is counted of a test is the generator alone.
 
+use smtp_loadgen::wire::{Address, Target};
+use smtp_loadgen::worker::Tuning;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 /// The process and where it listens; it ends with this value.
 pub struct Sink {
@@ -25,6 +28,27 @@ impl Sink {
             .unwrap();
         let address = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
         Self { child, address }
+    }
+
+    /// Returns it as a target: in the clear, from this machine's own address.
+    pub fn target(&self) -> Arc<Target> {
+        Arc::new(Target {
+            address: Address::Tcp(self.address),
+            sources: None,
+            congestion: None,
+            security: None,
+            proxy: None,
+        })
+    }
+}
+
+/// Returns how the counted runs connect: without busy-waiting, on any CPU.
+pub fn tuning() -> Tuning {
+    Tuning {
+        spin: false,
+        cpus: Vec::new(),
+        connecting_max: 64,
+        attempts_max: 3,
     }
 }
 

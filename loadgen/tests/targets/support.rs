@@ -5,11 +5,18 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+#[path = "../support/program.rs"]
+#[allow(dead_code, reason = "other tests use what this one does not")]
+mod program_under_test;
+
+use program_under_test::address_without_listener;
+pub use program_under_test::{Place, program};
 
 /// Says by name what is not tested. Where tests/run found everything it sets RINGMX_CLIENTS, and
 /// then something missing is a failure.
@@ -35,40 +42,10 @@ impl Drop for Guard {
     }
 }
 
-/// A directory that goes away with its test. Others may enter it: receivers give up being root.
-pub struct Place(pub PathBuf);
-
-impl Place {
-    pub fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("loadgen-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    pub fn at(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-
-    pub fn write(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-        path.display().to_string()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// A port that was free a moment ago: these receivers take no listening socket and can't say which
 /// one they got.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    address_without_listener().port()
 }
 
 /// Waits until `done`, or fails with `trouble`.
@@ -84,13 +61,6 @@ pub fn wait_for(port: u16) {
     wait_until("the target does not listen", || {
         TcpStream::connect(("127.0.0.1", port)).is_ok()
     });
-}
-
-pub fn program(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_smtp-loadgen"))
-        .args(arguments)
-        .output()
-        .unwrap()
 }
 
 /// Output of a command; nothing when it can't be run or fails.

@@ -4,17 +4,13 @@
 //! session (TLS, AUTH, LMTP, XCLIENT), the next eight seed the cuts. The rest is what the client sends: as it
 //! stands, or, when the top bit of the first byte is set, one byte for each part of a dialogue.
 
-use super::session_support::{
-    Connection, Cut, Manner, Random, Recorder, Stored, WALL_NS, converse, is_challenge,
-};
-use ringmx::envelope::Field;
-use ringmx::limits::AUTH_LINE_BYTES_MAX;
+use super::session_support::{Cut, Manner, Outcome, Random, Recorder, WALL_NS};
 use ringmx::smtp::data::BareNewlines;
 use ringmx::smtp::parameter::Offered;
-use ringmx::smtp::reply::{self, Reply};
+use ringmx::smtp::reply::Reply;
 use ringmx::smtp::sasl::Mechanisms;
 use ringmx::smtp::session::{Context, ContextOptions, Role, Services};
-use ringmx::smtp::sink::{CloseReason, Verb, Verdict};
+use ringmx::smtp::sink::Verdict;
 use ringmx::users::Users;
 
 /// Largest message that the sessions take, octets.
@@ -270,16 +266,6 @@ fn dialogue(choices: &[u8], is_lmtp: bool) -> Vec<u8> {
     out
 }
 
-/// Everything about a session that must not depend on how it is driven.
-#[derive(Debug, PartialEq, Eq)]
-struct Outcome {
-    wire: Vec<u8>,
-    stored: Vec<Stored>,
-    closed: Option<CloseReason>,
-    verbs: [u32; Verb::COUNT],
-    unread: usize,
-}
-
 fn check(kind: Kind, input: &[u8], seed: u64) {
     let ctx = kind.context();
     let whole = play(&ctx, kind, input, Manner::default(), Cut::Whole, seed);
@@ -308,32 +294,13 @@ fn check(kind: Kind, input: &[u8], seed: u64) {
 
 fn play(ctx: &Context, kind: Kind, input: &[u8], manner: Manner, cut: Cut, seed: u64) -> Outcome {
     let recorder = kind.recorder(manner, seed);
-    let mut connection = Connection::new(ctx, recorder);
-    converse(&mut connection, input, cut);
-    let unread = match connection.out.closed {
-        // What follows the close is not read; how much of it was given depends on the cut.
-        Some(_) => 0,
-        None => connection.unread(),
-    };
-    assert!(unread < AUTH_LINE_BYTES_MAX, "a line that long is not kept");
-    connection.session.connection_lost(&mut connection.out);
-    assert!(!connection.out.is_open(), "a message outlived its session");
-    let out = connection.out;
-    Outcome {
-        wire: out.wire,
-        stored: out.stored,
-        closed: out.closed,
-        verbs: out.verbs,
-        unread,
-    }
+    Outcome::of(ctx, recorder, input, cut)
 }
 
 /// Every octet sent belongs to a known reply, a 250 stands for each stored message (and each of its recipients, with
 /// LMTP), there are as many replies as commands and messages ask for, and nothing is stored that the listener demands
 /// TLS or AUTH for without it.
 fn check_replies(ctx: &Context, kind: Kind, outcome: &Outcome, input: &[u8]) {
-    let mut rest = &outcome.wire[..];
-    let (mut replies, mut stored, mut more) = (0, 0, 0);
     let mut configured = vec![
         ctx.greeting.clone(),
         ctx.helo_reply.clone(),
@@ -348,36 +315,8 @@ fn check_replies(ctx: &Context, kind: Kind, outcome: &Outcome, input: &[u8]) {
         };
         configured.push(ctx.ehlo_reply(services, WALL_NS).as_bytes().to_vec());
     }
-    while !rest.is_empty() {
-        let fixed = reply::ROWS.iter().map(|row| row.wire);
-        let known = configured
-            .iter()
-            .map(Vec::as_slice)
-            .chain(fixed.filter(|wire| !wire.is_empty()))
-            .find(|wire| rest.starts_with(wire));
-        let line_end = rest.iter().position(|octet| *octet == b'\n');
-        let line = &rest[..line_end.map_or(rest.len(), |at| at + 1)];
-        replies += 1;
-        let known = match known {
-            Some(known) => known,
-            None if is_challenge(line) => line,
-            None => panic!("no known reply: {}", line.escape_ascii()),
-        };
-        stored += usize::from(known == Reply::Stored.row().wire);
-        // A message's end gets a reply of its own, or one for each recipient; what follows a challenge too.
-        more += u32::from(known == Reply::DataStart.row().wire || is_challenge(known));
-        more += u32::from(kind.is_lmtp() && known == Reply::RcptOk.row().wire);
-        rest = &rest[known.len()..];
-    }
-    let answers = outcome
-        .stored
-        .iter()
-        .map(|message| message.facts.expect("facts").answers);
-    assert_eq!(stored, answers.sum::<u32>() as usize);
-    let commands: u32 = outcome.verbs.iter().sum();
-    assert!(replies <= 1 + commands + more, "{replies} replies");
-    // RFC 2033 4.3: the end of a message that no recipient was accepted for gets none.
-    assert!(replies >= commands || kind.is_lmtp(), "{replies} replies");
+    let configured: Vec<&[u8]> = configured.iter().map(Vec::as_slice).collect();
+    outcome.assert_replies_are_due(&configured, kind.is_lmtp());
     for message in &outcome.stored {
         let facts = message.facts.expect("facts");
         assert!(facts.recipients > 0);
@@ -386,12 +325,7 @@ fn check_replies(ctx: &Context, kind: Kind, outcome: &Outcome, input: &[u8]) {
         assert!(message.trace.starts_with(b"Received: ") && message.id_at < message.trace.len());
         let names_one = message.trace.windows(7).any(|part| part == b"\r\n\tfor ");
         assert!(!names_one || facts.recipients == 1);
-        let has_tls = message.trace.windows(7).any(|part| part == b"\r\n\ttls ");
-        assert!(has_tls || !ctx.needs_tls);
-        let has_user = message
-            .fields
-            .iter()
-            .any(|(field, _)| *field == Field::User as u8);
-        assert!(has_user || ctx.role != Role::Submission);
+        assert!(message.came_under_tls() || !ctx.needs_tls);
+        assert!(message.has_user() || ctx.role != Role::Submission);
     }
 }
