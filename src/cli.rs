@@ -5,7 +5,6 @@ pub(crate) mod words;
 use std::io::Write;
 
 use crate::config::options::{Group, Kind, OPTIONS, Opt, units_help};
-use crate::config::rule_files::RuleFiles;
 use crate::config::units::quoted;
 use crate::config::{Config, Request, nearest};
 use crate::{conformance, consume, daemon, demo, log_cli, ring_cli, send, users_cli};
@@ -136,10 +135,8 @@ fn check_config(args: &[String]) -> i32 {
     match Config::from_args(args) {
         Ok(Request::Help) => print(CHECK_CONFIG_HELP),
         Ok(Request::Run(config)) => {
-            let addresses = config.listeners().into_iter();
-            let files = RuleFiles::new(&config, addresses.map(|(_, _, known)| known.address.ip()));
-            if let Err(error) = files.load() {
-                return fail(&error.to_string());
+            if let Err(reason) = daemon::check(&config) {
+                return fail(&reason);
             }
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             for warning in config.warnings(cores) {
@@ -224,8 +221,10 @@ Commands:
 const CHECK_CONFIG_HELP: &str = "\
 Usage: ringmx check-config [--config FILE] [OPTIONS]
 
-Takes the options of `ringmx serve`, checks them and the file, and prints all
-settings as a file that gives the same server. Touches nothing.
+Takes the options of `ringmx serve`, checks them, the configuration file, and
+the files, user and group that they name, and prints all settings as a file
+that gives the same server. Touches nothing. Run it as whoever starts the
+server: others may not read its keys.
 
 Exit codes: 0 no fault, 2 a fault, which is printed.
 ";

@@ -1044,7 +1044,8 @@ impl Config {
         out
     }
 
-    fn fault(&self, key: &str, reason: String) -> ConfigError {
+    /// A fault of the option `key`, with file and line where a file says it.
+    pub fn fault(&self, key: &str, reason: String) -> ConfigError {
         let line = match self.source(key) {
             Some(Source::File { line }) => Some(line),
             _ => None,

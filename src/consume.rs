@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -1017,8 +1018,14 @@ impl Consumer<'_> {
         }
         waited.extend(self.stop.map(StopSignals::as_fd));
         let time = Duration::from_nanos(until.since_ns(now));
-        wait::any_readable(&waited, Some(time))
-            .map_err(|error| Failure::other(format!("waiting for the server: {error}")))
+        let stdout = io::stdout();
+        let output = self.target.is_tap().then(|| stdout.as_fd());
+        let is_read = wait::any_readable(&waited, output, Some(time))
+            .map_err(|error| Failure::other(format!("waiting for the server: {error}")))?;
+        match is_read {
+            true => Ok(()),
+            false => Err(Failure::output(&io::ErrorKind::BrokenPipe.into())),
+        }
     }
 
     /// Takes up shards that a server with more workers has made.

@@ -113,6 +113,22 @@ pub fn serve(config: Config) -> i32 {
     }
 }
 
+/// Looks at everything that a start with these settings reads and that is there before it: user, group, certificates,
+/// keys, authorities, users, access rules. Takes nothing up and changes nothing.
+///
+/// # Errors
+/// The sentence with which [`serve`] would end.
+pub fn check(config: &Config) -> Result<(), String> {
+    let text = |error: StartError| error.text;
+    privileges::look_up_names(config).map_err(text)?;
+    tls::load(config).map_err(text)?;
+    load_users(config).map_err(text)?;
+    let addresses = config.listeners().into_iter();
+    let addresses = addresses.map(|(_, _, listener)| listener.address.ip());
+    let rules = RuleFiles::new(config, addresses).load();
+    rules.map(|_| ()).map_err(|error| error.to_string())
+}
+
 /// What is done before the ring is opened, by the starting user where it has to be.
 struct Up {
     config: Config,
@@ -174,6 +190,8 @@ fn run(given: &Config) -> Result<i32, StartError> {
 
 /// Sockets, keys, another user, access rules: what all workers have in common.
 fn come_up(config: Config, clock: Clock) -> Result<Up, StartError> {
+    // First, because nothing is touched where a setting is wrong.
+    privileges::look_up_names(&config)?;
     let mut takeover = None;
     if config.takeover {
         takeover = Some(Takeover::begin(&config)?);
@@ -578,8 +596,14 @@ fn print_end(config: &Config, done: &[Done], lines: &[String]) {
     if config.survive == Survive::Nothing && !config.discard {
         text += "The messages were kept in memory and are gone.\n";
     } else if !config.discard {
+        // Behind a takeover, and with fewer workers than there were, others have mail as well.
+        let found = shards(&config.ring).map_or(0, |found| found.len());
+        let others = match found.saturating_sub(config.workers) {
+            0 => String::new(),
+            n => format!(" (not counted: {n} of its shards, to which this server did not write)"),
+        };
         text += &format!(
-            "Stored: {} messages in {}. Read them with: ringmx log{}\n",
+            "Stored: {} messages in {}{others}. Read them with: ringmx log{}\n",
             sum(|done| done.stored),
             config.ring.display(),
             ring_option(config),
@@ -706,17 +730,9 @@ fn open_storage(
 
 /// Gives directories, ring and control socket to the group that may read them.
 fn share_with_group(config: &Config, dir: &Path) -> Result<(), StartError> {
-    if config.group.is_empty() {
+    let Some(number) = privileges::reader_group(config)? else {
         return Ok(());
-    }
-    let number = crate::sys::group::number_of(&config.group)
-        .map_err(|error| start_error(EXIT_FAILURE, format!("the group database: {error}")))?
-        .ok_or_else(|| {
-            start_error(
-                EXIT_USAGE,
-                format!("group: there is no group '{}'", config.group),
-            )
-        })?;
+    };
     for path in [&config.ring, dir, &dir.join(RING_FILE), &dir.join(CTL_FILE)] {
         match std::os::unix::fs::chown(path, None, Some(number)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -913,7 +929,7 @@ fn load_users(config: &Config) -> Result<Option<(UsersSource, Users)>, StartErro
         .map_err(|error| start_error(EXIT_FAILURE, format!("random octets: {error}")))?;
     let users = source
         .load()
-        .map_err(|reason| start_error(EXIT_USAGE, format!("users: {reason}")))?;
+        .map_err(|reason| start_error(EXIT_USAGE, config.fault("users", reason).to_string()))?;
     Ok(Some((source, users)))
 }
 
@@ -1165,8 +1181,9 @@ fn storage_lines(config: &Config, ready: &[Ready], leftover: &[u32], text: &mut 
     }
     if !leftover.is_empty() {
         let names: Vec<String> = leftover.iter().map(|n| format!("shard-{n}")).collect();
+        let it = if names.len() == 1 { "it" } else { "them" };
         *text += &format!(
-            "  shards      no worker writes to {}: ringmx log reads it, ringmx consume empties it\n",
+            "  shards      no worker writes to {}: ringmx log reads {it}, ringmx consume empties {it}\n",
             names.join(", ")
         );
     }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -664,8 +665,13 @@ impl Tool<'_, '_> {
             }
             // A shard without a server may get one again.
             let some_gone = waited.len() < shards;
-            wait::any_readable(&waited, some_gone.then_some(FOLLOW_WAIT))
+            let stdout = io::stdout();
+            let time = some_gone.then_some(FOLLOW_WAIT);
+            let is_read = wait::any_readable(&waited, Some(stdout.as_fd()), time)
                 .map_err(|error| Failure::other(format!("waiting for the server: {error}")))?;
+            if !is_read {
+                return Err(Failure::output(&io::ErrorKind::BrokenPipe.into()));
+            }
             for lane in &mut followed {
                 self.refresh(lane)?;
             }
@@ -1114,7 +1120,7 @@ fn info_text(document: &serde_json::Value) -> String {
         .cloned()
         .unwrap_or_default();
     if consumers.is_empty() {
-        out.push_str("consumers      none: the oldest mail is overwritten when the ring is full\n");
+        out.push_str("consumers      none: a full ring overwrites its oldest mail, unless the server runs with --full defer\n");
     }
     for consumer in consumers {
         out.push_str(&format!(

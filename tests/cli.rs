@@ -9,6 +9,7 @@ use ringmx::config::Config;
 use ringmx::config::options::{Kind, OPTIONS};
 use ringmx::http::FAMILIES;
 use ringmx::logger::Class;
+use ringmx::tls::self_signed;
 
 /// Exit code, standard output, standard error.
 type Ran = (i32, String, String);
@@ -205,6 +206,78 @@ fn bad_files_are_named_with_line_and_key() {
         "/nonexistent/r.toml: can't read the configuration file: No such file or directory \
          (os error 2)",
     );
+}
+
+/// A configuration that `check-config` called good did not start: it had never looked at the files of TLS and AUTH, nor
+/// at user and group, and a missing group was found when the ring was there already.
+#[test]
+fn what_a_start_reads_is_checked_before_it_by_serve_and_by_check_config() {
+    let files = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let files = files.join(format!("named-files-{}", std::process::id()));
+    let pair = |name: &str| {
+        let pair = self_signed::make_once(&files.join(name), &["mx.example".to_owned()]).unwrap();
+        (pair.0.display().to_string(), pair.1.display().to_string())
+    };
+    let ((chain, key), (_, other_key)) = (pair("one"), pair("other"));
+    let bad_users = TempFile::new("bad-users", b"nonsense\n");
+    let ring = files.join("ring").display().to_string();
+    let tls = |chain: &str, key: &str| format!("tls-cert = [\"{chain}\"]\ntls-key = [\"{key}\"]\n");
+    let good = tls(&chain, &key);
+    let cases = [
+        (
+            tls("/nonexistent/c.pem", &key),
+            "1: tls-cert: /nonexistent/c.pem: no such file or directory".to_owned(),
+        ),
+        (
+            tls(&chain, "/nonexistent/k.pem"),
+            "2: tls-key: /nonexistent/k.pem: no such file or directory".to_owned(),
+        ),
+        (
+            tls(&chain, &other_key),
+            format!("2: tls-key: {other_key}: the key does not belong to {chain}"),
+        ),
+        (
+            format!(
+                "{good}tls-client-cert = \"request\"\ntls-client-ca = \"{}\"\n",
+                bad_users.path()
+            ),
+            format!(
+                "4: tls-client-ca: {}: no certificate in PEM",
+                bad_users.path()
+            ),
+        ),
+        (
+            format!("users = \"{}\"\n", bad_users.path()),
+            format!("1: users: {}:1: no ':' behind the name", bad_users.path()),
+        ),
+        (
+            "users = \"/nonexistent/users\"\n".to_owned(),
+            "1: users: /nonexistent/users: No such file or directory (os error 2)".to_owned(),
+        ),
+        (
+            "user = \"no-such-user-here\"\n".to_owned(),
+            "1: user: there is no user 'no-such-user-here'".to_owned(),
+        ),
+        (
+            "group = \"no-such-group-here\"\n".to_owned(),
+            "1: group: there is no group 'no-such-group-here'".to_owned(),
+        ),
+    ];
+    for (content, reason) in cases {
+        let file = TempFile::new("named", content.as_bytes());
+        let reason = format!("{}:{reason}", file.path());
+        for command in ["serve", "check-config"] {
+            let args = [command, "--config", file.path(), "--ring", &ring];
+            let args = [&args[..], &["--listen=127.0.0.1:0", "--http=off"]].concat();
+            assert_refused(&args, &reason);
+        }
+    }
+    let file = TempFile::new("named", good.as_bytes());
+    let (code, out, err) = ringmx(&["check-config", "--config", file.path(), "--ring", &ring]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains(&format!("\ntls-key = [\"{key}\"]\n")), "{out}");
+    assert!(!files.join("ring").exists(), "something was made");
+    std::fs::remove_dir_all(&files).unwrap();
 }
 
 #[test]

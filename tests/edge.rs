@@ -192,6 +192,94 @@ fn a_service_manager_opens_the_sockets_and_hears_when_the_server_is_ready() {
     );
 }
 
+/// Opens a socket of both families, as systemd does for `ListenStream=25`, and becomes ringmx.
+const ACTIVATE_BOTH: &str = r#"
+import os, socket, sys
+both = socket.socket(socket.AF_INET6)
+both.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+both.bind(("::", 0))
+both.listen()
+if both.fileno() == 3:
+    os.set_inheritable(3, True)
+else:
+    os.dup2(both.fileno(), 3)
+both.detach()
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.environ["LISTEN_FDS"] = "1"
+os.environ["LISTEN_FDNAMES"] = "smtp"
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+/// Log lines said `[::ffff:127.0.0.1]:1234`, so that no search for the address of a stored message found them.
+#[test]
+fn an_ipv4_client_of_a_socket_of_both_families_has_one_address_in_mail_and_log_lines() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        println!("skipped: this machine has no IPv6");
+        return;
+    }
+    let dir = TestDir::new();
+    let ring = dir.ring();
+    let mut command = Command::new("python3");
+    command.args([
+        "-c",
+        ACTIVATE_BOTH,
+        RINGMX,
+        "serve",
+        "--accept-any-recipient",
+    ]);
+    command.args(["--listen", "systemd:smtp", "--http", "off", "--ring", &ring]);
+    command.args(["--ring-size", "32MiB"]);
+    let process = Process::spawn(command);
+    let lines = first_lines(&process, "Try:");
+    let port = lines[0]
+        .split_once(" on [::]:")
+        .and_then(|(_, rest)| rest.strip_suffix(" (systemd:smtp)"))
+        .unwrap_or_else(|| panic!("{lines:?}"));
+    let mut client = Client::open(format!("127.0.0.1:{port}").parse().unwrap()).unwrap();
+    client.deliver(CONTENT).unwrap();
+    client.send(b"NONSENSE\r\n").unwrap();
+    client.expect("500 5.5.1").unwrap();
+    drop(client);
+    process.terminate();
+    let (code, _, errors) = process.wait();
+    assert_eq!(code, Some(0), "{errors}");
+    let sent_from = &log_json(&ring)["client"];
+    assert_eq!(sent_from["address"], "127.0.0.1");
+    let named = format!(
+        " class=refused client=127.0.0.1:{} code=500 ",
+        sent_from["port"]
+    );
+    assert!(errors.contains(&named), "{named}: {errors}");
+    assert!(!errors.contains("::ffff:"), "{errors}");
+}
+
+/// Whoever connected to it waited for a greeting until his own time limit, and no line said why.
+#[test]
+fn a_socket_that_was_handed_over_and_that_no_listener_takes_is_named() {
+    let dir = TestDir::new();
+    let (path, ring) = (dir.join("local.sock"), dir.ring());
+    let mut command = Command::new("python3");
+    command.args(["-c", ACTIVATE, &path, RINGMX, "serve"]);
+    command.args(["--listen", "systemd:smtp", "--accept-any-recipient"]);
+    command.args(["--http", "off", "--ring", &ring, "--ring-size", "32MiB"]);
+    let process = Process::spawn(command);
+    first_lines(&process, "Try:");
+    process.terminate();
+    let (code, _, errors) = process.wait();
+    assert_eq!(code, Some(0), "{errors}");
+    let warnings: Vec<&str> = errors
+        .lines()
+        .filter(|line| line.contains("handed over"))
+        .collect();
+    assert_eq!(
+        warnings,
+        [
+            "ringmx: warning: no listener takes the socket \"local\" that was handed over: who connects there gets \
+             no answer; '--listen systemd:local' would take it"
+        ]
+    );
+}
+
 #[test]
 fn a_socket_that_was_not_handed_over_is_named() {
     let dir = TestDir::new();
@@ -295,7 +383,7 @@ fn a_user_that_does_not_exist_or_may_not_write_is_told_before_anything_is_made()
     assert_eq!(code, Some(2));
     assert_eq!(
         error,
-        "ringmx: user: there is no user 'no-such-user-here'\n"
+        "ringmx: --user: there is no user 'no-such-user-here'\n"
     );
     if privileges::effective_user() != 0 {
         println!("skipped: becoming another user needs root");

@@ -3,7 +3,10 @@
 #[expect(dead_code, reason = "this test needs a part of it")]
 mod process;
 
+use std::path::Path;
+
 use process::{Client, Process, Server, TestDir, output_of, stored, wait_until};
+use ringmx::tls::self_signed;
 
 const MX: &[&str] = &[
     "--listen",
@@ -223,7 +226,22 @@ fn a_network_that_is_denied_is_told_so_in_place_of_the_greeting() {
 #[test]
 fn the_example_for_a_receiver_of_the_world_is_a_good_configuration() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/examples/ringmx.toml");
-    let checked = output_of(&["check-config", "--config", example]);
+    // The files that it names are looked at, so that they have to be there.
+    let dir = TestDir::new();
+    let names = ["mx1.example.org".to_owned()];
+    let made = self_signed::make_once(Path::new(&dir.join("tls")), &names).unwrap();
+    replace(&dir.join("users"), "");
+    let text = std::fs::read_to_string(example).unwrap();
+    let here = text
+        .replace("/etc/ringmx/cert.pem", &made.0.display().to_string())
+        .replace("/etc/ringmx/key.pem", &made.1.display().to_string())
+        .replace(
+            "\"/etc/ringmx/users\"",
+            &format!("\"{}\"", dir.join("users")),
+        );
+    let config = dir.join("ringmx.toml");
+    replace(&config, &here);
+    let checked = output_of(&["check-config", "--config", &config]);
     let checked = String::from_utf8(checked).unwrap();
     // What it says is what counts, none of it a default by another name.
     for line in [
@@ -240,7 +258,6 @@ fn the_example_for_a_receiver_of_the_world_is_a_good_configuration() {
             "{line}: {checked}"
         );
     }
-    let text = std::fs::read_to_string(example).unwrap();
     for setting in text
         .lines()
         .filter(|line| !line.starts_with('#') && !line.is_empty())
@@ -249,7 +266,6 @@ fn the_example_for_a_receiver_of_the_world_is_a_good_configuration() {
         assert!(checked.contains(&format!("{name} = ")), "{name}");
     }
     // A file that says all settings gives the same ones.
-    let dir = TestDir::new();
     let again = dir.join("again.toml");
     std::fs::write(&again, &checked).unwrap();
     assert_eq!(

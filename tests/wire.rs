@@ -5,20 +5,78 @@ mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{Shutdown, TcpListener};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use process::{
-    Client, ENVELOPE, Key, PATIENCE, Process, Server, TestDir, content, key_of, load, output_of,
-    refused_start, ringmx, stored, stuffed, wait_until, without_trace,
+    Client, ENVELOPE, Key, PATIENCE, Process, RINGMX, Server, TestDir, content, key_of, load,
+    output_of, refused_start, ringmx, stored, stuffed, wait_until, without_trace,
 };
 
 const MESSAGE: &[u8] = b"Subject: one\r\n\r\n.dot\r\nlast line\r\n";
 
-/// Standard output, standard error and exit code of a server that is not to start.
+#[test]
+fn mail_that_is_older_than_keep_for_is_shown_to_nobody_though_none_comes_behind_it() {
+    let dir = TestDir::new();
+    let server = Server::start(&dir, &["--keep-for", "1s", "--http", "127.0.0.1:0"]);
+    let mut client = Client::connect(server.address).unwrap();
+    client.expect("220 ").unwrap();
+    client.send(b"HELO client.example\r\n").unwrap();
+    client.expect("250 ").unwrap();
+    client.deliver(MESSAGE).unwrap();
+    wait_until("it has gone", || stored(&dir).is_empty());
+    wait_until("it is counted", || {
+        let page = server.get("/metrics");
+        page.lines()
+            .any(|line| line == "ringmx_overwritten_unread_total 1")
+    });
+    server.stop();
+}
+
+/// `ringmx log follow | head -1` printed its line and hung: that nobody reads was only noticed with the next message.
+#[test]
+fn tools_that_wait_for_mail_end_when_nobody_reads_what_they_print() {
+    let dir = TestDir::new();
+    let ring = dir.ring();
+    let server = Server::start(&dir, &[]);
+    let mut client = Client::connect(server.address).unwrap();
+    client.expect("220 ").unwrap();
+    client.send(b"EHLO client.example\r\n").unwrap();
+    client.expect("250-").unwrap();
+    client.deliver(MESSAGE).unwrap();
+    for tool in [
+        &["log", "follow", "--since", "0-1"][..],
+        &["log", "follow", "--since", "0-1", "--json"],
+        &["consume", "tap", "--to", "stdout"],
+    ] {
+        let mut child = Command::new(RINGMX)
+            .args([tool, &["--ring", &ring]].concat())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        out.read_line(&mut line).unwrap();
+        assert!(line.contains("0-1"), "{tool:?}: {line}");
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "{tool:?} does not wait"
+        );
+        drop(out);
+        wait_until("the tool has ended", || child.try_wait().unwrap().is_some());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{tool:?}: {said}");
+    }
+    server.stop();
+}
+
 // Sessions.
 
 #[test]
@@ -600,8 +658,14 @@ fn survive_nothing_keeps_mail_for_readers_until_the_server_ends() {
     drop(client);
     server.stop();
     let after = ringmx(&["log", "cat", "1", "--raw", "--ring", &dir.ring()]);
-    assert_ne!(after.status.code(), Some(0));
+    assert_eq!(after.status.code(), Some(2));
     assert_eq!(after.stdout, b"");
+    let expected = format!(
+        "ringmx log: no ring in '{ring}': a ring in memory (--survive nothing) ends with its server \
+         ('ringmx serve --ring {ring}' makes one)\n",
+        ring = dir.ring()
+    );
+    assert_eq!(String::from_utf8(after.stderr).unwrap(), expected);
 }
 
 #[test]

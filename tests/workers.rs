@@ -894,7 +894,7 @@ fn fewer_workers_than_shards_are_said_and_the_rest_stays_readable() {
     fill_all_shards(server.address, 4, 3, &mut sent);
     server.stop();
     let server = start(&dir, "2");
-    let said = "shards      no worker writes to shard-2, shard-3: ringmx log reads it, ringmx consume empties it";
+    let said = "shards      no worker writes to shard-2, shard-3: ringmx log reads them, ringmx consume empties them";
     assert!(
         server.first_lines.iter().any(|line| line.trim() == said),
         "{:?}",
@@ -902,7 +902,10 @@ fn fewer_workers_than_shards_are_said_and_the_rest_stays_readable() {
     );
     fill_all_shards(server.address, 2, 5, &mut sent);
     check(&dir, &sent);
-    server.stop();
+    let (out, _) = server.stop();
+    let said =
+        " (not counted: 2 of its shards, to which this server did not write). Read them with: ";
+    assert!(out.contains(said), "{out}");
     check(&dir, &sent);
 }
 

@@ -118,9 +118,9 @@ impl Display {
         );
         let ended = accepted + sum(|l| &l.deferred) + sum(|l| &l.rejected) + sum(|l| &l.failed);
         let flight = sum(|live| &live.attempted).saturating_sub(ended);
-        let p50 = time(most(|live| &live.p50_ns));
-        let p99 = time(most(|live| &live.p99_ns));
-        let max = time(most(|live| &live.max_ns));
+        let p50 = latency(most(|live| &live.p50_ns));
+        let p99 = latency(most(|live| &live.p99_ns));
+        let max = latency(most(|live| &live.max_ns));
         let clock = clock(at, self.warmup, self.total);
         let lines = if self.terminal {
             vec![
@@ -182,6 +182,14 @@ impl Display {
     }
 }
 
+/// A percentile of the last second; a second that nobody has told of yet, or in which nothing ended, has none.
+fn latency(ns: u64) -> String {
+    match ns {
+        0 => "-".to_owned(),
+        ns => time(ns),
+    }
+}
+
 /// Where a run stands: seconds since its start, of its warm-up, and of both when its duration is known.
 fn clock(at: f64, warmup: f64, total: Option<f64>) -> String {
     let part = if at < warmup { ", warming up" } else { "" };
@@ -216,6 +224,13 @@ fn bars(values: &[f64]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The first line of a run said `p50 0` where no thread had told of its first second yet.
+    #[test]
+    fn a_second_without_figures_shows_none() {
+        assert_eq!(latency(0), "-");
+        assert_eq!(latency(1_500_000), time(1_500_000));
+    }
 
     #[test]
     fn the_clock_tells_warm_up_run_and_drain_apart() {

@@ -18,12 +18,7 @@ pub(super) fn drop_privileges(config: &Config) -> Result<(), StartError> {
     if config.user.is_empty() {
         return Ok(());
     }
-    let user = privileges::user_named(&config.user)
-        .map_err(|error| refused("the user database", error))?
-        .ok_or_else(|| {
-            let text = format!("user: there is no user '{}'", config.user);
-            start_error(EXIT_USAGE, text)
-        })?;
+    let user = user(config)?;
     if privileges::effective_user() == user.uid {
         return Ok(());
     }
@@ -58,13 +53,46 @@ pub(super) fn refuse_core_dumps(config: &Config) -> Result<(), StartError> {
     })
 }
 
-/// The group that may read the ring: the server has to be in it to give files to it.
-fn reader_group(config: &Config) -> Result<Option<u32>, StartError> {
+/// Whether this machine knows the user and the group that the settings name.
+///
+/// # Errors
+/// There is no such user or group, or their database can't be read.
+pub(super) fn look_up_names(config: &Config) -> Result<(), StartError> {
+    if !config.user.is_empty() {
+        user(config)?;
+    }
+    reader_group(config).map(|_| ())
+}
+
+fn user(config: &Config) -> Result<privileges::User, StartError> {
+    let found = privileges::user_named(&config.user).map_err(|error| {
+        let text = format!("the user database: {}", reason(&error));
+        start_error(EXIT_FAILURE, text)
+    })?;
+    found.ok_or_else(|| {
+        let reason = format!("there is no user '{}'", config.user);
+        start_error(EXIT_USAGE, config.fault("user", reason).to_string())
+    })
+}
+
+/// The group that may read the ring, if one is named: the server has to be in it to give files to it.
+///
+/// # Errors
+/// There is no such group, or the database can't be read.
+pub(super) fn reader_group(config: &Config) -> Result<Option<u32>, StartError> {
     if config.group.is_empty() {
         return Ok(None);
     }
-    group::number_of(&config.group).map_err(|error| {
+    let found = group::number_of(&config.group).map_err(|error| {
         let text = format!("the group database: {}", reason(&error));
         start_error(EXIT_FAILURE, text)
-    })
+    })?;
+    match found {
+        Some(number) => Ok(Some(number)),
+        None => {
+            let reason = format!("there is no group '{}'", config.group);
+            let fault = config.fault("group", reason);
+            Err(start_error(EXIT_USAGE, fault.to_string()))
+        }
+    }
 }

@@ -157,6 +157,12 @@ pub(super) fn bind_all(
             sockets: sockets.into_iter().map(Some).collect(),
         });
     }
+    for (_, name) in &inherited.left {
+        complain(&format!(
+            "ringmx: warning: no listener takes the socket {name:?} that was handed over: who connects there gets no \
+             answer; '--listen systemd:{name}' would take it\n"
+        ));
+    }
     Ok(bound)
 }
 

@@ -1,12 +1,13 @@
 //! TLS of a server that comes up: the files it was given, or a certificate of its own making.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{StartError, reason, start_error};
 use crate::cli::{EXIT_FAILURE, EXIT_USAGE, complain};
 use crate::config::Config;
 use crate::server::Security;
-use crate::tls::credentials::{Credentials, Sources};
+use crate::tls::credentials::{Credentials, LoadError, Sources};
 use crate::tls::self_signed;
 
 /// Directory of the certificate that the server made, in that of the ring.
@@ -56,10 +57,22 @@ pub(super) fn self_signed(config: &Config) -> Result<Option<Security>, StartErro
     Ok(Some(security))
 }
 
-fn security(
-    config: &Config,
-    pairs: Vec<(std::path::PathBuf, std::path::PathBuf)>,
-) -> Result<Security, StartError> {
+/// A fault of a file, with the option that names it, where one does.
+fn named(config: &Config, error: &LoadError) -> String {
+    let names = |files: &[PathBuf]| files.contains(&error.file);
+    let option = if names(&config.tls_cert) {
+        "tls-cert"
+    } else if names(&config.tls_key) {
+        "tls-key"
+    } else if config.tls_client_ca.as_ref() == Some(&error.file) {
+        "tls-client-ca"
+    } else {
+        return error.to_string();
+    };
+    config.fault(option, error.to_string()).to_string()
+}
+
+fn security(config: &Config, pairs: Vec<(PathBuf, PathBuf)>) -> Result<Security, StartError> {
     let sources = Sources {
         pairs,
         client_ca: config.tls_client_ca.clone(),
@@ -69,7 +82,7 @@ fn security(
     let seen = sources.stamps();
     let credentials: Credentials = sources
         .load()
-        .map_err(|error| start_error(EXIT_USAGE, error.to_string()))?;
+        .map_err(|error| start_error(EXIT_USAGE, named(config, &error)))?;
     for warning in credentials.warnings() {
         complain(&format!("ringmx: warning: {warning}\n"));
     }

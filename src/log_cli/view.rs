@@ -190,16 +190,28 @@ pub fn shards(dir: &Path) -> Result<Vec<ShardDir>, Failure> {
             dir.display()
         ))
     };
+    let unreadable = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => missing(&error),
+        io::ErrorKind::PermissionDenied => Failure::usage(format!(
+            "looking into '{}': {error}; its server's user may, and the members of its --group",
+            dir.display()
+        )),
+        _ => Failure::storage(format!("looking into '{}': {error}", dir.display())),
+    };
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(|error| missing(&error))? {
-        let entry = entry.map_err(|error| missing(&error))?;
+    let mut is_empty_shard = false;
+    for entry in std::fs::read_dir(dir).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
         let name = entry.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("shard-"));
         if let Some(shard) = number.and_then(|number| number.parse().ok())
             && shard < SHARDS_MAX as u32
-            // A worker that is just starting has made the directory and not yet the ring.
-            && (entry.path().join("ring").exists() || entry.path().join("ctl").exists())
         {
+            // A worker that is just starting has made the directory and not yet the ring.
+            if !entry.path().join("ring").exists() && !entry.path().join("ctl").exists() {
+                is_empty_shard = true;
+                continue;
+            }
             found.push(ShardDir {
                 shard,
                 path: entry.path(),
@@ -207,7 +219,10 @@ pub fn shards(dir: &Path) -> Result<Vec<ShardDir>, Failure> {
         }
     }
     if found.is_empty() {
-        return Err(missing(&"there is no 'shard-0'"));
+        return Err(match is_empty_shard {
+            true => missing(&"a ring in memory (--survive nothing) ends with its server"),
+            false => missing(&"there is no 'shard-0'"),
+        });
     }
     found.sort_by_key(|shard| shard.shard);
     Ok(found)

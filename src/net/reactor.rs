@@ -500,6 +500,9 @@ impl<B: Backing, C: Committer> Reactor<B, C> {
             return;
         }
         let registry = &self.registry;
+        // A socket of both families, as systemd opens them, gives IPv4 clients as ::ffff:192.0.2.1. Log lines name them
+        // as everything else does.
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         // A socket that can't be registered is closed by being dropped.
         let _ = self.server.accept(peer, listener as u8, |token| {
             MioStream::register(socket, registry, token)

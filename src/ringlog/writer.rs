@@ -606,7 +606,11 @@ impl<B: Backing> Log<B> {
             moved = mark;
         }
         let used = page_ceil(self.head.position) - page_floor(moved.position);
-        if used + wanted > self.data_size()
+        // The newest mail is too old as well, and nothing is on its way: a ring of which a part never fills would keep
+        // it for ever.
+        let is_quiet = self.durable.position == self.head.position && !self.large_open;
+        let all_too_old = is_quiet && oldest_ns.is_some_and(|ns| self.durable.received_ns < ns);
+        if (used + wanted > self.data_size() || all_too_old)
             && limit == self.durable.position
             && moved.position < limit
         {
@@ -1496,6 +1500,37 @@ mod tests {
             "{}",
             log.messages()
         );
+    }
+
+    /// A message that never got company stayed for years: the tail moved from part to part of the ring alone, and the
+    /// one that it stood in was never full.
+    #[test]
+    fn the_last_mail_of_a_quiet_ring_goes_at_its_age_unless_a_consumer_holds_it() {
+        let mut options = OpenOptions::new(Survive::Power, 1);
+        options.keep_for = Some(Duration::from_nanos(1_000));
+        let mut log = open_with(&options);
+        log.begin_turn(100);
+        let slot = append(&mut log, 512).unwrap();
+        // Not durable yet: it stays, however old.
+        log.begin_turn(1_090);
+        assert_eq!((log.tail(), log.messages()), (0, 1));
+        log.sync_inline(Instant(1)).unwrap();
+        // Not older than it may be.
+        log.begin_turn(1_100);
+        assert_eq!((log.tail(), log.messages()), (0, 1));
+        log.begin_turn(1_101);
+        assert_eq!((log.tail(), log.messages()), (slot.end, 0));
+        assert_eq!(log.overwritten_unread, 1);
+
+        let name = ConsumerName::new("archive").unwrap();
+        log.register(name, StartAt::Newest).unwrap();
+        let held = append(&mut log, 512).unwrap();
+        log.sync_inline(Instant(2)).unwrap();
+        log.begin_turn(10_000);
+        assert_eq!((log.tail(), log.messages()), (slot.end, 1));
+        log.acknowledge(&name, held.end, held.end).unwrap();
+        log.begin_turn(10_001);
+        assert_eq!((log.tail(), log.messages()), (held.end, 0));
     }
 
     #[test]

@@ -63,20 +63,26 @@ pub fn readable(descriptors: &[BorrowedFd<'_>], wait: Option<Duration>) -> io::R
     Ok(Ready(ready))
 }
 
-/// Waits until one of any number of descriptors can be read, a signal handler ran, or `wait` is over (`None`: for
-/// ever).
+/// Waits until one of any number of descriptors can be read, nobody is left who reads `output`, a signal handler ran,
+/// or `wait` is over (`None`: for ever). False when nobody reads `output` any more: without a look at it, a program
+/// whose reader has gone would only notice with the next thing that it has to say.
 ///
 /// # Errors
 /// Those of poll(2), except `Interrupted`.
-pub fn any_readable(descriptors: &[BorrowedFd<'_>], wait: Option<Duration>) -> io::Result<()> {
-    let mut polled: Vec<libc::pollfd> = descriptors
-        .iter()
-        .map(|descriptor| libc::pollfd {
-            fd: descriptor.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        })
-        .collect();
+pub fn any_readable(
+    descriptors: &[BorrowedFd<'_>],
+    output: Option<BorrowedFd<'_>>,
+    wait: Option<Duration>,
+) -> io::Result<bool> {
+    let polled = |descriptor: &BorrowedFd<'_>, events| libc::pollfd {
+        fd: descriptor.as_raw_fd(),
+        events,
+        revents: 0,
+    };
+    let readable = descriptors.iter().map(|fd| polled(fd, libc::POLLIN));
+    // POLLERR and POLLHUP are told unasked; a file, and a pipe that is read, say neither.
+    let output = output.iter().map(|fd| polled(fd, 0));
+    let mut polled: Vec<libc::pollfd> = readable.chain(output).collect();
     // Rounded up, so that a wait is never shorter than asked.
     let wait_ms = wait.map_or(-1, |wait| {
         i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
@@ -85,11 +91,13 @@ pub fn any_readable(descriptors: &[BorrowedFd<'_>], wait: Option<Duration>) -> i
     let count = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as _, wait_ms) };
     if count < 0 {
         let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
+        return match error.kind() {
+            io::ErrorKind::Interrupted => Ok(true),
+            _ => Err(error),
+        };
     }
-    Ok(())
+    let output = polled.get(descriptors.len());
+    Ok(output.is_none_or(|slot| slot.revents & (libc::POLLERR | libc::POLLHUP) == 0))
 }
 
 /// Whether a write of at most PIPE_BUF (4,096) bytes to `descriptor` would not have to wait now, as far as this process
