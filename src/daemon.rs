@@ -398,17 +398,7 @@ fn take_mail(up: Up, place: Place, mut logger: Logger) -> Result<i32, StartError
     let mut reactor = Reactor::new(wake, clock, server, side, loop_options(config), about)
         .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
     if let Some(lines) = start_lines {
-        // Connections wait in the sockets until the loop runs: whoever reads these lines may send.
-        let took_over = takeover.is_some();
-        finish_takeover(takeover);
-        if !config.discard {
-            let listener = takeover::bind(&config.ring)?;
-            reactor
-                .offer_handover(listener, head(config, first_shard))
-                .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
-        }
-        print(&lines);
-        sockets::notify(&ready_state(took_over));
+        announce(config, first_shard, takeover, &mut reactor, &lines)?;
     }
     reactor.report(&Report::Ready(ready));
     let outcome = reactor
@@ -458,6 +448,28 @@ fn loop_options(config: &Config) -> reactor::Options {
             OnStorageFailure::Stay => None,
         },
     }
+}
+
+/// Ends the server that was taken over, lets the next one take over from this one, and says that mail is taken.
+fn announce(
+    config: &Config,
+    first_shard: u16,
+    takeover: Option<Takeover>,
+    reactor: &mut Reactor<FileBacking, SyncThread>,
+    lines: &str,
+) -> Result<(), StartError> {
+    // Connections wait in the sockets until the loop runs: whoever reads these lines may send.
+    let took_over = takeover.is_some();
+    finish_takeover(takeover);
+    if !config.discard {
+        let listener = takeover::bind(&config.ring)?;
+        reactor
+            .offer_handover(listener, head(config, first_shard))
+            .map_err(|error| start_error(EXIT_FAILURE, format!("the event loop: {error}")))?;
+    }
+    print(lines);
+    sockets::notify(&ready_state(took_over));
+    Ok(())
 }
 
 /// Removes what others would look for, closes the log, and says what was done; returns the exit code.

@@ -7,20 +7,15 @@
 //!
 //! Line: `250 RUN SEQ LEN HASH NS TEXT`, run and hash in hexadecimal, NS since the run's start.
 
-use crate::corpus::named;
+use crate::lines::Lines;
 use crate::message::Stamp;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
 
 /// Writes lines; each worker has one over the same file.
 pub struct Ledger {
-    /// Opened for append: concurrent writes of whole lines do not mix.
-    file: Arc<File>,
-    buf: Vec<u8>,
-    /// For errors.
-    path: Arc<Path>,
+    lines: Lines,
 }
 
 impl Ledger {
@@ -44,9 +39,7 @@ impl Ledger {
         let end = if torn { "\n" } else { "" };
         file.write_all(format!("{end}# smtp-loadgen ledger 1 {heading}\n").as_bytes())?;
         Ok(Self {
-            file: Arc::new(file),
-            path: path.into(),
-            buf: Vec::with_capacity(64 << 10),
+            lines: Lines::new(file, path),
         })
     }
 
@@ -55,18 +48,14 @@ impl Ledger {
     /// **Errors**: it can't be opened.
     pub fn join(path: &Path) -> io::Result<Self> {
         Ok(Self {
-            file: Arc::new(OpenOptions::new().append(true).open(path)?),
-            path: path.into(),
-            buf: Vec::with_capacity(64 << 10),
+            lines: Lines::join(path)?,
         })
     }
 
     /// Makes another writer of the same file.
     pub fn share(&self) -> Self {
         Self {
-            file: self.file.clone(),
-            path: self.path.clone(),
-            buf: Vec::with_capacity(64 << 10),
+            lines: self.lines.share(),
         }
     }
 
@@ -79,22 +68,20 @@ impl Ledger {
             hash,
         } = stamp;
         // Writing to a Vec can't fail.
-        let _ = write!(self.buf, "250 {run:016x} {seq} {len} {hash:016x} {now_ns} ");
-        self.buf.extend(
+        let _ = write!(
+            self.lines.buf,
+            "250 {run:016x} {seq} {len} {hash:016x} {now_ns} "
+        );
+        self.lines.buf.extend(
             text.iter()
                 .map(|b| if b.is_ascii_control() { b'?' } else { *b }),
         );
-        self.buf.push(b'\n');
+        self.lines.buf.push(b'\n');
     }
 
     /// Hands all lines to the kernel.
     pub fn flush(&mut self) -> io::Result<()> {
-        if self.buf.is_empty() {
-            return Ok(());
-        }
-        let done = (&*self.file).write_all(&self.buf);
-        self.buf.clear();
-        done.map_err(|error| named(error, &self.path))
+        self.lines.flush()
     }
 }
 

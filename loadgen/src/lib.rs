@@ -17,6 +17,7 @@ pub mod help;
 pub mod hostile;
 pub mod html;
 pub mod ledger;
+pub mod lines;
 pub mod live;
 pub mod message;
 pub mod plan;

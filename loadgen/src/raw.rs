@@ -14,7 +14,7 @@
 //! code, a fault as the report names it, `unfinished` or `unsent`; PHASE is where it ended.
 
 use crate::client::{Finished, Outcome, Steps};
-use crate::corpus::named;
+use crate::lines::Lines;
 use crate::recorder::{HIGHEST_NS, histogram};
 use hdrhistogram::Histogram;
 use std::fs::File;
@@ -30,11 +30,7 @@ pub const LINE_BYTES: u64 = 110;
 
 /// Writes lines; each worker has one over the same file.
 pub struct RawLog {
-    /// Opened for append: concurrent writes of whole lines do not mix.
-    file: Arc<File>,
-    buf: Vec<u8>,
-    /// For errors.
-    path: Arc<Path>,
+    lines: Lines,
     /// Lines asked for so far, by all.
     asked: Arc<AtomicU64>,
     lines_max: u64,
@@ -54,9 +50,7 @@ impl RawLog {
         let mut file = File::options().append(true).open(path)?;
         file.write_all(format!("# smtp-loadgen raw 1 {heading}\n").as_bytes())?;
         Ok(Self {
-            file: Arc::new(file),
-            path: path.into(),
-            buf: Vec::with_capacity(64 << 10),
+            lines: Lines::new(file, path),
             asked: Arc::default(),
             lines_max,
         })
@@ -68,9 +62,7 @@ impl RawLog {
     /// **Errors**: it can't be opened.
     pub fn join(path: &Path, writers: u64) -> io::Result<Self> {
         Ok(Self {
-            file: Arc::new(File::options().append(true).open(path)?),
-            path: path.into(),
-            buf: Vec::with_capacity(64 << 10),
+            lines: Lines::join(path)?,
             asked: Arc::default(),
             lines_max: LINES_MAX / writers.max(1),
         })
@@ -79,9 +71,7 @@ impl RawLog {
     /// Makes another writer of the same file.
     pub fn share(&self) -> Self {
         Self {
-            file: self.file.clone(),
-            path: self.path.clone(),
-            buf: Vec::with_capacity(64 << 10),
+            lines: self.lines.share(),
             asked: self.asked.clone(),
             lines_max: self.lines_max,
         }
@@ -111,31 +101,31 @@ impl RawLog {
         } = done.steps;
         // Writing to a Vec can't fail.
         let _ = write!(
-            self.buf,
+            self.lines.buf,
             "{} {} {}",
             done.spec.seq, done.intended_ns, done.started_ns
         );
         for ns in [mail_ns, rcpt_ns, data_ns, written_ns] {
             let _ = match ns {
-                0 => write!(self.buf, " -"),
-                ns => write!(self.buf, " {ns}"),
+                0 => write!(self.lines.buf, " -"),
+                ns => write!(self.lines.buf, " {ns}"),
             };
         }
         let _ = write!(
-            self.buf,
+            self.lines.buf,
             " {} {} {} ",
             done.now_ns, done.len, done.spec.recipients
         );
         let _ = match done.outcome {
             Outcome::Failed(phase, _) if unfinished => {
-                writeln!(self.buf, "unfinished {}", phase.name())
+                writeln!(self.lines.buf, "unfinished {}", phase.name())
             }
-            Outcome::Accepted => writeln!(self.buf, "ok end-of-data"),
+            Outcome::Accepted => writeln!(self.lines.buf, "ok end-of-data"),
             Outcome::Deferred(phase, code) | Outcome::Rejected(phase, code) => {
-                writeln!(self.buf, "{code} {}", phase.name())
+                writeln!(self.lines.buf, "{code} {}", phase.name())
             }
             Outcome::Failed(phase, fault) => {
-                writeln!(self.buf, "{} {}", fault.name(), phase.name())
+                writeln!(self.lines.buf, "{} {}", fault.name(), phase.name())
             }
         };
     }
@@ -144,7 +134,7 @@ impl RawLog {
     pub fn unsent(&mut self, seq: u64, intended_ns: u64, now_ns: u64) {
         if self.room() {
             let _ = writeln!(
-                self.buf,
+                self.lines.buf,
                 "{seq} {intended_ns} - - - - - {now_ns} 0 0 unsent -"
             );
         }
@@ -154,12 +144,7 @@ impl RawLog {
     ///
     /// **Errors**: the file can't take them.
     pub fn flush(&mut self) -> io::Result<()> {
-        if self.buf.is_empty() {
-            return Ok(());
-        }
-        let done = (&*self.file).write_all(&self.buf);
-        self.buf.clear();
-        done.map_err(|error| named(error, &self.path))
+        self.lines.flush()
     }
 }
 

@@ -381,15 +381,20 @@ WRONG = PASSWORD + "!"
 PLAIN_LINES = b"Subject: as a user\n\n.\n..two\nlast line\n"
 
 
+def file_of_one_user(program, scratch):
+    users = os.path.join(scratch, "users")
+    # Few rounds: a wrong password costs as much as a right one.
+    add = [program, "users", "add", "--file", users, USER, "--iterations", "4096"]
+    run(add, PASSWORD.encode() + b"\n")
+    return users
+
+
 def submit(program, client):
     """As a user of a submission listener. `SUBMITTERS` gives, for each way in, the command that sends one message;
     each is run with the right password, with a wrong one, and against a certificate that it can't trust."""
     prepare = SUBMITTERS[client]
     with tempfile.TemporaryDirectory(prefix="ringmx-submission-") as scratch:
-        users = os.path.join(scratch, "users")
-        # Few rounds: a wrong password costs as much as a right one.
-        add = [program, "users", "add", "--file", users, USER, "--iterations", "4096"]
-        run(add, PASSWORD.encode() + b"\n")
+        users = file_of_one_user(program, scratch)
         options = ["--users", users, "--tls-self-signed", "--server-name", "mx.example.org"]
         options += ["--listen", "127.0.0.1:0,role=submission,tls=implicit"]
         with Server(program, *options, listen="127.0.0.1:0,role=submission,tls=required") as server:
@@ -471,9 +476,7 @@ def authenticate(client, mechanism, scram, password):
 
 def scram(program):
     with tempfile.TemporaryDirectory(prefix="ringmx-scram-") as scratch:
-        users = os.path.join(scratch, "users")
-        add = [program, "users", "add", "--file", users, USER, "--iterations", "4096"]
-        run(add, PASSWORD.encode() + b"\n")
+        users = file_of_one_user(program, scratch)
         options = ["--users", users, "--tls-self-signed"]
         with Server(program, *options, listen="127.0.0.1:0,role=submission,tls=implicit") as server:
             context = ssl.create_default_context(cafile=server.certificate)
@@ -516,9 +519,7 @@ def gsasl(program):
     channel by its exporter: both ends have to have made the same octets of it."""
     path = tool("gsasl")
     with tempfile.TemporaryDirectory(prefix="ringmx-gsasl-") as scratch:
-        users = os.path.join(scratch, "users")
-        add = [program, "users", "add", "--file", users, USER, "--iterations", "4096"]
-        run(add, PASSWORD.encode() + b"\n")
+        users = file_of_one_user(program, scratch)
         options = ["--users", users, "--tls-self-signed"]
         with Server(program, *options, listen="127.0.0.1:0,role=submission,tls=required") as server:
             with Server(program, "--tls-self-signed") as other:

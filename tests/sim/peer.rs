@@ -93,6 +93,19 @@ enum Stage {
     NoneOrFailed,
 }
 
+impl Stage {
+    /// The reply to a command that belongs into an open envelope, when there is none.
+    fn reply_without_envelope(self) -> Option<Reply> {
+        match self {
+            Stage::None => Some(Reply::NeedMail),
+            Stage::Envelope => None,
+            Stage::Chunks => Some(Reply::BdatOpen),
+            Stage::Failed(reply) => Some(reply),
+            Stage::NoneOrFailed => unreachable!("looked at one by one"),
+        }
+    }
+}
+
 /// The session as the client sees it, command by command.
 #[derive(Debug)]
 struct Model {
@@ -1116,12 +1129,8 @@ impl Peer {
                 if let Some(reply) = syntax {
                     return vec![*reply];
                 }
-                match stage {
-                    Stage::None => return vec![Reply::NeedMail],
-                    Stage::Envelope => {}
-                    Stage::Chunks => return vec![Reply::BdatOpen],
-                    Stage::Failed(reply) => return vec![reply],
-                    Stage::NoneOrFailed => unreachable!("looked at one by one"),
+                if let Some(reply) = stage.reply_without_envelope() {
+                    return vec![reply];
                 }
                 if self.model.accepted.len() as u32 >= config.recipients_max {
                     return vec![Reply::TooManyRecipients];
@@ -1132,12 +1141,8 @@ impl Peer {
                 }
             }
             Expect::Data { .. } => {
-                match stage {
-                    Stage::None => return vec![Reply::NeedMail],
-                    Stage::Envelope => {}
-                    Stage::Chunks => return vec![Reply::BdatOpen],
-                    Stage::Failed(reply) => return vec![reply],
-                    Stage::NoneOrFailed => unreachable!("looked at one by one"),
+                if let Some(reply) = stage.reply_without_envelope() {
+                    return vec![reply];
                 }
                 if self.model.accepted.is_empty() {
                     return vec![Reply::NeedRcpt];
