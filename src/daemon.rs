@@ -564,11 +564,19 @@ fn finish(reactor: Reactor<FileBacking, SyncThread>, outcome: Outcome) -> (i32, 
     };
     let mut lines = Vec::new();
     if outcome == Outcome::StorageFailed {
+        let mut shared = reactor.into_server().shared;
+        let storage = shared.storage.as_ref();
         lines.push(
-            "Storage failed. Nothing that was acknowledged is lost; see the log lines.".to_owned(),
+            match storage.is_some_and(|s| s.log.backing().is_removed()) {
+                true => "The ring was removed, and the mail in it.".into(),
+                false => {
+                    "Storage failed. Nothing that was acknowledged is lost; see the log lines."
+                        .into()
+                }
+            },
         );
         // Those lines are the only ones that say what failed: the process must not end before they are written.
-        reactor.into_server().shared.logger.close(LOG_WAIT);
+        shared.logger.close(LOG_WAIT);
     } else if let Err(error) = reactor.close(CLOSE_WAIT).map(|server| {
         let mut shared = server.shared;
         let fields = [

@@ -595,6 +595,34 @@ fn a_ring_whose_superblocks_are_damaged_is_refused_and_left_alone() {
 }
 
 #[test]
+fn mail_for_a_ring_that_was_removed_is_not_acknowledged_and_the_server_ends() {
+    for level in ["power", "process"] {
+        let dir = TestDir::new();
+        let server = Server::start(&dir, &["--survive", level]);
+        let mut client = Client::open(server.address).unwrap();
+        client.deliver(MESSAGE).unwrap();
+        fs::remove_dir_all(dir.ring()).unwrap();
+        let answer = client.deliver(MESSAGE);
+        if level == "power" {
+            let text = answer.unwrap_err().to_string();
+            assert!(text.contains("451 4.3.0 "), "{text}");
+        }
+        // With --survive process the next sync in the background notices.
+        let (code, out, errors) = server.process.wait();
+        assert_eq!(code, Some(74), "{level}: {out}{errors}");
+        assert!(
+            out.contains("\nThe ring was removed, and the mail in it.\n"),
+            "{level}: {out}"
+        );
+        assert!(
+            errors.contains(" class=storage_failed error=\"")
+                && errors.contains("No such file or directory"),
+            "{level}: {errors}"
+        );
+    }
+}
+
+#[test]
 fn a_directory_that_cannot_be_made_is_one_sentence() {
     let dir = TestDir::new();
     let file = dir.join("file");

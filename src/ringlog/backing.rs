@@ -7,7 +7,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::clock::Clock;
 use crate::limits::PAGE_BYTES;
@@ -132,6 +132,8 @@ pub struct FileBacking {
     file: File,
     /// The same file, read past the page cache (O_DIRECT), where the file system allows it.
     direct: Option<File>,
+    /// It stood in a directory when it was opened, as one in memory never does.
+    has_name: bool,
     len: u64,
     map: Option<WriteMap>,
     clock: Clock,
@@ -144,7 +146,8 @@ impl FileBacking {
     /// # Errors
     /// As fstat(2) and mmap(2).
     pub fn new(file: File, method: WriteMethod) -> io::Result<FileBacking> {
-        let len = file.metadata()?.len();
+        let about = file.metadata()?;
+        let len = about.len();
         let map = match method {
             WriteMethod::Pwrite => None,
             WriteMethod::Map => Some(WriteMap::new(&file, len)?),
@@ -152,6 +155,7 @@ impl FileBacking {
         Ok(FileBacking {
             file,
             direct: None,
+            has_name: about.nlink() > 0,
             len,
             map,
             clock: Clock::new(),
@@ -192,6 +196,11 @@ impl FileBacking {
         }
     }
 
+    /// Whether the file was removed since it was opened: what is in it ends with the processes that have it open.
+    pub fn is_removed(&self) -> bool {
+        self.has_name && is_removed(&self.file).unwrap_or(false)
+    }
+
     /// A second handle for the sync thread.
     ///
     /// # Errors
@@ -199,6 +208,7 @@ impl FileBacking {
     pub fn flusher(&self) -> io::Result<FileFlush> {
         Ok(FileFlush {
             file: self.file.try_clone()?,
+            has_name: self.has_name,
         })
     }
 }
@@ -270,10 +280,16 @@ impl Backing for FileBacking {
     }
 }
 
+/// Whether no directory has the file any more.
+fn is_removed(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.nlink() == 0)
+}
+
 /// The sync thread's handle of a ring file.
 #[derive(Debug)]
 pub struct FileFlush {
     file: File,
+    has_name: bool,
 }
 
 impl Flush for FileFlush {
@@ -281,8 +297,13 @@ impl Flush for FileFlush {
         self.file.write_all_at(bytes, at)
     }
 
+    /// A file that was removed is as good as a disk that fails: what is in it ends with this process.
     fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.sync_data()?;
+        if self.has_name && is_removed(&self.file)? {
+            return Err(sys::file::no_such_file());
+        }
+        Ok(())
     }
 }
 

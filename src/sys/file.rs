@@ -182,6 +182,11 @@ pub fn random(bytes: &mut [u8]) -> io::Result<()> {
     }
 }
 
+/// The error of a file that is not there.
+pub fn no_such_file() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOENT)
+}
+
 /// User id that this process acts as.
 pub fn effective_user() -> u32 {
     // SAFETY: has no arguments and cannot fail.
