@@ -564,7 +564,7 @@ fn finish(reactor: Reactor<FileBacking, SyncThread>, outcome: Outcome) -> (i32, 
     };
     let mut lines = Vec::new();
     if outcome == Outcome::StorageFailed {
-        let mut shared = reactor.into_server().shared;
+        let shared = reactor.into_server().shared;
         let storage = shared.storage.as_ref();
         lines.push(
             match storage.is_some_and(|s| s.log.backing().is_removed()) {
