@@ -768,10 +768,14 @@ fn consume(
             .collect(),
         rescan_at: clock.now().after(RESCAN),
         delivered: 0,
+        failed: 0,
     };
     let result = consumer.run();
-    let delivered = consumer.delivered;
-    consumer.say(&format!("{delivered} messages delivered"));
+    let mut done = format!("{} messages delivered", consumer.delivered);
+    if consumer.failed > 0 {
+        done += &format!(", {} failed", consumer.failed);
+    }
+    consumer.say(&done);
     result
 }
 
@@ -934,6 +938,8 @@ struct Consumer<'a> {
     /// When the directory is looked at for new shards.
     rescan_at: Instant,
     delivered: u64,
+    /// Messages whose failure was recorded.
+    failed: u64,
 }
 
 impl Consumer<'_> {
@@ -1346,6 +1352,7 @@ impl Consumer<'_> {
             None => self.delivered += 1,
             Some(_) if self.target.is_tap() => {}
             Some(text) => {
+                self.failed += 1;
                 let failures = &mut self.shards[index].failures;
                 failures.note(&self.args.name, message, outcome);
                 let path = failures.path.display().to_string();

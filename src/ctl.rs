@@ -21,6 +21,8 @@ pub const VERSION: u16 = 1;
 pub const MAGIC: [u8; 8] = *b"ringmxct";
 /// Length and type in front of every payload.
 pub const FRAME_HEADER_BYTES: usize = 5;
+/// Place of the kind in a frame, behind the length.
+const FRAME_KIND_AT: usize = 4;
 /// Largest frame, header included, bytes. Both sides refuse a larger one.
 pub const FRAME_BYTES_MAX: usize = 4_096;
 /// Answers that may stand unsent before a session is closed for sending requests without reading,
@@ -1018,19 +1020,26 @@ impl Client {
         Ok(result?)
     }
 
-    /// The next frame that is not a report; reports on the way are noted.
+    /// The next frame that is not a report. Reports on the way are noted, and those that came with it: whoever waits
+    /// for the socket then misses none.
     fn answer(&mut self) -> Result<(u8, Vec<u8>), ClientError> {
         loop {
             while let Some((kind, payload)) = self.take_frame()? {
-                match kind {
-                    PROGRESS => self.note(kind, &payload)?,
-                    ERROR => {
-                        let number = Input(&payload).u16().ok_or(ClientError::Protocol)?;
-                        let refusal = Refusal::from_number(number).ok_or(ClientError::Protocol)?;
-                        return Err(ClientError::Refused(refusal));
-                    }
-                    _ => return Ok((kind, payload)),
+                if kind == PROGRESS {
+                    self.note(kind, &payload)?;
+                    continue;
                 }
+                while self.received.get(FRAME_KIND_AT) == Some(&PROGRESS)
+                    && let Some((kind, report)) = self.take_frame()?
+                {
+                    self.note(kind, &report)?;
+                }
+                if kind == ERROR {
+                    let number = Input(&payload).u16().ok_or(ClientError::Protocol)?;
+                    let refusal = Refusal::from_number(number).ok_or(ClientError::Protocol)?;
+                    return Err(ClientError::Refused(refusal));
+                }
+                return Ok((kind, payload));
             }
             if self.read_some()? == 0
                 && !wait::readable(&[self.stream.as_fd()], Some(ANSWER_WAIT))?.is_ready(0)
@@ -1057,7 +1066,10 @@ impl Client {
             return Ok(None);
         }
         let frame: Vec<u8> = self.received.drain(..len).collect();
-        Ok(Some((frame[4], frame[FRAME_HEADER_BYTES..].to_vec())))
+        Ok(Some((
+            frame[FRAME_KIND_AT],
+            frame[FRAME_HEADER_BYTES..].to_vec(),
+        )))
     }
 
     /// Reads what is there; 0 when nothing is. The end of the stream is an error.
@@ -1501,5 +1513,33 @@ mod tests {
         let ring = server.join().unwrap();
         assert_eq!(ring.rows[0].1.done_pos, 6_400);
         assert!(!ring.attachments.contains("archive"));
+    }
+
+    /// A report that came with the answer in one read stayed unseen, and whoever waited for the socket then slept until
+    /// the next message.
+    #[test]
+    fn no_report_waits_behind_an_answer() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let mut ring = ring();
+        let mut session = ServerSession::new();
+        let mut out = Vec::new();
+        let mut requests = Vec::new();
+        let mut hello = MAGIC.to_vec();
+        hello.extend_from_slice(&VERSION.to_le_bytes());
+        put_frame(&mut requests, HELLO, &hello);
+        put_frame(&mut requests, WATCH, &[]);
+        session.receive(&requests, &mut ring, &mut out).unwrap();
+        ring.progress.next_number += 1;
+        session.report(&ring, &mut out);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        // Welcome, answer and report are there at once.
+        let sent = fd_passing::send(far.as_fd(), &out, Some(file.as_fd())).unwrap();
+        assert_eq!(sent, out.len());
+        let mut client = Client::over(near).unwrap();
+        assert_ne!(client.progress(), ring.progress);
+        client.watch().unwrap();
+        assert_eq!(client.progress(), ring.progress);
+        let ready = wait::readable(&[client.as_fd()], Some(Duration::ZERO)).unwrap();
+        assert!(!ready.is_ready(0), "nothing is left to wait for");
     }
 }

@@ -523,7 +523,7 @@ fn exec_gets_the_message_and_its_envelope_and_75_means_again() {
         "{err}"
     );
     assert!(err.contains("0-2: failed, recorded in '"), "{err}");
-    assert!(err.ends_with("3 messages delivered\n"), "{err}");
+    assert!(err.ends_with("3 messages delivered, 1 failed\n"), "{err}");
     assert_eq!(fs::read(dir.0.join("out.0-3")).unwrap(), bodies[2]);
     let lines = fs::read_to_string(out).unwrap();
     assert_eq!(

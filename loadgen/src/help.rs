@@ -316,8 +316,27 @@ pub fn allowed(flag: &str) -> &'static str {
     }
 }
 
-/// Returns the option that was meant, if one is within a slip of the fingers.
+/// What other load generators call it, and what it is called here.
+const OTHER_NAMES: &[(&str, &str)] = &[
+    ("clients", "sessions"),
+    ("concurrency", "sessions"),
+    ("connections", "sessions"),
+    ("count", "messages"),
+    ("requests", "messages"),
+    ("length", "size"),
+    ("qps", "rate"),
+    ("rps", "rate"),
+    ("starttls", "tls"),
+    ("time", "duration"),
+    ("recipient", "to"),
+    ("sender", "from"),
+];
+
+/// Returns the option that was meant, if one is within a slip of the fingers or has another name elsewhere.
 pub fn nearest_option(flag: &str) -> Option<String> {
+    if let Some((_, here)) = OTHER_NAMES.iter().find(|(other, _)| *other == flag) {
+        return Some((*here).to_owned());
+    }
     let whole = whole();
     let known = whole
         .split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'))
@@ -366,6 +385,12 @@ mod tests {
     fn what_was_meant_is_found_within_a_slip_of_the_fingers() {
         assert_eq!(nearest_option("sesions").as_deref(), Some("sessions"));
         assert_eq!(nearest_option("fail-fi").as_deref(), Some("fail-if"));
+        assert_eq!(nearest_option("connections").as_deref(), Some("sessions"));
+        let known = whole();
+        for (other, here) in OTHER_NAMES {
+            assert!(known.contains(&format!("--{here} ")), "--{here}");
+            assert!(!known.contains(&format!("--{other} ")), "--{other}");
+        }
         assert_eq!(nearest_option("no-such-thing"), None);
         assert_eq!(nearest_option(&"s".repeat(1 << 20)), None);
         assert_eq!(nearest_command("rnu"), Some("run"));
