@@ -14,6 +14,7 @@ use std::process::Command;
 use process::{
     Client, ENVELOPE, PATIENCE, Process, RINGMX, Server, TestDir, refused_start, ringmx,
 };
+use ringmx::ctl::with_short_path;
 use ringmx::sys::privileges;
 
 const CONTENT: &[u8] = b"Subject: one\r\n\r\nText.\r\n";
@@ -33,7 +34,7 @@ fn first_lines(process: &Process, last: &str) -> Vec<String> {
 
 /// Delivers one message over a UNIX socket; returns all that the server said.
 fn deliver(path: &str) -> String {
-    let mut stream = UnixStream::connect(path).unwrap();
+    let mut stream = with_short_path(path.as_ref(), |path| UnixStream::connect(path)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let input = [
         &b"EHLO client.example\r\n"[..],
@@ -56,10 +57,23 @@ fn log_json(ring: &str) -> serde_json::Value {
 #[test]
 fn mail_comes_in_over_a_unix_socket() {
     let dir = TestDir::new();
-    let (socket, ring) = (dir.join("smtp.sock"), dir.ring());
+    mail_comes_in_over(&dir, &dir.join("smtp.sock"));
+}
+
+/// An address has room for 107 octets of a path, as of unix(7).
+#[test]
+fn mail_comes_in_over_a_unix_socket_whose_path_is_longer_than_an_address() {
+    let dir = TestDir::new();
+    let folder = dir.join(&"d".repeat(150));
+    fs::create_dir(&folder).unwrap();
+    mail_comes_in_over(&dir, &format!("{folder}/smtp.sock"));
+}
+
+fn mail_comes_in_over(dir: &TestDir, socket: &str) {
+    let ring = dir.ring();
     let listen = format!("unix:{socket}");
     // Left by a server that was killed.
-    drop(UnixListener::bind(&socket).unwrap());
+    drop(with_short_path(socket.as_ref(), |path| UnixListener::bind(path)).unwrap());
     let arguments = [
         "serve",
         "--listen",
@@ -80,10 +94,10 @@ fn mail_comes_in_over_a_unix_socket() {
         format!("ringmx {} on {listen}", env!("CARGO_PKG_VERSION"))
     );
     assert!(!lines.iter().any(|line| line.starts_with("Try:")));
-    let found = fs::symlink_metadata(&socket).unwrap();
+    let found = fs::symlink_metadata(socket).unwrap();
     assert!(found.file_type().is_socket());
     assert_eq!(found.permissions().mode() & 0o777, 0o666);
-    let said = deliver(&socket);
+    let said = deliver(socket);
     assert!(said.starts_with("220 mx.example ESMTP"), "{said}");
     assert!(
         said.ends_with("250 2.0.0 Ok: stored as 0-1\r\n221 2.0.0 Bye\r\n"),
@@ -114,7 +128,7 @@ fn mail_comes_in_over_a_unix_socket() {
 
     process.terminate();
     assert_eq!(process.wait().0, Some(0));
-    let error = fs::symlink_metadata(&socket).unwrap_err();
+    let error = fs::symlink_metadata(socket).unwrap_err();
     assert_eq!(
         error.kind(),
         ErrorKind::NotFound,

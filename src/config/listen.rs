@@ -10,7 +10,7 @@ use crate::smtp::session::Role;
 
 /// What a listening address may be, as error messages and documents say it.
 pub const LISTEN_ALLOWED: &str = "an IP address and a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up), \
-     unix:PATH (up to 107 bytes) or systemd:NAME, and behind commas role=WORD, tls=WORD, proxy=WORD or lmtp";
+     unix:PATH (up to 255 bytes) or systemd:NAME, and behind commas role=WORD, tls=WORD, proxy=WORD or lmtp";
 
 /// Where a listener listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,20 +23,19 @@ pub enum Place {
     Inherited(String),
 }
 
-/// Longest path of a UNIX socket, bytes: what Linux has room for in an address, without the NUL (unix(7)).
-const UNIX_PATH_BYTES_MAX: usize = 107;
-/// Longest name of an inherited socket, bytes (sd_listen_fds_with_names(3)).
-const INHERITED_NAME_BYTES_MAX: usize = 255;
+/// Longest path of a UNIX socket, and longest name of an inherited one, bytes. A path that an address has no room for
+/// is bound through its directory.
+const PLACE_BYTES_MAX: usize = 255;
 
 impl Place {
     fn parse(text: &str) -> Option<Place> {
-        let usable = |text: &str, max: usize| {
-            (1..=max).contains(&text.len()) && !text.contains(char::is_control)
+        let usable = |text: &str| {
+            (1..=PLACE_BYTES_MAX).contains(&text.len()) && !text.contains(char::is_control)
         };
         if let Some(path) = text.strip_prefix("unix:") {
-            usable(path, UNIX_PATH_BYTES_MAX).then(|| Place::Unix(PathBuf::from(path)))
+            usable(path).then(|| Place::Unix(PathBuf::from(path)))
         } else if let Some(name) = text.strip_prefix("systemd:") {
-            usable(name, INHERITED_NAME_BYTES_MAX).then(|| Place::Inherited(name.to_owned()))
+            usable(name).then(|| Place::Inherited(name.to_owned()))
         } else {
             text.parse().ok().map(Place::Ip)
         }
@@ -211,8 +210,7 @@ mod tests {
                 format!("\"{text}\" is not allowed; allowed: {LISTEN_ALLOWED}")
             );
         }
-        // A path that the system has no room for was only found when it was bound.
-        let path = format!("unix:/{}", "p".repeat(106));
+        let path = format!("unix:/{}", "p".repeat(254));
         assert_eq!(Listen::parse(&path).unwrap().to_string(), path);
         let error = Listen::parse(&format!("{path}p")).unwrap_err();
         assert_eq!(

@@ -569,7 +569,7 @@ fn a_bad_flag_is_named_with_what_is_allowed() {
         (
             &["--listen", "localhost:2525"],
             "--listen: \"localhost:2525\" is not allowed; allowed: an IP address and a port, such as \
-             127.0.0.1:2525 or [::1]:2525 (names are not looked up), unix:PATH (up to 107 bytes) or systemd:NAME, and behind commas \
+             127.0.0.1:2525 or [::1]:2525 (names are not looked up), unix:PATH (up to 255 bytes) or systemd:NAME, and behind commas \
              role=WORD, tls=WORD, proxy=WORD or lmtp",
         ),
         (
@@ -642,13 +642,13 @@ fn a_fault_of_the_file_is_named_with_file_line_key_and_what_is_allowed() {
         (
             "listen = 25",
             "r.toml:1: listen: an integer where an array of strings should be; allowed: an IP address and \
-             a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up), unix:PATH (up to 107 bytes) or systemd:NAME, and behind commas \
+             a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up), unix:PATH (up to 255 bytes) or systemd:NAME, and behind commas \
              role=WORD, tls=WORD, proxy=WORD or lmtp",
         ),
         (
             "listen = [\n 1 ]",
             "r.toml:1: listen: an integer in the array where an array of strings should be; allowed: an \
-             IP address and a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up), unix:PATH (up to 107 bytes) or systemd:NAME, and behind commas \
+             IP address and a port, such as 127.0.0.1:2525 or [::1]:2525 (names are not looked up), unix:PATH (up to 255 bytes) or systemd:NAME, and behind commas \
              role=WORD, tls=WORD, proxy=WORD or lmtp",
         ),
         (

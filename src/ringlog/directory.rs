@@ -465,7 +465,7 @@ fn open_file(dir: &Path, write: bool) -> Result<File, OpenError> {
     if !about.is_file() {
         return Err(OpenError::NotOurs("the ring is not a plain file"));
     }
-    if write && about.uid() != sys::file::effective_user() {
+    if write && about.uid() != sys::privileges::effective_user() {
         return Err(OpenError::NotOurs(
             "the ring belongs to another user; run as that user",
         ));

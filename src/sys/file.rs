@@ -187,12 +187,6 @@ pub fn no_such_file() -> io::Error {
     io::Error::from_raw_os_error(libc::ENOENT)
 }
 
-/// User id that this process acts as.
-pub fn effective_user() -> u32 {
-    // SAFETY: has no arguments and cannot fail.
-    unsafe { libc::geteuid() }
-}
-
 /// What a file system promises about data after fdatasync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileSystem {

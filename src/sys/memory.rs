@@ -4,6 +4,8 @@ use std::alloc::{Layout, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+use super::mmap::mapped;
+
 /// Zeros that begin at a page, untouched until they are used.
 ///
 /// Large allocations begin 16 octets behind a page, behind the allocator's own word. Processors that copy by microcode
@@ -38,11 +40,9 @@ impl Pages {
                 0,
             )
         };
-        match NonNull::new(base.cast::<u8>()) {
-            Some(base) if base.as_ptr().cast::<libc::c_void>() != libc::MAP_FAILED => {
-                Pages { base, len }
-            }
-            _ => handle_alloc_error(Layout::array::<u8>(len).unwrap_or(Layout::new::<u8>())),
+        match mapped(base) {
+            Ok(base) => Pages { base, len },
+            Err(_) => handle_alloc_error(Layout::array::<u8>(len).unwrap_or(Layout::new::<u8>())),
         }
     }
 }

@@ -189,7 +189,8 @@ fn map_len(file_len: u64, offset: u64, len: u64) -> io::Result<usize> {
     }
 }
 
-fn mapped(base: *mut libc::c_void) -> io::Result<NonNull<u8>> {
+/// Where mmap has put a map, or its error.
+pub(super) fn mapped(base: *mut libc::c_void) -> io::Result<NonNull<u8>> {
     if base == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
