@@ -76,7 +76,7 @@ pub fn able(kind: Kind, also: &[&str]) -> bool {
         .chain(also.iter().copied())
         .filter(|path| !Path::new(path).exists())
         .collect();
-    if ringmx::sys::file::effective_user() != 0 {
+    if ringmx::sys::privileges::effective_user() != 0 {
         missing.push("root");
     }
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
