@@ -422,3 +422,45 @@ fn whatever_got_a_250_reaches_the_maildir_though_server_and_consumer_are_killed(
     assert!(other.is_empty(), "delivered and never sent: {other:?}");
     output_of(&["log", "verify", "--ring", &ring]);
 }
+
+#[test]
+fn a_sync_looks_at_the_links_of_its_ring_and_not_at_its_times() {
+    // Since Linux 6.13 the write behind a look at the times has one of its own, and the next sync writes the inode too.
+    if !strace_works() {
+        return;
+    }
+    let dir = TestDir::new();
+    let trace = dir.join("trace");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-y", "-o", &trace, "-e"]);
+    command.args(["trace=fdatasync,statx,fstat,newfstatat", "-D", RINGMX]);
+    let Ok(server) = Server::start_by(command, &dir, &["--ring-size", "16MiB"]) else {
+        panic!("the server does not start under strace");
+    };
+    let mut client = Client::open(server.address).unwrap();
+    for sequence in 0..5 {
+        client.deliver(&content((0, sequence))).unwrap();
+    }
+    drop(client);
+    server.stop();
+    let trace = fs::read_to_string(&trace).unwrap();
+    let of_ring = |line: &&str| line.contains("/shard-0/ring>");
+    let thread = |line: &str| line.split(' ').next().map(str::to_owned);
+    // Those of the loop are before the first message and behind the last.
+    let first_look = trace.lines().find(|line| line.contains("STATX_NLINK"));
+    let syncs = thread(first_look.expect("a sync looks at the links")).unwrap();
+    let calls: Vec<&str> = trace
+        .lines()
+        .filter(of_ring)
+        .filter(|line| thread(line).as_ref() == Some(&syncs))
+        .collect();
+    let (looks, others): (Vec<&str>, Vec<&str>) = calls
+        .iter()
+        .partition(|line| line.contains(", STATX_NLINK"));
+    assert!(looks.len() >= 5, "{calls:#?}");
+    assert_eq!(looks.len(), others.len(), "{calls:#?}");
+    assert!(
+        others.iter().all(|line| line.contains(" fdatasync(")),
+        "{calls:#?}"
+    );
+}

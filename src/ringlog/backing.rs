@@ -198,7 +198,7 @@ impl FileBacking {
 
     /// Whether the file was removed since it was opened: what is in it ends with the processes that have it open.
     pub fn is_removed(&self) -> bool {
-        self.has_name && is_removed(&self.file).unwrap_or(false)
+        self.has_name && sys::file::links(&self.file).is_ok_and(|links| links == 0)
     }
 
     /// A second handle for the sync thread.
@@ -280,11 +280,6 @@ impl Backing for FileBacking {
     }
 }
 
-/// Whether no directory has the file any more.
-fn is_removed(file: &File) -> io::Result<bool> {
-    Ok(file.metadata()?.nlink() == 0)
-}
-
 /// The sync thread's handle of a ring file.
 #[derive(Debug)]
 pub struct FileFlush {
@@ -300,7 +295,7 @@ impl Flush for FileFlush {
     /// A file that was removed is as good as a disk that fails: what is in it ends with this process.
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync_data()?;
-        if self.has_name && is_removed(&self.file)? {
+        if self.has_name && sys::file::links(&self.file)? == 0 {
             return Err(sys::file::no_such_file());
         }
         Ok(())
