@@ -126,7 +126,8 @@ pub struct Io {
     output_len: u16,
     /// Reply octets that left so far, modulo 2^32: the position of `output_start` in the stream of replies.
     output_position: u32,
-    /// Replies from this position on wait for a commit, while any is pending.
+    /// Replies from this position on wait for a commit, while any is pending. While none is, the next one may hold
+    /// replies back from here on.
     held_from: u32,
     /// Messages of this session that are queued and not yet acknowledged.
     pub commits_pending: u16,
@@ -343,9 +344,20 @@ impl Io {
         usize::from(self.output_len)
     }
 
-    /// Queues reply bytes; returns their range in the stream of replies. When the pool has nothing left the
-    /// connection is marked dead: it could not be told anything.
+    /// Queues reply bytes that leave with the turn, unless a commit is pending that they stand behind; returns their
+    /// range in the stream of replies. When the pool has nothing left the connection is marked dead: it could not be
+    /// told anything.
     pub fn push_reply(&mut self, pool: &mut Pool, wire: &[u8]) -> (u32, u32) {
+        let range = self.push_grouped(pool, wire);
+        if self.commits_pending == 0 {
+            self.held_from = range.1;
+        }
+        range
+    }
+
+    /// As [`Io::push_reply`], for a reply that may wait for the one to the end of the message: those to MAIL, RCPT,
+    /// RSET and BDAT are to be sent as a unit, all others at once (RFC 2920 3.2).
+    pub fn push_grouped(&mut self, pool: &mut Pool, wire: &[u8]) -> (u32, u32) {
         let begin = self
             .output_position
             .wrapping_add(u32::from(self.output_len));
@@ -371,10 +383,16 @@ impl Io {
         (begin, begin.wrapping_add(wire.len() as u32))
     }
 
-    /// Holds replies back from `position` on, until the commits pending now are acknowledged.
+    /// Holds the reply at `position`, the last one queued, and all that follow until the commits pending now are
+    /// acknowledged. So are the replies of its group that have not left: a client that has sent the whole message has
+    /// no use for them, and one write is cheaper than two.
     pub fn hold(&mut self, position: u32) {
         if self.commits_pending == 0 {
-            self.held_from = position;
+            let group = self.held_from.wrapping_sub(self.output_position);
+            let has_left = group > position.wrapping_sub(self.output_position);
+            if has_left {
+                self.held_from = self.output_position;
+            }
         }
         self.commits_pending += 1;
     }

@@ -37,6 +37,13 @@ fn greeted_by(rig: &mut Rig, address: SocketAddr) -> Client {
     client
 }
 
+/// Ends syncs until none is under way.
+fn sync_all(rig: &mut Rig) {
+    while rig.syncs.end(true) {
+        rig.turn();
+    }
+}
+
 fn free(rig: &Rig) -> u64 {
     rig.server.shared.pool.free_bytes()
 }
@@ -89,6 +96,89 @@ fn each_commit_releases_what_it_covers_and_no_more() {
     );
     rig.sync(true);
     assert_eq!(client.read(), "250 2.0.0 Ok: stored as 0-2\r\n");
+}
+
+#[test]
+fn replies_to_a_group_wait_for_the_250_that_ends_it_and_leave_with_it_in_one_write() {
+    let group = b"RSET\r\nMAIL FROM:<a@x.example>\r\nRCPT TO:<b@x.example>\r\nBDAT 3\r\nx\r\nBDAT 3 LAST\r\ny\r\n";
+    let accepted = "250 2.0.0 Ok\r\n250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n250 2.0.0 Chunk ok\r\n";
+    for (is_synced, end) in [
+        (true, "250 2.0.0 Ok: stored as 0-1\r\n"),
+        (false, "451 4.3.0 Storage failed; not stored\r\n"),
+    ] {
+        let mut rig = Rig::new(options(), Survive::Power);
+        let client = greeted(&mut rig);
+        // RFC 2920 3.2: the reply to NOOP is not buffered, those to the group behind it are.
+        rig.send(&client, &[b"NOOP\r\n", &group[..]].concat());
+        assert_eq!(client.read(), "250 2.0.0 Ok\r\n");
+        rig.turn();
+        assert_eq!(client.read(), "");
+        rig.sync(is_synced);
+        assert_eq!(client.pipe.borrow().writes, 1);
+        assert_eq!(client.read(), format!("{accepted}{end}"));
+    }
+}
+
+#[test]
+fn replies_that_are_not_of_a_group_take_what_stands_before_them_along() {
+    let mut rig = Rig::new(options(), Survive::Power);
+    let client = greeted(&mut rig);
+    for (number, lines, at_once, held) in [
+        (1, "NOOP\r\n", "250 2.0.0 Ok\r\n", ""),
+        (
+            2,
+            "VRFY x\r\nRCPT TO:<c@x.example>\r\n",
+            "252 2.1.5 Not verified; send mail to try\r\n",
+            "250 2.1.5 Ok\r\n",
+        ),
+        (
+            3,
+            "RCPT TO:<>\r\n",
+            "501 5.1.3 Bad recipient address syntax\r\n",
+            "",
+        ),
+        (4, "", "", "250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n"),
+    ] {
+        let envelope = "MAIL FROM:<a@x.example>\r\nRCPT TO:<b@x.example>\r\n";
+        let input = format!("{envelope}{lines}BDAT 3 LAST\r\nx\r\n");
+        rig.send(&client, input.as_bytes());
+        let accepted = if at_once.is_empty() {
+            String::new()
+        } else {
+            format!("250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n{at_once}")
+        };
+        assert_eq!(client.read(), accepted, "{lines}");
+        sync_all(&mut rig);
+        assert_eq!(
+            client.read(),
+            format!("{held}250 2.0.0 Ok: stored as 0-{number}\r\n"),
+            "{lines}"
+        );
+    }
+}
+
+#[test]
+fn replies_that_have_left_are_not_held_again() {
+    // Each message begins in one turn and ends in the next, and the one that is whole in a turn waits for its sync.
+    let mut rig = Rig::new(options(), Survive::Power);
+    let client = greeted(&mut rig);
+    let envelope = b"MAIL FROM:<a@x.example>\r\nRCPT TO:<b@x.example>\r\n";
+    let accepted = "250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n";
+    let end = b"BDAT 3 LAST\r\nx\r\n";
+    for number in [1, 3, 5] {
+        rig.send(&client, envelope);
+        assert_eq!(client.read(), accepted);
+        rig.send(&client, end);
+        assert_eq!(client.read(), "");
+        sync_all(&mut rig);
+        let own = format!("250 2.0.0 Ok: stored as 0-{number}\r\n");
+        assert_eq!(client.read(), own);
+        rig.send(&client, &[&envelope[..], end].concat());
+        assert_eq!(client.read(), "");
+        sync_all(&mut rig);
+        let next = format!("{accepted}250 2.0.0 Ok: stored as 0-{}\r\n", number + 1);
+        assert_eq!(client.read(), next);
+    }
 }
 
 #[test]

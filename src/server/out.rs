@@ -31,6 +31,14 @@ use crate::users::Verifier;
 /// The 250 of a server that throws messages away: it promises nothing.
 const DISCARDED: &[u8] = b"250 2.0.0 Ok: discarded\r\n";
 
+/// Whether a reply may wait for the one to the end of the message that its client has sent already. A refusal may not.
+fn is_grouped(reply: Reply) -> bool {
+    matches!(
+        reply,
+        Reply::MailOk | Reply::RcptOk | Reply::Rset | Reply::ChunkOk
+    )
+}
+
 /// The sink of one session.
 pub(super) struct Out<'a, B: Backing, C> {
     pub(super) io: &'a mut Io,
@@ -132,7 +140,7 @@ impl<B: Backing, C> Out<'_, B, C> {
     /// Queues the 250 of a message, held until it is as durable as promised, and the message for the next write.
     fn promise(&mut self, message: Message, slot: Slot, named: &Named, ended_at: Instant) {
         let shared = &mut *self.shared;
-        let reply = self.io.push_reply(&mut shared.pool, named.reply());
+        let reply = self.io.push_grouped(&mut shared.pool, named.reply());
         // What stands between the last held reply of this session and this one leaves with that one.
         if self.io.commits_pending > 0 {
             let index = self.io.last_pending.wrapping_sub(shared.pending_settled) as usize;
@@ -255,7 +263,11 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
             self.shared.log_refusal(self.io, reply);
         }
         self.shared.turn_replies += 1;
-        let (from, _) = self.io.push_reply(&mut self.shared.pool, row.wire);
+        let (from, _) = if is_grouped(reply) {
+            self.io.push_grouped(&mut self.shared.pool, row.wire)
+        } else {
+            self.io.push_reply(&mut self.shared.pool, row.wire)
+        };
         if row.code >= 400 && self.io.flags.is_limited {
             self.shared.tarpit(self.io, from, self.token);
         }
