@@ -53,24 +53,34 @@ const CASES: &[Case] = &[
     ("decode-1KiB", true, "body", || decode(1 << 10, 200)),
     ("decode-1MiB", true, "body", || decode(1 << 20, 4)),
     ("check-1MiB", true, "body", || check(1 << 20, 4)),
-    ("session-lock-step", true, "message", || session(false)),
-    ("session-pipelined", true, "message", || session(true)),
+    ("session-lock-step", true, "message", || {
+        session(Way::LockStep)
+    }),
+    ("session-pipelined", true, "message", || {
+        session(Way::Pipelined)
+    }),
     ("append-1KiB", true, "message", || append(1 << 10, 300)),
     ("append-100KiB", true, "message", || append(100 << 10, 30)),
     ("turn-lock-step", true, "message", || {
-        turn(Some(Survive::Power), 64, false, 1 << 10)
+        turn(Some(Survive::Power), 64, Way::LockStep, 1 << 10)
     }),
     ("turn-pipelined", true, "message", || {
-        turn(Some(Survive::Power), 64, true, 1 << 10)
+        turn(Some(Survive::Power), 64, Way::Pipelined, 1 << 10)
+    }),
+    ("turn-bdat", true, "message", || {
+        turn(Some(Survive::Power), 64, Way::Bdat, 1 << 10)
     }),
     ("turn-100KiB", true, "message", || {
-        turn(Some(Survive::Power), 8, true, 100 << 10)
+        turn(Some(Survive::Power), 8, Way::Pipelined, 100 << 10)
     }),
     ("discard-lock-step", true, "message", || {
-        turn(None, 64, false, 1 << 10)
+        turn(None, 64, Way::LockStep, 1 << 10)
     }),
     ("discard-pipelined", true, "message", || {
-        turn(None, 64, true, 1 << 10)
+        turn(None, 64, Way::Pipelined, 1 << 10)
+    }),
+    ("discard-bdat", true, "message", || {
+        turn(None, 64, Way::Bdat, 1 << 10)
     }),
     ("greet-10000", true, "session", || greet(10_000)),
     ("greet-1000000", false, "session", || greet(1_000_000)),
@@ -253,25 +263,39 @@ fn context() -> Context {
     .expect("a good name")
 }
 
-/// One message as its client sends it: four writes in lock-step, two pipelined.
-fn message(size: usize, pipelined: bool) -> Vec<Vec<u8>> {
+/// How a client sends a message.
+#[derive(Clone, Copy)]
+enum Way {
+    /// Each command by itself, then the content: four writes.
+    LockStep,
+    /// The commands, then the content: two writes.
+    Pipelined,
+    /// All of it in one write.
+    Bdat,
+}
+
+/// The writes that one message comes in.
+fn message(size: usize, way: Way) -> Vec<Vec<u8>> {
     let line = |line: &[u8]| [line, b"\r\n"].concat();
-    let body = [&text(size)[..], b".\r\n"].concat();
-    let envelope = vec![line(MAIL), line(RCPT), b"DATA\r\n".to_vec()];
-    if pipelined {
-        vec![envelope.concat(), body]
-    } else {
-        envelope.into_iter().chain([body]).collect()
+    let data = [&text(size)[..], b".\r\n"].concat();
+    let (mail, rcpt) = (line(MAIL), line(RCPT));
+    match way {
+        Way::LockStep => vec![mail, rcpt, line(b"DATA"), data],
+        Way::Pipelined => vec![[mail, rcpt, line(b"DATA")].concat(), data],
+        Way::Bdat => {
+            let chunk = line(format!("BDAT {size} LAST").as_bytes());
+            vec![[mail, rcpt, chunk, text(size)].concat()]
+        }
     }
 }
 
-fn session(pipelined: bool) {
+fn session(way: Way) {
     const MESSAGES: usize = 100;
     let context = context();
     let (mut out, now) = (Nowhere::default(), Instant(1_000_000));
     let mut session = Session::new([192, 0, 2, 1].into());
     session.start(&context, &mut out);
-    let parts = message(1 << 10, pipelined);
+    let parts = message(1 << 10, way);
     let mut take = |part: &[u8]| {
         let progress = session.receive(&context, black_box(part), now, WALL_NS, &mut out);
         assert_eq!(progress.consumed, part.len());
@@ -440,7 +464,7 @@ fn receiver<S: Stream>(survive: Survive, sessions_max: usize, discard: bool) -> 
 const START: Instant = Instant(1_000_000_000_000);
 
 /// Turns of a whole server in which every session sends its next part; without `survive` nothing is stored.
-fn turn(survive: Option<Survive>, sessions: usize, pipelined: bool, size: usize) {
+fn turn(survive: Option<Survive>, sessions: usize, way: Way, size: usize) {
     const ROUNDS: usize = 10;
     let (discard, survive) = (survive.is_none(), survive.unwrap_or(Survive::Nothing));
     let mut server = receiver::<PipeStream>(survive, sessions, discard);
@@ -458,7 +482,7 @@ fn turn(survive: Option<Survive>, sessions: usize, pipelined: bool, size: usize)
         server.end_turn();
         clients.push((stream, token));
     }
-    let parts: Vec<Rc<[u8]>> = message(size, pipelined).into_iter().map(Rc::from).collect();
+    let parts: Vec<Rc<[u8]>> = message(size, way).into_iter().map(Rc::from).collect();
     measure(ROUNDS * sessions, || {
         for _ in 0..ROUNDS {
             for part in &parts {
