@@ -223,7 +223,7 @@ impl Kind {
             Kind::Limit { max, bytes } => {
                 let most = limit_text(max, bytes);
                 format!(
-                    "off, or up to {most}, and behind a comma the same for stress (a fifth if not given)"
+                    "off, or up to {most}, and behind a comma no more than that for stress (a fifth if not given)"
                 )
             }
             Kind::Size { min, max } => format!("{} to {}", size_text(min), size_text(max)),
@@ -405,7 +405,7 @@ fn limit_text(value: u64, bytes: bool) -> String {
     }
 }
 
-/// `off`, `N` or `N,N`; each may be `off` as well.
+/// `off`, `N`, `N,M` with an M that is not above N, or `off,M`.
 fn parse_limit(text: &str, max: u64, bytes: bool) -> Option<Setting> {
     let value = |text: &str| match text {
         "off" => Some(0),
@@ -426,6 +426,10 @@ fn parse_limit(text: &str, max: u64, bytes: bool) -> Option<Setting> {
     // A nought would be no limit, which has a word of its own.
     let says_zero = |text: &str, value: u64| value == 0 && text != "off";
     if says_zero(normal_text, normal) || stress_text.is_some_and(|text| says_zero(text, stress)) {
+        return None;
+    }
+    // Stress narrows a limit, and never lifts it.
+    if normal != 0 && (stress == 0 || stress > normal) {
         return None;
     }
     Some(Setting::Limit(Limit { normal, stress }))

@@ -113,7 +113,7 @@ fn every_option_changes_its_own_field_and_no_other() {
         ("unlimited-from", "10.0.0.0/8"),
         ("client-sessions", "7,3"),
         ("client-connections", "off"),
-        ("client-messages", "9,off"),
+        ("client-messages", "9,9"),
         ("client-recipients", "off,1"),
         ("client-bytes", "1KiB,1B"),
         ("client-handshakes", "1,1"),
@@ -452,8 +452,9 @@ fn a_limit_has_two_values_and_the_second_is_a_fifth_where_it_is_not_given() {
         ("51", 51, 11),
         ("1", 1, 1),
         ("off", 0, 0),
-        ("50,off", 50, 0),
+        ("50,50", 50, 50),
         ("off,5", 0, 5),
+        ("off,off", 0, 0),
         ("1000000000,1000000000", 1_000_000_000, 1_000_000_000),
     ] {
         let limited = config(&["--client-sessions", text]);
@@ -480,12 +481,14 @@ fn a_limit_has_two_values_and_the_second_is_a_fifth_where_it_is_not_given() {
         "1000000001",
         "1,2,3",
         "50 ,10",
+        "50,51",
+        "50,off",
     ] {
         assert_eq!(
             flag_error(&["--client-sessions", text]),
             format!(
-                "--client-sessions: {text:?} is not allowed; allowed: off, or up to 1000000000, and behind a comma the \
-                 same for stress (a fifth if not given)"
+                "--client-sessions: {text:?} is not allowed; allowed: off, or up to 1000000000, and behind a comma no \
+                 more than that for stress (a fifth if not given)"
             )
         );
     }
