@@ -237,6 +237,14 @@ fn what_a_start_reads_is_checked_before_it_by_serve_and_by_check_config() {
             format!("2: tls-key: {other_key}: the key does not belong to {chain}"),
         ),
         (
+            tls(&chain, &chain),
+            format!("2: tls-key: {chain}: no private key in PEM: no items found"),
+        ),
+        (
+            tls(&key, &key),
+            format!("1: tls-cert: {key}: no certificate in PEM"),
+        ),
+        (
             format!(
                 "{good}tls-client-cert = \"request\"\ntls-client-ca = \"{}\"\n",
                 bad_users.path()

@@ -7,7 +7,7 @@ use super::{StartError, reason, start_error};
 use crate::cli::{EXIT_FAILURE, EXIT_USAGE, complain};
 use crate::config::Config;
 use crate::server::Security;
-use crate::tls::credentials::{Credentials, LoadError, Sources};
+use crate::tls::credentials::{Credentials, LoadError, Part, Sources};
 use crate::tls::self_signed;
 
 /// Directory of the certificate that the server made, in that of the ring.
@@ -59,15 +59,11 @@ pub(super) fn self_signed(config: &Config) -> Result<Option<Security>, StartErro
 
 /// A fault of a file, with the option that names it, where one does.
 fn named(config: &Config, error: &LoadError) -> String {
-    let names = |files: &[PathBuf]| files.contains(&error.file);
-    let option = if names(&config.tls_cert) {
-        "tls-cert"
-    } else if names(&config.tls_key) {
-        "tls-key"
-    } else if config.tls_client_ca.as_ref() == Some(&error.file) {
-        "tls-client-ca"
-    } else {
-        return error.to_string();
+    let option = match error.part {
+        Part::Certificate if config.tls_cert.contains(&error.file) => "tls-cert",
+        Part::Key if config.tls_key.contains(&error.file) => "tls-key",
+        Part::ClientAuthorities => "tls-client-ca",
+        _ => return error.to_string(),
     };
     config.fault(option, error.to_string()).to_string()
 }

@@ -16,7 +16,7 @@ use crate::limits::FILES_LOOK_MS;
 use crate::offload::Job;
 use crate::ringlog::backing::Backing;
 use crate::sys::file::Stamps;
-use crate::tls::credentials::{Credentials, LoadError, Sources};
+use crate::tls::credentials::{Credentials, LoadError, Part, Sources};
 use crate::users::Users;
 
 /// Files that were looked at; what changed was read.
@@ -92,6 +92,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
                 self.users_loaded(Err(busy.to_owned()));
             }
             self.credentials_loaded(Err(LoadError {
+                part: Part::Whole,
                 file: "TLS".into(),
                 reason: busy.to_owned(),
             }));

@@ -41,8 +41,8 @@ pub fn start_writeback(file: &File, at: u64, len: u64) {
     let _ = (file, at, len);
 }
 
-/// How many directory entries the file has, and nothing else of it: since 6.13 Linux stamps the next write behind a look
-/// at the times to the nanosecond, so that every sync would write the inode as well as the data.
+/// How many directory entries the file has, and nothing else of it: behind a look at the times Linux (6.13 and later)
+/// stamps the next write to the nanosecond, so that every sync would write the inode as well as the data.
 ///
 /// # Errors
 /// As statx(2).
@@ -50,8 +50,8 @@ pub fn links(file: &File) -> io::Result<u64> {
     #[cfg(target_os = "linux")]
     {
         let mut about = std::mem::MaybeUninit::<libc::statx>::zeroed();
-        // SAFETY: the path is a C string, AT_EMPTY_PATH makes it the descriptor; `about` is as large as the kernel takes
-        // it to be, and lives through the call.
+        // SAFETY: the path is a C string, AT_EMPTY_PATH makes it the descriptor; `about` is as large as the kernel
+        // takes it to be, and lives through the call.
         let result = unsafe {
             libc::statx(
                 file.as_raw_fd(),

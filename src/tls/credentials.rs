@@ -54,9 +54,24 @@ pub struct Sources {
     pub client_certificates: ClientCertificates,
 }
 
+/// What a file is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A certificate with its chain.
+    Certificate,
+    /// The key of one.
+    Key,
+    /// Authorities that clients' certificates may come from.
+    ClientAuthorities,
+    /// No file: what all of them are put together to.
+    Whole,
+}
+
 /// Why nothing was loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadError {
+    /// What the file is there for; the same file may be named for several things.
+    pub part: Part,
     /// The file, as it was named.
     pub file: PathBuf,
     /// What is wrong with it.
@@ -71,8 +86,9 @@ impl fmt::Display for LoadError {
 
 impl std::error::Error for LoadError {}
 
-fn wrong(file: &Path, reason: impl fmt::Display) -> LoadError {
+fn wrong(part: Part, file: &Path, reason: impl fmt::Display) -> LoadError {
     LoadError {
+        part,
         file: file.to_owned(),
         reason: reason.to_string(),
     }
@@ -96,31 +112,41 @@ impl Sources {
         let mut warnings = Vec::new();
         if self.pairs.len() > TLS_CERTIFICATES_MAX {
             let reason = format!("more than {TLS_CERTIFICATES_MAX} certificates");
-            return Err(wrong(&self.pairs[TLS_CERTIFICATES_MAX].0, reason));
+            return Err(wrong(
+                Part::Certificate,
+                &self.pairs[TLS_CERTIFICATES_MAX].0,
+                reason,
+            ));
         }
         for (chain_file, key_file) in &self.pairs {
-            let chain = certificates(chain_file)?;
+            let chain = certificates(Part::Certificate, chain_file)?;
             let bytes: usize = chain.iter().map(|certificate| certificate.len()).sum();
             if bytes > TLS_CHAIN_BYTES_MAX {
                 let reason =
                     format!("a chain of {bytes} bytes; allowed: up to {TLS_CHAIN_BYTES_MAX}");
-                return Err(wrong(chain_file, reason));
+                return Err(wrong(Part::Certificate, chain_file, reason));
             }
             warnings.extend(readable_by_others(key_file));
-            let key = PrivateKeyDer::from_pem_slice(&read(key_file)?)
-                .map_err(|error| wrong(key_file, format!("no private key in PEM: {error}")))?;
+            let key =
+                PrivateKeyDer::from_pem_slice(&read(Part::Key, key_file)?).map_err(|error| {
+                    wrong(
+                        Part::Key,
+                        key_file,
+                        format!("no private key in PEM: {error}"),
+                    )
+                })?;
             let key = provider
                 .key_provider
                 .load_private_key(key)
-                .map_err(|error| wrong(key_file, error))?;
+                .map_err(|error| wrong(Part::Key, key_file, error))?;
             let certified = CertifiedKey::new(chain, key);
             certified.keys_match().map_err(|_| {
                 let reason = format!("the key does not belong to {}", chain_file.display());
-                wrong(key_file, reason)
+                wrong(Part::Key, key_file, reason)
             })?;
             table
                 .add(certified)
-                .map_err(|reason| wrong(chain_file, reason))?;
+                .map_err(|reason| wrong(Part::Certificate, chain_file, reason))?;
         }
         let authorities = match &self.client_ca {
             Some(file) => Some(self.authorities(file, &provider)?),
@@ -128,7 +154,7 @@ impl Sources {
         };
         let builder = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| wrong(Path::new("TLS"), error))?;
+            .map_err(|error| wrong(Part::Whole, Path::new("TLS"), error))?;
         let builder = match (&authorities, self.client_certificates) {
             (Some(authorities), asked) if asked != ClientCertificates::Off => builder
                 .with_client_cert_verifier(Arc::new(Asks {
@@ -140,8 +166,13 @@ impl Sources {
         let table = Arc::new(table);
         let mut config = builder.with_cert_resolver(Arc::new(Choice::new(&table)));
         // Tickets hold what a resumption needs, sealed with a key that changes every six hours: nothing is kept here.
-        config.ticketer = ring::Ticketer::new()
-            .map_err(|error| wrong(Path::new("TLS"), format!("a key for tickets: {error}")))?;
+        config.ticketer = ring::Ticketer::new().map_err(|error| {
+            wrong(
+                Part::Whole,
+                Path::new("TLS"),
+                format!("a key for tickets: {error}"),
+            )
+        })?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Credentials {
             config,
@@ -157,22 +188,24 @@ impl Sources {
         provider: &Arc<rustls::crypto::CryptoProvider>,
     ) -> Result<Arc<dyn ClientCertVerifier>, LoadError> {
         let mut roots = RootCertStore::empty();
-        for root in certificates(file)? {
-            roots.add(root).map_err(|error| wrong(file, error))?;
+        for root in certificates(Part::ClientAuthorities, file)? {
+            roots
+                .add(root)
+                .map_err(|error| wrong(Part::ClientAuthorities, file, error))?;
         }
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
             .build()
-            .map_err(|error| wrong(file, error))
+            .map_err(|error| wrong(Part::ClientAuthorities, file, error))
     }
 }
 
 /// A file, no larger than [`TLS_FILE_BYTES_MAX`].
-fn read(file: &Path) -> Result<Vec<u8>, LoadError> {
+fn read(part: Part, file: &Path) -> Result<Vec<u8>, LoadError> {
     use std::io::Read;
     let failed = |error: std::io::Error| {
         let text = error.to_string();
         let end = text.find(" (os error").unwrap_or(text.len());
-        wrong(file, text[..end].to_lowercase())
+        wrong(part, file, text[..end].to_lowercase())
     };
     let mut bytes = Vec::new();
     let opened = std::fs::File::open(file).map_err(failed)?;
@@ -180,18 +213,18 @@ fn read(file: &Path) -> Result<Vec<u8>, LoadError> {
     opened.take(limit).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > TLS_FILE_BYTES_MAX {
         let reason = format!("larger than {TLS_FILE_BYTES_MAX} bytes");
-        return Err(wrong(file, reason));
+        return Err(wrong(part, file, reason));
     }
     Ok(bytes)
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, LoadError> {
-    let bytes = read(file)?;
+fn certificates(part: Part, file: &Path) -> Result<Vec<CertificateDer<'static>>, LoadError> {
+    let bytes = read(part, file)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     match found {
-        Ok(chain) if chain.is_empty() => Err(wrong(file, "no certificate in PEM")),
+        Ok(chain) if chain.is_empty() => Err(wrong(part, file, "no certificate in PEM")),
         Ok(chain) => Ok(chain),
-        Err(error) => Err(wrong(file, format!("no certificate in PEM: {error}"))),
+        Err(error) => Err(wrong(part, file, format!("no certificate in PEM: {error}"))),
     }
 }
 
