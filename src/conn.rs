@@ -505,3 +505,36 @@ impl Io {
         self.input_len = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_250_is_held_wherever_its_group_began_in_the_stream_of_replies() {
+        const ACCEPTED: &[u8] = b"250 2.1.0 Ok\r\n";
+        const STORED: &[u8] = b"250 2.0.0 Ok: stored as 0-1\r\n";
+        // A group is remembered for as long as its session lasts, and its position has 32 bits.
+        for behind in [0, 1, 14, 28, 29, 1 << 16, 1 << 31, u32::MAX - 30, u32::MAX] {
+            for position in [0, 1, 1 << 31, u32::MAX - 20, u32::MAX] {
+                let mut pool = Pool::new(4 << 20, 1 << 20);
+                let mut io = Io::new(([10, 0, 0, 1], 25).into(), 0, 0, Instant(0));
+                io.output_position = position;
+                io.held_from = position.wrapping_sub(behind);
+                io.push_grouped(&mut pool, ACCEPTED);
+                let (begin, end) = io.push_grouped(&mut pool, STORED);
+                io.hold(begin);
+                // Part of its group may leave 4 GiB later, no octet of itself.
+                let leaves = io.sendable(&pool);
+                assert!(
+                    ACCEPTED.starts_with(leaves),
+                    "{behind} before {position}: {}",
+                    leaves.escape_ascii()
+                );
+                io.settle(end);
+                assert_eq!(io.sendable(&pool), [ACCEPTED, STORED].concat());
+                io.release(&mut pool);
+            }
+        }
+    }
+}
