@@ -65,9 +65,14 @@ class Judge:
             row["met"] = row["figure"] >= bar if at_least is not None else row["figure"] <= bar
         self.found.append(row)
 
+    def is_at_generators_limit(self, workload, peer):
+        """Whether the generator used more than 90 % of its core in most rounds of this peer."""
+        used = [run["generator"] > 0.9 for run in self.runs(workload, peer).values()]
+        return sum(used) * 2 > len(used)
+
     def ratio(self, group, what, workload, above, below, key, at_least):
-        saturated = [run["generator"] > 0.9 for run in self.runs(workload, "ringmx-discard").values()]
-        note = "generator at its limit" if key == "rate" and saturated and sum(saturated) * 2 > len(saturated) else ""
+        limited = key == "rate" and any(self.is_at_generators_limit(workload, peer) for peer in (above, below))
+        note = "generator at its limit" if limited else ""
         self.say(group, f"{what}, {workload}", self.ratios(workload, above, below, key), at_least=at_least, note=note)
 
 
