@@ -464,3 +464,36 @@ fn a_sync_looks_at_the_links_of_its_ring_and_not_at_its_times() {
         "{calls:#?}"
     );
 }
+
+#[test]
+fn a_sync_counts_where_statx_is_not_to_be_had() {
+    if !strace_works() {
+        return;
+    }
+    // An old kernel, and a filter of system calls.
+    for error in ["ENOSYS", "EPERM"] {
+        let dir = TestDir::new();
+        let trace = dir.join("trace");
+        let mut command = Command::new("strace");
+        command.args(["-f", "-o", &trace, "-e", "trace=statx", "-e"]);
+        command.args([&format!("inject=statx:error={error}"), "-D", RINGMX]);
+        let Ok(server) = Server::start_by(
+            command,
+            &dir,
+            &["--ring-size", "16MiB", "--failed-grace", "1s"],
+        ) else {
+            panic!("the server does not start without statx");
+        };
+        let mut client = Client::open(server.address).unwrap();
+        let reply = client.deliver(&content((0, 0))).unwrap();
+        assert!(reply.starts_with("250 2.0.0 Ok: stored as 0-1"), "{reply}");
+        // The ring goes, and the next sync knows it all the same.
+        fs::remove_dir_all(dir.ring()).unwrap();
+        let refused = client.deliver(&content((0, 1))).unwrap_err().to_string();
+        assert!(refused.contains("451 4.3.0 "), "{error}: {refused}");
+        drop(client);
+        let (code, _, errors) = server.process.wait();
+        assert_eq!(code, Some(74), "{errors}");
+        assert!(fs::read_to_string(&trace).unwrap().contains("(INJECTED)"));
+    }
+}
