@@ -177,9 +177,11 @@ fn run(given: &Config) -> Result<i32, StartError> {
     if given.workers > 1 {
         return workers::run(given.clone(), clock);
     }
+    let descriptors = raise_descriptor_limit(given);
+    reserve_descriptors(given);
     let mut logger = Logger::start(io::stderr(), given.log_format, given.log_level, clock)
         .map_err(|error| start_error(EXIT_FAILURE, format!("the log thread: {error}")))?;
-    raise_descriptor_limit(given, &mut logger, &clock);
+    log_descriptor_limit(given, descriptors, &mut logger, &clock);
     let up = come_up(given.clone(), clock)?;
     let place = Place {
         worker: None,
@@ -632,9 +634,25 @@ fn print_end(config: &Config, done: &[Done], lines: &[String]) {
     print(&text);
 }
 
-fn raise_descriptor_limit(config: &Config, logger: &mut Logger, clock: &Clock) {
-    let wanted = config.max_sessions as u64 + DESCRIPTORS_ASIDE;
-    let got = descriptors::raise_limit(wanted).unwrap_or(0);
+/// What `max_sessions` need, and what the process has beside them.
+fn wanted_descriptors(config: &Config) -> u64 {
+    config.max_sessions as u64 + DESCRIPTORS_ASIDE
+}
+
+/// Raises the limit as far as sessions need it and the system allows; returns it.
+fn raise_descriptor_limit(config: &Config) -> u64 {
+    descriptors::raise_limit(wanted_descriptors(config)).unwrap_or(0)
+}
+
+/// Takes room for the descriptors of all sessions before there are threads, so that no session waits for it later.
+fn reserve_descriptors(config: &Config) {
+    let limit = descriptors::raise_limit(0).unwrap_or(0);
+    // Without it, the table grows when it has to.
+    let _ = descriptors::reserve(wanted_descriptors(config).min(limit));
+}
+
+fn log_descriptor_limit(config: &Config, got: u64, logger: &mut Logger, clock: &Clock) {
+    let wanted = wanted_descriptors(config);
     if got < wanted {
         let fields = [
             ("setting", Value::Str("max-sessions")),

@@ -252,6 +252,34 @@ fn metric(page: &str, name: &str) -> u64 {
     value.expect(name).parse().expect("a number")
 }
 
+/// Descriptors that the kernel's table of a process has room for.
+fn descriptor_table(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+    size.expect("FDSize").trim().parse().expect("a number")
+}
+
+#[test]
+fn no_session_waits_for_the_kernel_to_enlarge_its_table_of_descriptors() {
+    let dir = TestDir::new();
+    let server = start(&dir, "2");
+    wait_until_ready(&server);
+    let workers = children(server.process.pid());
+    assert_eq!(workers.len(), 2);
+    for worker in workers {
+        assert!(descriptor_table(worker) >= 10_000);
+    }
+    // It takes no sessions itself.
+    assert!(descriptor_table(server.process.pid()) < 10_000);
+    server.stop();
+    let dir = TestDir::new();
+    let options = ["--max-sessions", "3000", "--ring-size", "16MiB"];
+    let server = Server::start(&dir, &options);
+    let size = descriptor_table(server.process.pid());
+    assert!((3_000..10_000).contains(&size), "{size}");
+    server.stop();
+}
+
 #[test]
 fn mail_reaches_all_shards_and_the_pages_show_their_sums() {
     for workers in [2, 4] {

@@ -57,6 +57,8 @@ pub const LOSS: u8 = 4;
 /// Ended by a signal; the report was written.
 pub const INTERRUPTED: u8 = 130;
 
+/// Descriptors of a process beside those of its sessions.
+const DESCRIPTORS_ASIDE: u64 = 64;
 /// Least `--chunk`, in bytes: the command of a smaller chunk would outweigh it.
 const CHUNK_MIN: u64 = 64;
 
@@ -1059,6 +1061,9 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
     }
     can_run(options)?;
     let files = sys::raise_descriptor_limit();
+    if options.processes == 1 {
+        sys::reserve_descriptors(u64::from(options.plan.sessions) + DESCRIPTORS_ASIDE);
+    }
     let setting = preflight::Setting {
         threads: (options.threads * options.processes) as u64,
         processes: options.processes as u64,
@@ -1217,7 +1222,8 @@ fn part_command(mut parser: lexopt::Parser) -> Result<u8, Stop> {
             text: format!("part has another plan: {}", options.plan.text()),
         });
     }
-    sys::raise_descriptor_limit();
+    let sessions = u64::from(options.plan.sessions).div_ceil(part.count.max(1) as u64);
+    sys::reserve_descriptors(sessions + DESCRIPTORS_ASIDE);
     sys::catch_interrupts();
     let file = |path: &Path, error| usage(format!("{}: {error}", path.display()));
     let writers = part.count as u64;

@@ -11,8 +11,8 @@ use std::os::unix::net::UnixStream;
 
 use super::{
     Place, StartError, Up, about, come_up, finish_takeover, head, install_signals, leftover_shards,
-    log_started, print_end, privileges, raise_descriptor_limit, ready_state, sockets, start_error,
-    start_lines, take_mail, takeover, tls,
+    log_descriptor_limit, log_started, print_end, privileges, raise_descriptor_limit, ready_state,
+    reserve_descriptors, sockets, start_error, start_lines, take_mail, takeover, tls,
 };
 use crate::cli::{EXIT_CUT, EXIT_FAILURE, EXIT_OK, EXIT_STORAGE, complain, print};
 use crate::clock::Clock;
@@ -31,7 +31,12 @@ pub(super) fn run(config: Config, clock: Clock) -> Result<i32, StartError> {
         config.log_level,
         clock,
     );
-    raise_descriptor_limit(&config, &mut logger, &clock);
+    log_descriptor_limit(
+        &config,
+        raise_descriptor_limit(&config),
+        &mut logger,
+        &clock,
+    );
     let mut up = come_up(config, clock)?;
     if up.security.is_none() {
         // Made once, and by one.
@@ -159,6 +164,8 @@ fn work(mut up: Up, index: usize, link: UnixStream) -> i32 {
 
 fn start_logger(up: &Up, index: usize) -> Result<Logger, StartError> {
     let config = &up.config;
+    // A fork has a table as large as what is open in it.
+    reserve_descriptors(config);
     let mut logger = Logger::start(io::stderr(), config.log_format, config.log_level, up.clock)
         .map_err(|error| start_error(EXIT_FAILURE, format!("the log thread: {error}")))?;
     logger.set_worker(index as u16);

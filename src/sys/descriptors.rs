@@ -1,6 +1,7 @@
-//! The limit on open descriptors.
+//! The limit on open descriptors, and the kernel's table of them.
 
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Raises the soft limit on open descriptors to at least `wanted`, as far as the hard limit allows. Returns the
 /// limit now in force.
@@ -38,6 +39,26 @@ pub fn raise_limit(wanted: u64) -> io::Result<u64> {
     Ok(limit.rlim_cur as u64)
 }
 
+/// Lets the kernel's table of this process have room for `count` descriptors at once, 8 octets of its memory each.
+///
+/// It would double by itself, whenever a descriptor does not fit. While a process has threads, Linux then waits for
+/// all of its processors to have passed a point of rest (RCU), some 13 ms in which the event loop stands still: six
+/// times on the way from 256 to 16,384 connections. Best called before there are threads.
+///
+/// # Errors
+/// Those of fcntl(2), such as EINVAL for more than the limit allows. Then the table grows as it always did.
+pub fn reserve(count: u64) -> io::Result<()> {
+    let last = libc::c_int::try_from(count.saturating_sub(1)).unwrap_or(libc::c_int::MAX);
+    // SAFETY: fcntl with F_DUPFD_CLOEXEC has no memory to reach.
+    let made = unsafe { libc::fcntl(io::stderr().as_raw_fd(), libc::F_DUPFD_CLOEXEC, last) };
+    if made < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call above made it, and nobody else has it.
+    drop(unsafe { OwnedFd::from_raw_fd(made) });
+    Ok(())
+}
+
 /// Whether a call failed because descriptors or memory for sockets ran out.
 pub fn is_exhausted(error: &io::Error) -> bool {
     matches!(
@@ -52,5 +73,25 @@ mod tests {
     fn the_limit_is_never_lowered() {
         let before = super::raise_limit(0).expect("getrlimit");
         assert_eq!(super::raise_limit(1).expect("getrlimit"), before);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn room_for_descriptors_is_taken_at_once_and_none_stays_open() {
+        let count = 3_000;
+        assert!(super::raise_limit(count).expect("getrlimit") >= count);
+        super::reserve(count).expect("fcntl");
+        let status = std::fs::read_to_string("/proc/self/status").expect("status");
+        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+        let size: u64 = size.expect("FDSize").trim().parse().expect("a number");
+        assert!(size >= count, "{size}");
+        assert!(!std::path::Path::new("/proc/self/fd/2999").exists());
+    }
+
+    #[test]
+    fn no_more_room_is_reserved_than_the_limit_allows() {
+        let limit = super::raise_limit(0).expect("getrlimit");
+        let refused = super::reserve(limit + 1).expect_err("beyond the limit");
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
     }
 }
