@@ -357,6 +357,10 @@ fn connect(arguments: &Arguments, registry: &Registry, key: usize) -> io::Result
     let kind = socket2::Type::STREAM.nonblocking();
     let socket = socket2::Socket::new(domain, kind, Some(socket2::Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
+    if arguments.idle {
+        // Its port is free again at once, so that the next run does not have to look for one longer than this.
+        socket.set_linger(Some(Duration::ZERO))?;
+    }
     if let Some(name) = &arguments.congestion {
         socket.set_tcp_congestion(name.as_bytes())?;
     }
