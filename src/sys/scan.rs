@@ -133,8 +133,7 @@ mod avx2 {
 
     /// Names, dots and hyphens of one block.
     #[target_feature(enable = "avx2")]
-    fn name_block(octets: &[u8; BLOCK_BYTES]) -> [u64; 3] {
-        let octets = load(octets);
+    fn name_block(octets: __m256i) -> [u64; 3] {
         // The bit that tells the cases apart: no other octet becomes a letter by it.
         let lower = _mm256_or_si256(octets, _mm256_set1_epi8(0x20));
         let (dots, hyphens) = (equal(octets, b'.'), equal(octets, b'-'));
@@ -145,29 +144,54 @@ mod avx2 {
         [bits(names), bits(dots), bits(hyphens)]
     }
 
+    /// The octets of a text of 8 to 32: its first half from bit 0 of a mask on, its last from bit 16 on, and how many
+    /// octets each half has; the text's middle may be in both.
+    #[target_feature(enable = "avx2")]
+    fn halves(text: &[u8]) -> Option<(__m256i, usize)> {
+        if let (Some(first), Some(last)) = (text.first_chunk(), text.last_chunk()) {
+            return Some((
+                _mm256_set_m128i(load_half(last), load_half(first)),
+                BLOCK_BYTES / 2,
+            ));
+        }
+        let (first, last) = (text.first_chunk()?, text.last_chunk()?);
+        let (first, last) = (i64::from_le_bytes(*first), i64::from_le_bytes(*last));
+        Some((_mm256_set_epi64x(last, last, first, first), BLOCK_BYTES / 4))
+    }
+
     #[target_feature(enable = "avx2")]
     pub(super) fn name_octets(text: &[u8]) -> NameOctets {
-        let mut room = [0; NAME_WINDOW_BYTES];
-        let window = match text.first_chunk() {
-            Some(window) => window,
-            None => {
-                room[..text.len()].copy_from_slice(text);
-                &room
+        let text = &text[..text.len().min(NAME_WINDOW_BYTES)];
+        // Most names are shorter than the window. What overlaps says the same twice; a copy of the text would be read
+        // before it has arrived in the cache, which holds the processor up for longer than all of this takes.
+        let [names, dots, hyphens] = match (text.first_chunk(), text.last_chunk()) {
+            (Some(first), Some(last)) => {
+                let (first, last) = (name_block(load(first)), name_block(load(last)));
+                join(first, last, text.len() - BLOCK_BYTES)
             }
+            _ => match halves(text) {
+                Some((octets, len)) => {
+                    let sets = name_block(octets);
+                    let few = |shift: usize| sets.map(|set| set >> shift & ((1 << len) - 1));
+                    join(few(0), few(BLOCK_BYTES / 2), text.len() - len)
+                }
+                None => {
+                    let octets = text.iter().rev();
+                    let number = octets.fold(0, |number, &octet| number << 8 | i64::from(octet));
+                    name_block(_mm256_set_epi64x(0, 0, 0, number))
+                }
+            },
         };
-        let (blocks, _) = window.as_chunks::<BLOCK_BYTES>();
-        let mut sets = [0; 3];
-        for (block, at) in blocks.iter().zip([0, BLOCK_BYTES]) {
-            for (set, more) in sets.iter_mut().zip(name_block(block)) {
-                *set |= more << at;
-            }
-        }
-        let [names, dots, hyphens] = sets;
         NameOctets {
             names,
             dots,
             hyphens,
         }
+    }
+
+    /// The sets of a text of which one part begins at `at`.
+    fn join(first: [u64; 3], last: [u64; 3], at: usize) -> [u64; 3] {
+        std::array::from_fn(|set| first[set] | last[set] << at)
     }
 
     /// All ones where a control stands.
@@ -188,15 +212,9 @@ mod avx2 {
             Some(last) => load(last),
             // Most arguments are shorter. A copy that is filled up would be read before its octets have arrived in
             // the cache, which holds the processor up for longer than all the rest takes.
-            None => match (rest.first_chunk(), rest.last_chunk()) {
-                (Some(first), Some(last)) => _mm256_set_m128i(load_half(first), load_half(last)),
-                _ => match (rest.first_chunk(), rest.last_chunk()) {
-                    (Some(first), Some(last)) => {
-                        let (first, last) = (i64::from_le_bytes(*first), i64::from_le_bytes(*last));
-                        _mm256_set_epi64x(first, last, first, last)
-                    }
-                    _ => return super::controls_by_octets(rest),
-                },
+            None => match halves(rest) {
+                Some((octets, _)) => octets,
+                None => return super::controls_by_octets(rest),
             },
         };
         found = _mm256_or_si256(found, controls(last));
@@ -320,8 +338,19 @@ mod avx2 {
             }
             at += BLOCK_BYTES;
         }
-        // What is left is shorter than a block; behind its copy stand octets that are clean but for a CR before them.
+        // What is left is shorter than a block: the last block of the text overlaps what is clean. A copy would be read
+        // before it has arrived in the cache, and is for texts without a block before it.
         let left = text.len() - at;
+        let last = text.len().saturating_sub(BLOCK_BYTES);
+        if last > 0
+            && left > 0
+            && let Some((before, octets)) = pair(text, last)
+        {
+            let found = _mm256_movemask_epi8(suspects::<DOTS>(load(before), load(octets))) as u32;
+            let found = found >> (at - last);
+            return at + left.min(found.trailing_zeros() as usize);
+        }
+        // Behind the copy stand octets that are clean but for a CR before them.
         let mut room = [b'x'; BLOCK_BYTES + 1];
         room[..=left].copy_from_slice(&text[at - 1..]);
         let Some((before, octets)) = pair(&room, 1) else {
