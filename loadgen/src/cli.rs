@@ -1061,9 +1061,6 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
     }
     can_run(options)?;
     let files = sys::raise_descriptor_limit();
-    if options.processes == 1 {
-        sys::reserve_descriptors(u64::from(options.plan.sessions) + DESCRIPTORS_ASIDE);
-    }
     let setting = preflight::Setting {
         threads: (options.threads * options.processes) as u64,
         processes: options.processes as u64,
@@ -1078,6 +1075,13 @@ fn prepare(options: &Options, argv: Vec<String>) -> Result<Prepared, Stop> {
             Address::Unix(_) => true,
         },
     };
+    // Processes have their own sessions; those of hostile company are all here.
+    let own = if options.processes == 1 {
+        u64::from(options.plan.sessions)
+    } else {
+        0
+    };
+    sys::reserve_descriptors(own + setting.hostile + DESCRIPTORS_ASIDE);
     let machine = preflight::Machine::here(files, options.ledger.as_deref());
     let warnings = preflight::judge(&options.plan, setting, machine).map_err(usage)?;
     if !options.quiet {
