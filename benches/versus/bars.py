@@ -111,6 +111,7 @@ def judge(results):
         ("lock-step-1000", 2.3),
         ("pipelined-1000", 2.3),
         ("per-message-1000", 1.0),
+        ("lock-step-10000", 1.0),
         ("pipelined-10000", 1.0),
         ("100KiB", 7),
         ("1MiB", 7),
