@@ -28,9 +28,12 @@ class Judge:
         self.workloads = {workload["name"]: workload for workload in results["workloads"]}
         self.limit, self.wanted = results["foreign_max"], results["rounds"]
         self.found = []
+        # Workloads and peers that a bar is about.
+        self.asked = set()
 
     def runs(self, workload, peer):
         """Rounds of a peer by number: the quiet ones, or all when those are too few."""
+        self.asked.add((workload, peer))
         runs = self.workloads.get(workload, {}).get("rounds", {}).get(peer, [])
         calm = [run for run in runs if run["foreign"] <= self.limit]
         runs = calm if len(calm) >= max(3, len(runs) // 3) else runs
@@ -76,8 +79,17 @@ class Judge:
         self.say(group, f"{what}, {workload}", self.ratios(workload, above, below, key), at_least=at_least, note=note)
 
 
+def asked():
+    """Workloads and peers that a bar is about: what needs all of its rounds."""
+    return judged({"workloads": [], "foreign_max": 0, "rounds": 0}).asked
+
+
 def judge(results):
     """All bars with their figures."""
+    return judged(results).found
+
+
+def judged(results):
     j = Judge(results)
     group = "discarding, CPU of the null server by that of ringmx --discard"
     for workload in (
@@ -139,7 +151,7 @@ def judge(results):
     values = [runs[n]["p99_ns"] / disk[n]["p99_ns"] for n in sorted(runs) if n in disk and runs[n]["p99_ns"]]
     j.say(group, "p99 from end of data to 250 by the disk's own fdatasync p99", values, at_most=3)
     yardstick(j)
-    return j.found
+    return j
 
 
 def scan(j):
@@ -229,16 +241,19 @@ def idle(j):
 
 def yardstick(j):
     """The null server itself: what it is to smtp-sink here and was elsewhere, so that it isn't ringmx's own measure."""
+    note = f"{1 - YARDSTICK_TOLERANCE:.1f} to {1 + YARDSTICK_TOLERANCE:.1f}"
     for workload, known in YARDSTICK.items():
         values = [ratio / known for ratio in j.ratios(workload, "smtp-sink", "null", "cpu_us")]
         what = f"smtp-sink's CPU by the null server's, {workload}, as a share of {known}"
-        j.say(
-            "the yardstick",
-            what,
-            values,
-            at_least=1 - YARDSTICK_TOLERANCE,
-            note=f"{1 - YARDSTICK_TOLERANCE:.1f} to {1 + YARDSTICK_TOLERANCE:.1f}",
-        )
-        row = j.found[-1]
-        if row["figure"] is not None:
-            row["met"] = abs(row["figure"] - 1) <= YARDSTICK_TOLERANCE
+        j.say("the yardstick", what, values, at_least=1 - YARDSTICK_TOLERANCE, note=note)
+        within(j.found[-1])
+        values = j.ratios(workload, "null-c", "null", "cpu_us")
+        what = f"CPU of a null server in C by that of the null server, {workload}"
+        j.say("the yardstick", what, values, at_least=1 - YARDSTICK_TOLERANCE, note=note)
+        within(j.found[-1])
+
+
+def within(row):
+    """A yardstick may be off to either side."""
+    if row["figure"] is not None:
+        row["met"] = abs(row["figure"] - 1) <= YARDSTICK_TOLERANCE

@@ -181,6 +181,23 @@ class Null(Peer):
         return [self.tools["null"], f"127.0.0.1:{port}", *more, *self.more]
 
 
+class NullC(Peer):
+    """The same least, in another language and with nothing of this repository's: a check of the yardstick."""
+
+    name, version, lacks = "null server in C", "benches/versus/null.c", ("tls", "bdat")
+
+    def __init__(self, tools):
+        self.path = os.path.join(tools["work"], "null-c")
+        compiler = share.tool("cc")
+        if not compiler:
+            raise Missing("there is no C compiler (cc)")
+        source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "null.c")
+        run([compiler, "-O2", "-o", self.path, source], "benches/versus/null.c can't be compiled")
+
+    def command(self, place, port, tls, web):
+        return [self.path, str(port)]
+
+
 class Ringmx(Peer):
     """This receiver."""
 
@@ -569,6 +586,7 @@ class Bhm(Peer):
 # Those that every figure is about, then the field.
 PEERS = {
     "null": lambda tools: Null(tools, False),
+    "null-c": NullC,
     "ringmx-discard": lambda tools: Ringmx(tools, None),
     "smtp-sink": SmtpSink,
     "null-durable": lambda tools: Null(tools, True),
