@@ -241,7 +241,8 @@ class SmtpSink(Peer):
 
     def command(self, place, port, tls, web):
         user = ["-u", "nobody"] if os.getuid() == 0 else []
-        return [self.path, *user, f"127.0.0.1:{port}", "10000"]
+        # Left alone it serves 256 sessions at a time, and others wait for one of these to end.
+        return [self.path, *user, "-m", str(SESSIONS_MAX), f"127.0.0.1:{port}", "10000"]
 
 
 def postfix_version():

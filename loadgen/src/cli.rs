@@ -574,6 +574,7 @@ pub(crate) fn default_plan() -> Plan {
         drain_ns: 10_000_000_000,
         timeout_ns: 30_000_000_000,
         ramp_ns: 0,
+        connect_first: false,
         sizes: Sizes::Fixed(1024),
         recipients: Count::Fixed(1),
         per_connection: Count::Fixed(0),
@@ -722,6 +723,7 @@ impl Options {
     fn flag(&mut self, flag: &str, parser: &mut lexopt::Parser) -> Result<(), Stop> {
         let plan = &mut self.plan;
         match flag {
+            "connect-first" => plan.connect_first = true,
             "chunking" => plan.chunking = true,
             "smtputf8" => plan.smtputf8 = true,
             "lmtp" => plan.protocol = Protocol::Lmtp,
@@ -991,6 +993,11 @@ impl Options {
             };
         } else if self.poisson || self.by_connection {
             return Err(usage("--poisson and --arrival need --rate"));
+        }
+        if plan.connect_first && self.rate.is_some() {
+            return Err(usage(
+                "--connect-first is for a closed loop: with a rate, sessions connect first anyway, or with each arrival",
+            ));
         }
         if plan.sessions == 0 {
             plan.sessions = if self.rate.is_some() { 100 } else { 10 };
@@ -1529,6 +1536,7 @@ impl SearchOptions {
                         "fail-if",
                         "--max-p99 and --max-errors are the limits of find-max",
                     ),
+                    ("connect-first", "its steps do so anyway"),
                 ],
             ),
             "sweep" => (
@@ -1540,6 +1548,7 @@ impl SearchOptions {
                         "fail-if",
                         "--max-p99 and --max-errors are the limits of a sweep",
                     ),
+                    ("connect-first", "its steps do so anyway"),
                 ],
             ),
             _ => (

@@ -152,6 +152,8 @@ How much
   --drain TIME              for what is in flight at the end [10s]
   --timeout TIME            for any one reply [30s]
   --ramp TIME               spread the session starts over TIME
+  --connect-first           closed loop: no message before all sessions are ready, or 3 s
+                            passed; warm-up begins then (an open loop does so anyway)
   --rate R                  open loop: R messages a second, whatever the target does
   --rate-shape R@T,R@T,...  a rate that follows these points, joined by straight lines; two
                             points at one time are a step; ends at the last

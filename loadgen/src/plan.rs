@@ -408,6 +408,8 @@ pub struct Plan {
     pub timeout_ns: u64,
     /// Spreads the starts of the sessions over this time.
     pub ramp_ns: u64,
+    /// Closed loop: no message before all sessions are ready, and the clock starts then, as it does in an open one.
+    pub connect_first: bool,
     /// Message sizes.
     pub sizes: Sizes,
     /// Recipients of a message.
@@ -454,6 +456,14 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether sessions connect, and wait, before the clock starts.
+    pub fn connects_first(&self) -> bool {
+        match self.mode {
+            Mode::Closed => self.connect_first,
+            Mode::Open { by_connection, .. } => !by_connection,
+        }
+    }
+
     /// Returns message `seq`.
     pub fn message(&self, seq: u64) -> Spec {
         let row = |trace: &Arc<Trace>| trace.rows.get(usize::try_from(seq).ok()?).copied();
@@ -526,6 +536,9 @@ impl Plan {
             self.shape,
             self.corpus,
         );
+        if self.connect_first {
+            text.push_str(" connect_first");
+        }
         if self.chunk > 0 {
             text.push_str(&format!(" chunk={}", self.chunk));
         }

@@ -116,17 +116,6 @@ impl Part {
     }
 }
 
-/// Whether sessions connect before the clock starts.
-fn connects_first(load: &Workload) -> bool {
-    matches!(
-        load.plan.mode,
-        Mode::Open {
-            by_connection: false,
-            ..
-        }
-    )
-}
-
 /// Runs this process's share and tells the parent on standard output.
 ///
 /// **Errors**: as `run::run`.
@@ -139,7 +128,7 @@ pub fn serve(
     logs: &Logs,
 ) -> io::Result<()> {
     let (first, workers) = (part.index * threads, part.count * threads);
-    let gated = connects_first(&load);
+    let gated = load.plan.connects_first();
     let sessions = load.plan.sessions;
     let shared = Arc::new(Shared::new(threads, first, workers, sessions, gated));
     let (send, told) = channel();

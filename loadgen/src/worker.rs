@@ -28,8 +28,10 @@ const SCAN_NS: u64 = 100_000_000;
 const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// How long a server may take to close after its reply to QUIT.
 const LINGER_NS: u64 = 1_000_000_000;
-/// How long open-loop runs wait for their sessions before the first message is due.
+/// How long runs whose sessions connect first wait for them before the clock starts.
 pub const WARM_CONNECT_NS: u64 = 3_000_000_000;
+/// Messages begun in one turn, so that replies are read meanwhile.
+const BEGINS_MAX: usize = 256;
 /// Reads of one session per wake-up, so that one busy server can't starve the others.
 const READS_MAX: usize = 16;
 const TIMER: Token = Token(usize::MAX);
@@ -91,11 +93,11 @@ impl Live {
 pub struct Shared {
     /// Ends the run early.
     pub stop: AtomicBool,
-    /// Sessions that have been ready once; an open loop starts when all are.
+    /// Sessions that have been ready once, or have nothing to do; a clock that waits for them starts when all are.
     pub ready: AtomicU64,
     /// Sessions of the workers that share this.
     pub sessions: u64,
-    /// One process of several: an open loop starts when it is told, not when its own sessions are ready.
+    /// One process of several: such a clock starts when it is told, not when its own sessions are ready.
     pub gated: bool,
     /// When it is told to start, on the monotonic clock in ns; 0 before.
     pub start_ns: AtomicU64,
@@ -297,6 +299,8 @@ pub struct Worker {
     timers: BinaryHeap<Reverse<(u64, u32)>>,
     /// Slots that can take an arrival.
     free: Vec<u32>,
+    /// Slots that waited for the others, and have not begun since.
+    begins: Vec<u32>,
     arrivals: Option<Arrivals>,
     by_connection: bool,
     started: bool,
@@ -377,6 +381,7 @@ impl Worker {
             }
         };
         let open = arrivals.is_some();
+        let connects_first = plan.connects_first();
         let book = Book {
             recorder: Recorder::new(plan.warmup_ns, stop_ns, open),
             logs,
@@ -398,9 +403,10 @@ impl Worker {
             starts: std::collections::VecDeque::new(),
             timers: BinaryHeap::new(),
             free: Vec::new(),
+            begins: Vec::new(),
             arrivals,
             by_connection,
-            started: !open || by_connection,
+            started: !connects_first,
             book,
             buffers: Vec::new(),
             input: vec![0; 64 << 10],
@@ -450,7 +456,8 @@ impl Worker {
             if at_start.is_none() && self.started && now >= self.load.plan.warmup_ns {
                 at_start = Some(sample(&queue));
             }
-            if !self.draining && (now >= self.stop_ns || self.stop_asked()) {
+            let is_over = self.started && now >= self.stop_ns;
+            if !self.draining && (is_over || self.stop_asked()) {
                 stopped = true;
                 at_end = Some(sample(&queue));
                 self.drain(now);
@@ -461,6 +468,7 @@ impl Worker {
                 break;
             }
             self.dispatch(now);
+            self.begin_some();
             self.fire_timers(now);
             self.connect_some(now);
             if now >= next_scan {
@@ -615,6 +623,7 @@ impl Worker {
                 .is_none_or(|messages| slot.session < messages);
             if !planned && self.arrivals.is_none() {
                 slot.stage = Stage::Over;
+                self.shared.ready.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
             slot.stage = Stage::Waiting;
@@ -631,7 +640,7 @@ impl Worker {
         self.free.reverse();
     }
 
-    /// Returns when the open loop starts, if that is now or was before.
+    /// Returns when a clock that waits for sessions starts, if that is now or was before.
     fn clock_starts(&self, now: u64) -> Option<u64> {
         if self.shared.gated {
             let told = self.shared.start_ns.load(Ordering::Relaxed);
@@ -642,7 +651,7 @@ impl Worker {
         (all || now > WARM_CONNECT_NS + self.load.plan.ramp_ns).then_some(now)
     }
 
-    /// The open loop starts: time counts from `shift`.
+    /// The clock starts: time counts from `shift`. In a closed loop those that wait begin.
     fn start_clock(&mut self, shift: u64) {
         self.epoch_ns += shift;
         self.started = true;
@@ -657,6 +666,22 @@ impl Worker {
             }
         }
         self.book.recorder.rows.clear();
+        if self.arrivals.is_none() {
+            self.begins = std::mem::take(&mut self.free);
+        }
+    }
+
+    /// Has some of the sessions that waited for others take their first message: not all of thousands at once, which
+    /// would keep step with each other from then on.
+    fn begin_some(&mut self) {
+        for _ in 0..BEGINS_MAX.min(self.begins.len()) {
+            let index = self.begins.pop().map_or(0, |index| index as usize);
+            // Lost meanwhile, it has begun like any other.
+            if self.slots[index].stage == Stage::Parked {
+                self.slots[index].stage = Stage::Up;
+                self.drive(index, self.clock());
+            }
+        }
     }
 
     fn is_finished(&self) -> bool {
@@ -679,7 +704,7 @@ impl Worker {
         }
         // Bounded, so that replies are read even when the plan is far ahead of the target. What is
         // only counted costs little; what is begun costs a send.
-        let (mut bound, mut begins) = (100_000, 256);
+        let (mut bound, mut begins) = (100_000, BEGINS_MAX);
         loop {
             let Some(arrivals) = &mut self.arrivals else {
                 return;
@@ -750,6 +775,7 @@ impl Worker {
     /// Stops offering; what is in flight may finish.
     fn drain(&mut self, now: u64) {
         self.draining = true;
+        self.free.append(&mut self.begins);
         self.stop_ns = now;
         self.book.recorder.window.1 = self.book.recorder.window.1.min(now);
         if let Some(arrivals) = &mut self.arrivals {
@@ -872,6 +898,7 @@ impl Worker {
     /// How long to sleep; sets the timer when milliseconds are too coarse.
     fn pause(&mut self, now: u64) -> Duration {
         if self.tuning.spin
+            || !self.begins.is_empty()
             || (!self.starts.is_empty() && self.connecting < self.tuning.connecting_max)
         {
             return Duration::ZERO;
@@ -1097,6 +1124,12 @@ impl Worker {
                 self.book.recorder.begun(now);
                 return true;
             }
+        } else if !self.started && !self.draining {
+            slot.stage = Stage::Parked;
+            slot.failures = 0;
+            self.free.push(index as u32);
+            self.deadlines[index] = u64::MAX;
+            return false;
         } else if !full && !self.draining {
             let seq = slot.session + slot.turn * sessions;
             if self

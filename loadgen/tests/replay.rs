@@ -124,6 +124,14 @@ fn lines_of_time_and_size_are_a_trace_and_the_rest_is_refused() {
             "--speed needs a trace",
         ),
         (
+            vec!["run", &target, "--rate", "5", "--connect-first"],
+            "--connect-first is for a closed loop",
+        ),
+        (
+            vec!["sweep", &target, "--rates", "5", "--connect-first"],
+            "--connect-first: its steps do so anyway",
+        ),
+        (
             vec!["find-max", &target, "--trace", &trace],
             "send it with replay",
         ),

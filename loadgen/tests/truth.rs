@@ -3,9 +3,13 @@
 
 use serde_json::Value;
 use smtp_loadgen::sink::{Faults, Running};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 #[path = "support/program.rs"]
@@ -320,6 +324,93 @@ fn a_closed_loop_whose_target_falls_silent_is_measured_to_its_end() {
         report["totals"]["accepted_per_s"].as_f64().unwrap(),
         accepted
     );
+}
+
+/// A server that greets its `last` connection only when all before it have had the answer to their EHLO, or never, and
+/// says in which order commands came.
+fn greets_last(last: usize, never: bool) -> (SocketAddr, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = channel();
+    let (answered, answers) = channel();
+    let answers = Arc::new(Mutex::new(answers));
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().take(last).enumerate() {
+            let (stream, tell) = (stream.unwrap(), tell.clone());
+            let (answered, answers) = (answered.clone(), answers.clone());
+            std::thread::spawn(move || {
+                if number + 1 == last {
+                    for _ in 1..last {
+                        answers.lock().unwrap().recv().unwrap();
+                    }
+                    if never {
+                        // Silent until the client gives up.
+                        return drop((&stream).read(&mut [0; 1]));
+                    }
+                }
+                (&stream).write_all(b"220 late.example ESMTP\r\n").unwrap();
+                let mut inside = false;
+                for line in BufReader::new(&stream).lines().map_while(Result::ok) {
+                    if inside && line != "." {
+                        continue;
+                    }
+                    inside = line == "DATA";
+                    tell.send(line.get(..4).unwrap_or(&line).to_owned())
+                        .unwrap();
+                    let reply = match inside {
+                        true => "354 Go\r\n",
+                        false => "250 Ok\r\n",
+                    };
+                    if (&stream).write_all(reply.as_bytes()).is_err() {
+                        break;
+                    }
+                    if line.starts_with("EHLO") {
+                        answered.send(()).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    (address, told)
+}
+
+#[test]
+fn sessions_that_connect_first_send_no_message_before_all_are_ready() {
+    let place = Place::new("connect-first");
+    let (address, told) = greets_last(4, false);
+    let (target, report) = (address.to_string(), place.at("run.json"));
+    let load = ["run", &target, "--sessions", "4", "--messages", "8"];
+    let rest = ["--quit", "none", "--no-preflight", "--quiet"];
+    let how = ["--connect-first", "--json", &report];
+    let output = program(&[&load[..], &rest, &how].concat());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let commands: Vec<String> = told.try_iter().collect();
+    assert_eq!(commands[..4], ["EHLO"; 4], "{commands:?}");
+    let count = |word| commands.iter().filter(|command| *command == word).count();
+    assert_eq!(["MAIL", "RCPT", "DATA", "."].map(count), [8; 4]);
+    assert_eq!(totals(&json(&report)), [8, 8, 0, 0, 0, 0]);
+}
+
+#[test]
+fn sessions_that_connect_first_wait_three_seconds_for_the_last_and_then_begin() {
+    let place = Place::new("connect-first-never");
+    let (address, told) = greets_last(3, true);
+    let (target, report) = (address.to_string(), place.at("run.json"));
+    let load = ["run", &target, "--sessions", "3", "--duration", "200ms"];
+    let rest = ["--quit", "none", "--no-preflight", "--quiet"];
+    let how = ["--connect-first", "--drain", "1s", "--json", &report];
+    let begin = Instant::now();
+    program(&[&load[..], &rest, &how].concat());
+    assert!(begin.elapsed() >= Duration::from_secs(3));
+    let report = json(&report);
+    // The wait is not part of what is measured.
+    assert_eq!(report["window"]["measured_ns"], 200_000_000);
+    let commands: Vec<String> = told.try_iter().collect();
+    assert_eq!(commands[..2], ["EHLO"; 2], "{commands:?}");
+    let accepted = report["totals"]["accepted"].as_u64().unwrap();
+    assert!(accepted >= 2, "{report:#}");
+    let ended = commands.iter().filter(|command| *command == ".").count() as u64;
+    assert!(ended == accepted || ended == accepted + 2, "{report:#}");
 }
 
 #[test]
