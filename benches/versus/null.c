@@ -120,7 +120,9 @@ static void take(struct connection *c, const char *in, size_t len) {
 static int serve(struct connection *c, int to_the_end) {
     for (;;) {
         ssize_t len = recv(c->fd, buf, sizeof buf, 0);
-        if (len == 0 || (len < 0 && errno != EAGAIN && errno != EINTR))
+        if (len < 0 && errno == EINTR)
+            continue;
+        if (len == 0 || (len < 0 && errno != EAGAIN))
             return 0;
         if (len < 0)
             break;

@@ -674,8 +674,11 @@ impl Worker {
     /// Has some of the sessions that waited for others take their first message: not all of thousands at once, which
     /// would keep step with each other from then on.
     fn begin_some(&mut self) {
-        for _ in 0..BEGINS_MAX.min(self.begins.len()) {
-            let index = self.begins.pop().map_or(0, |index| index as usize);
+        for _ in 0..BEGINS_MAX {
+            let Some(index) = self.begins.pop() else {
+                break;
+            };
+            let index = index as usize;
             // Lost meanwhile, it has begun like any other.
             if self.slots[index].stage == Stage::Parked {
                 self.slots[index].stage = Stage::Up;
@@ -1092,6 +1095,15 @@ impl Worker {
         self.flush(index, now);
     }
 
+    /// Has a session wait, connected, until there is something to do.
+    fn park(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        slot.stage = Stage::Parked;
+        slot.failures = 0;
+        self.free.push(index as u32);
+        self.deadlines[index] = u64::MAX;
+    }
+
     /// Finds the next thing for a session to do. Returns false when it is parked or closed.
     fn assign(&mut self, index: usize, now: u64) -> bool {
         let sessions = u64::from(self.load.plan.sessions);
@@ -1111,10 +1123,7 @@ impl Worker {
                             .saturating_record(now.saturating_sub(at));
                     }
                 } else if !self.draining && (arrivals.peek().is_some() || !self.started) {
-                    slot.stage = Stage::Parked;
-                    slot.failures = 0;
-                    self.free.push(index as u32);
-                    self.deadlines[index] = u64::MAX;
+                    self.park(index);
                     return false;
                 }
             }
@@ -1125,10 +1134,7 @@ impl Worker {
                 return true;
             }
         } else if !self.started && !self.draining {
-            slot.stage = Stage::Parked;
-            slot.failures = 0;
-            self.free.push(index as u32);
-            self.deadlines[index] = u64::MAX;
+            self.park(index);
             return false;
         } else if !full && !self.draining {
             let seq = slot.session + slot.turn * sessions;
