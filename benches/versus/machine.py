@@ -181,24 +181,36 @@ def kernel_threads_seconds():
     return total
 
 
+def stolen_seconds(cpu):
+    """Time for which the machine below had a core that something was to run on, to a tick."""
+    for line in read("/proc/stat").splitlines():
+        words = line.split()
+        if words[0] == f"cpu{cpu}" and len(words) > 8:
+            return int(words[8]) / TICKS
+    return 0.0
+
+
 class Watch:
-    """What happened on the server's core between two looks, and who did it."""
+    """What happened on the server's core between two looks, and who did it; what was taken from the generator's."""
 
     def __init__(self, group):
         self.group = group
         self.kernel = kernel_threads_seconds()
         self.threads, self.cpu = group.threads(), group.cpu_seconds()
+        self.stolen = stolen_seconds(share.GENERATOR_CPU)
         self.busy, self.begin = share.busy_ns(share.SERVER_CPU), time.monotonic()
 
     def end(self):
-        """Seconds: wall, of the server, of its thread `sync`; share of the core that others had."""
+        """Seconds: wall, of the server, of its thread `sync`; share of the core that others had, or of the generator's
+        that the machine below took, whichever is more."""
         wall = time.monotonic() - self.begin
         busy = (share.busy_ns(share.SERVER_CPU) - self.busy) / 1e9
         cpu = self.group.cpu_seconds() - self.cpu
         threads = self.group.threads()
         kernel = kernel_threads_seconds() - self.kernel
         sync = threads.get("sync", 0) - self.threads.get("sync", 0)
-        return {"wall": wall, "cpu": cpu, "sync": sync, "foreign": max(busy - cpu - kernel, 0) / wall}
+        stolen = stolen_seconds(share.GENERATOR_CPU) - self.stolen
+        return {"wall": wall, "cpu": cpu, "sync": sync, "foreign": max(busy - cpu - kernel, stolen, 0) / wall}
 
 
 class Disk:
