@@ -145,6 +145,13 @@ def tool(name):
     return path
 
 
+def needs_tls_of_swaks():
+    """swaks speaks TLS with a library of Perl's that it can be installed without."""
+    if subprocess.run(["perl", "-MNet::SSLeay", "-e", "1"], stderr=subprocess.DEVNULL).returncode != 0:
+        print("swaks has no TLS without libnet-ssleay-perl")
+        sys.exit(NOT_INSTALLED)
+
+
 def hand_over(server, clients, client, path):
     """Lets a client send the lines; returns what was stored, which has to be what the client says it sent."""
     with tempfile.NamedTemporaryFile(suffix=".eml") as file:
@@ -240,6 +247,7 @@ def deliver_over_tls(program, client):
 
 
 def tls_swaks(server, path, file):
+    needs_tls_of_swaks()
     command = [path, "--server", "localhost", "--helo", "localhost", "--tls-verify"]
     command += ["--tls-ca-path", server.certificate, "--from", SENDER, "--to", RECIPIENT]
     command += ["--data", "@" + file]
@@ -575,6 +583,7 @@ def succeeds(command, right, stdin=b"", environment=None):
 
 def submit_swaks(server, _scratch):
     path = tool("swaks")
+    needs_tls_of_swaks()
 
     def way(mechanism, more):
         def send(password, authority, right):
