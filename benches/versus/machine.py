@@ -183,11 +183,7 @@ def kernel_threads_seconds():
 
 def stolen_seconds(cpu):
     """Time for which the machine below had a core that something was to run on, to a tick."""
-    for line in read("/proc/stat").splitlines():
-        words = line.split()
-        if words[0] == f"cpu{cpu}" and len(words) > 8:
-            return int(words[8]) / TICKS
-    return 0.0
+    return share.core_ticks(cpu)[7] / TICKS
 
 
 class Watch:
