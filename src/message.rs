@@ -98,6 +98,8 @@ fn put_field(room: &mut [u8], field: Field, value: &[u8]) -> usize {
 pub const ID_BYTES_MAX: usize = 24;
 /// Body bytes after which the rest is read straight into large chunks.
 const DIRECT_AFTER_BYTES: u64 = 4_096;
+/// Octets to come, by what the client says, from which already the first read may go into a large chunk.
+pub const ANNOUNCED_BYTES_MIN: u64 = 32_768;
 /// Least room in a large chunk worth a read of its own.
 const DIRECT_ROOM_MIN: usize = 8_192;
 
@@ -121,6 +123,15 @@ pub struct Message {
     /// Chunks of 64 KiB among its chunks.
     large_chunks: u32,
     /// Bytes of the current fragment.
+    fragment_bytes: u32,
+}
+
+/// What a message was like before a large chunk was tried, see [`Message::retreat`].
+#[derive(Debug)]
+pub struct Standing {
+    last: ChunkId,
+    last_meta: Meta,
+    fragments: u32,
     fragment_bytes: u32,
 }
 
@@ -440,6 +451,32 @@ impl Message {
         }
         let used = pool.meta(self.last).used as usize;
         Some((self.last, used..self.last.capacity()))
+    }
+
+    /// What [`Message::retreat`] goes back to when a read into [`Message::direct_room`] brings little.
+    pub fn standing(&self, pool: &Pool) -> Standing {
+        Standing {
+            last: self.last,
+            last_meta: pool.meta(self.last),
+            fragments: self.fragments,
+            fragment_bytes: self.fragment_bytes,
+        }
+    }
+
+    /// Whether a chunk was taken since `before`, and `kept` octets more leave the body too short for a large one.
+    pub fn should_retreat(&self, before: &Standing, kept: usize) -> bool {
+        let is_short = self.body_bytes + (kept as u64) < DIRECT_AFTER_BYTES;
+        is_short && self.last != before.last
+    }
+
+    /// Gives the chunk back that [`Message::direct_room`] took since `before`, with whatever was read into it.
+    pub fn retreat(&mut self, pool: &mut Pool, before: &Standing) {
+        pool.free(self.last);
+        pool.set_meta(before.last, before.last_meta);
+        self.last = before.last;
+        self.large_chunks -= 1;
+        self.fragments = before.fragments;
+        self.fragment_bytes = before.fragment_bytes;
     }
 
     /// Takes `kept` bytes that stand behind the used ones in the chunk of [`Message::direct_room`]. `append_crc` is
@@ -789,6 +826,54 @@ mod tests {
                 check(recipients, &body, true, 65_000);
                 check(recipients, &body, true, 1_460);
             }
+        }
+    }
+
+    #[test]
+    fn a_chunk_that_was_tried_for_little_is_given_back_and_leaves_nothing_behind() {
+        // The second envelope is so long that the chunk begins another record.
+        for recipients in [1, 14] {
+            let mut pool = pool();
+            let total = pool.free_bytes();
+            let mut pair = [(); 2].map(|()| {
+                let mut message = Message::begin(&mut pool).expect("chunk");
+                for _ in 0..recipients {
+                    let path = vec![b'p'; if recipients == 1 { 20 } else { 65_000 }];
+                    assert!(message.envelope_field(&mut pool, Field::ForwardPath, &[&path]));
+                }
+                assert!(message.begin_body(&mut pool, b"Received: id ;now\r\n", 13));
+                message.body(&mut pool, b"front", Urgency::Normal);
+                message
+            });
+            let tried = &mut pair[0];
+            let (free, before) = (pool.free_bytes(), tried.standing(&pool));
+            assert!(!tried.has_direct_room(&pool));
+            let (id, range) = tried
+                .direct_room(&mut pool, Urgency::Normal)
+                .expect("chunk");
+            assert_eq!((range, id.is_large()), (0..CHUNK_LARGE_BYTES, true));
+            assert_eq!(free - pool.free_bytes(), CHUNK_LARGE_BYTES as u64);
+            pool.bytes_mut(id)[..4_000].fill(b'j');
+            // With the five octets in front it is 4,096 that are worth a chunk.
+            assert!(tried.should_retreat(&before, 4_090));
+            assert!(!tried.should_retreat(&before, 4_091));
+            tried.retreat(&mut pool, &before);
+            assert_eq!(pool.free_bytes(), free);
+            let now = tried.standing(&pool);
+            assert!(!tried.should_retreat(&now, 0), "nothing was taken since");
+            for message in &mut pair {
+                message.body(&mut pool, &body_of(2_000), Urgency::Normal);
+                message.body(&mut pool, &body_of(90_000), Urgency::Normal);
+                message.name(&mut pool, b"0-7", Facts::default());
+            }
+            let [tried, other] = &pair;
+            assert_same(&pool, tried, other);
+            assert_eq!(tried.large_chunks, other.large_chunks);
+            assert_eq!(collected(tried, &pool), collected(other, &pool));
+            for message in pair {
+                message.free(&mut pool);
+            }
+            assert_eq!(pool.free_bytes(), total);
         }
     }
 

@@ -45,7 +45,7 @@ pub use self::secure::{Answer, Security};
 use self::secure::{Secure, shake_hands};
 use self::storage::{Answered, Commit, FragmentWrite, Large, Pending, Queued};
 pub use self::storage::{Committer, Storage};
-use self::transfer::{discard_input, flush_one, read_and_receive, read_in_place};
+use self::transfer::{discard_input, flush_one, read_and_receive, read_in_place, reads_in_place};
 use self::watch::Watch;
 use crate::buffer::{Pool, Urgency};
 use crate::clock::{Instant, nanos};
@@ -429,6 +429,13 @@ impl<B: Backing, C> Shared<B, C> {
             self.prefixes
                 .changed(io.prefix, key, io.chunks_counted, now);
             io.chunks_counted = now;
+        }
+    }
+
+    fn start_growing(&mut self, io: &mut Io, key: u32) {
+        if !io.flags.holds_growth {
+            io.flags.holds_growth = true;
+            self.growing.push(key);
         }
     }
 
@@ -845,10 +852,7 @@ impl<S: Stream, B: Backing, C: Committer> Server<S, B, C> {
             let direct = conn.io.input.is_none()
                 && conn.io.has_room()
                 && conn.session.can_receive_in_place()
-                && shared
-                    .message(&conn.io)
-                    .is_some_and(Message::wants_direct_reads)
-                && secure::takes_direct_reads(&conn.io, shared);
+                && reads_in_place(conn, shared, token);
             let went_on = if direct {
                 read_in_place(conn, context, shared, token, &mut scratch, &mut budget)
             } else {

@@ -740,6 +740,96 @@ fn a_message_over_a_mebibyte_is_committed_whole_before_its_250() {
     assert_eq!(free(&rig), start);
 }
 
+/// Where `wanted` stands in the ring.
+fn places(rig: &Rig, wanted: &[u8]) -> Vec<usize> {
+    let storage = rig.server.shared.storage.as_ref().expect("a ring");
+    memchr::memmem::find_iter(storage.log.backing().bytes(), wanted).collect()
+}
+
+#[test]
+fn an_announced_message_is_stored_octet_for_octet_however_its_reads_are_cut() {
+    let text = |dot: &str| -> Vec<u8> {
+        let line = |line: usize| match line % 50 {
+            0 => format!("{dot}{line:04}: a dot that is stuffed\r\n"),
+            _ => format!("{line:04}: {}\r\n", "x".repeat(70)),
+        };
+        (0..1_300).flat_map(|at| line(at).into_bytes()).collect()
+    };
+    let (lines, stuffed) = (text("."), text(".."));
+    let size = lines.len();
+    let data = [&stuffed[..], b".\r\nNOOP\r\n"].concat();
+    let chunk = [&lines[..], b"NOOP\r\n"].concat();
+    let mail = format!("MAIL FROM:<a@x.example> SIZE={size}\r\n");
+    let rcpt = "RCPT TO:<b@x.example>\r\n";
+    let ways = [
+        (format!("{mail}{rcpt}DATA\r\n"), &data, ACCEPTED),
+        (
+            format!("MAIL FROM:<a@x.example>\r\n{rcpt}BDAT {size} LAST\r\n"),
+            &chunk,
+            "250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n",
+        ),
+    ];
+    for first in [
+        1,
+        2,
+        100,
+        4_095,
+        4_096,
+        4_097,
+        65_535,
+        65_536,
+        65_537,
+        usize::MAX,
+    ] {
+        for later in [1, 1_459, 9_000, 65_536, usize::MAX] {
+            for (begin, octets, replies) in &ways {
+                let mut rig = Rig::with_ring(options(), Survive::Power, 2 << 20);
+                let client = greeted(&mut rig);
+                let start = free(&rig);
+                rig.send(&client, begin.as_bytes());
+                assert!(replies.starts_with(&client.read()));
+                let (front, rest) = octets.split_at(first.min(octets.len()));
+                for piece in [front].into_iter().chain(rest.chunks(later)) {
+                    rig.send(&client, piece);
+                }
+                sync_all(&mut rig);
+                let shared = &rig.server.shared;
+                assert_eq!(shared.metrics.messages_accepted, 1, "{first}, {later}");
+                let trace_bytes = 127;
+                assert_eq!(
+                    shared.metrics.message_bytes_accepted,
+                    size as u64 + trace_bytes
+                );
+                assert_eq!(places(&rig, &lines).len(), 1, "{first}, {later}");
+                assert!(client.read().ends_with("stored as 0-1\r\n250 2.0.0 Ok\r\n"));
+                assert_eq!(free(&rig), start, "{first}, {later}");
+            }
+        }
+    }
+}
+
+#[test]
+fn only_what_is_announced_and_long_enough_gets_a_large_chunk_with_its_first_read() {
+    let held = |announced: &str, octets: usize| {
+        let mut rig = Rig::with_ring(options(), Survive::Power, 2 << 20);
+        let client = greeted(&mut rig);
+        let start = free(&rig);
+        let mail = format!("MAIL FROM:<a@x.example>{announced}\r\n");
+        rig.send(&client, mail.as_bytes());
+        rig.send(&client, b"RCPT TO:<b@x.example>\r\nDATA\r\n");
+        assert_eq!(client.read(), ACCEPTED);
+        rig.send(&client, &b"y".repeat(octets));
+        start - free(&rig)
+    };
+    for announced in ["", " SIZE=32767"] {
+        assert_eq!(held(announced, 5_000), 2 * 4_096, "{announced}");
+    }
+    assert_eq!(held(" SIZE=32768", 5_000), 4_096 + 65_536);
+    assert_eq!(held(" SIZE=32768", 4_096), 4_096 + 65_536);
+    assert_eq!(held(" SIZE=32768", 4_095), 2 * 4_096);
+    assert_eq!(held(" SIZE=32768", 2_000), 4_096);
+}
+
 #[test]
 fn nothing_is_said_before_the_250_of_a_message_over_a_mebibyte_even_to_a_client_that_does_not_read()
 {

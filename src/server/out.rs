@@ -479,9 +479,8 @@ impl<B: Backing, C> Sink for Out<'_, B, C> {
         let urgency = self.urgency();
         if let Some((message, pool)) = self.message_and_pool() {
             message.body(pool, bytes, urgency);
-            if message.wants_direct_reads() && !self.io.flags.holds_growth {
-                self.io.flags.holds_growth = true;
-                self.shared.growing.push(self.token.key);
+            if message.wants_direct_reads() {
+                self.shared.start_growing(self.io, self.token.key);
             }
         }
     }

@@ -5,14 +5,14 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::out::Out;
-use super::secure::{Target, flush_tls, read_tls};
+use super::secure::{Target, flush_tls, read_tls, takes_direct_reads};
 use super::storage::Committer;
 use super::{Shared, TURN_READ_BYTES, may_grow, urgency, waits_for};
 use crate::buffer::Urgency;
 use crate::clock::Instant;
 use crate::conn::{Conn, Stream, Token};
 use crate::limits::TLS_RECORD_BYTES_MAX;
-use crate::message::Message;
+use crate::message::{ANNOUNCED_BYTES_MIN, Message};
 use crate::metrics::{CloseCause, Metrics};
 use crate::ringlog::backing::Backing;
 use crate::smtp::session::Context;
@@ -164,8 +164,28 @@ pub(super) fn read_and_receive<S: Stream, B: Backing, C: Committer>(
     progress.blocked.is_none()
 }
 
-/// Reads message data straight into the message's last chunk and decodes it there. False when nothing more can
-/// be done now.
+/// Whether the next octets of the open message, which can be decoded in place, are read straight into one of its
+/// chunks: it is long enough already, or its client says that it will be.
+pub(super) fn reads_in_place<S: Stream, B: Backing, C>(
+    conn: &Conn<S>,
+    shared: &Shared<B, C>,
+    token: Token,
+) -> bool {
+    let Some(message) = shared.message(&conn.io) else {
+        return false;
+    };
+    if message.wants_direct_reads() {
+        return takes_direct_reads(&conn.io, shared);
+    }
+    // One record of TLS is copied at most.
+    conn.io.tls.is_none()
+        && conn.session.announced_octets() >= ANNOUNCED_BYTES_MIN
+        && may_grow(&conn.io, shared, token)
+}
+
+/// Reads message data straight into the message's last chunk and decodes it there. What turns out to be too little for
+/// a large chunk is copied to a small one: who only announces a message holds no more than who does not. False when
+/// nothing more can be done now.
 pub(super) fn read_in_place<S: Stream, B: Backing, C: Committer>(
     conn: &mut Conn<S>,
     context: &Context,
@@ -189,6 +209,8 @@ pub(super) fn read_in_place<S: Stream, B: Backing, C: Committer>(
     let Some(message) = shared.messages.get_mut(key.place()) else {
         return false;
     };
+    let is_trial = !message.wants_direct_reads();
+    let before = message.standing(&shared.pool);
     let room = match may_grow || message.has_direct_room(&shared.pool) {
         true => message.direct_room(&mut shared.pool, urgency),
         false => None,
@@ -204,20 +226,30 @@ pub(super) fn read_in_place<S: Stream, B: Backing, C: Committer>(
         let buf = &mut shared.pool.bytes_mut(chunk)[range.clone()];
         read_once(conn, shared.now, &mut shared.metrics, buf, budget)
     };
-    let buf = &mut shared.pool.bytes_mut(chunk)[range];
-    let (decoded, rest) = match read {
-        Some(len) => {
-            let decoded = conn.session.receive_in_place(context, &mut buf[..len]);
-            let rest = len - decoded.consumed;
-            scratch[..rest].copy_from_slice(&buf[decoded.consumed..len]);
-            if let Some(message) = shared.messages.get_mut(key.place()) {
-                message.direct_take(&mut shared.pool, decoded.kept, crc::append);
-            }
-            (Some(decoded), rest)
-        }
-        None => (None, 0),
+    let Some(message) = shared.messages.get_mut(key.place()) else {
+        return false;
     };
-    let Some(decoded) = decoded else { return false };
+    let Some(len) = read else {
+        if is_trial && message.should_retreat(&before, 0) {
+            message.retreat(&mut shared.pool, &before);
+        }
+        return false;
+    };
+    let buf = &mut shared.pool.bytes_mut(chunk)[range];
+    let decoded = conn.session.receive_in_place(context, &mut buf[..len]);
+    let (kept, rest) = (decoded.kept, len - decoded.consumed);
+    scratch[..rest].copy_from_slice(&buf[decoded.consumed..len]);
+    if is_trial && message.should_retreat(&before, kept) {
+        let copy = &mut scratch[rest..rest + kept];
+        copy.copy_from_slice(&buf[..kept]);
+        message.retreat(&mut shared.pool, &before);
+        message.body(&mut shared.pool, copy, urgency);
+    } else {
+        message.direct_take(&mut shared.pool, kept, crc::append);
+        if message.wants_direct_reads() {
+            shared.start_growing(&mut conn.io, token.key);
+        }
+    }
     if rest > 0 {
         conn.io.park(&mut shared.pool, &scratch[..rest], false);
     }

@@ -783,6 +783,16 @@ impl Session {
         }
     }
 
+    /// Octets of content that are still to come, by what the client says (SIZE of RFC 1870, BDAT's length); 0 when it
+    /// does not say. What has come of DATA is not subtracted.
+    pub fn announced_octets(&self) -> u64 {
+        match self.state {
+            State::Data => self.work.transaction.declared_size_plus_1.saturating_sub(1),
+            State::Chunk => self.work.chunk.left,
+            _ => 0,
+        }
+    }
+
     /// Takes octets that were just read from the socket behind the message's storage: decodes them and moves
     /// the message octets to the front of `buf`. `kept` is 0 when the message is being dropped; then the sink
     /// hears of it at the next `receive` or `end_in_place`. `end`: call [`Session::end_in_place`] next.
